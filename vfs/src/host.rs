@@ -1,0 +1,72 @@
+//! What the VFS asks of the side that replicates. The traits are the whole border: this crate knows no
+//! runtime, no store and no clock but what comes through them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::log::Log;
+use crate::types::UnixMillis;
+
+/// One per registered VFS: decides how a database is replicated when it is opened.
+///
+/// Methods are called on the application's threads, and must not wait for the network.
+pub trait Host: Send + Sync + 'static {
+    /// The first connection of this process opens a database. `Ok(None)` lets it through unreplicated.
+    ///
+    /// # Errors
+    ///
+    /// The open fails with `SQLITE_CANTOPEN`; the message goes to `sqlite3_log` and to tracing.
+    fn open(&self, request: &OpenRequest<'_>, log: &Arc<Log>) -> Result<Option<Arc<dyn Replica>>, OpenError>;
+
+    /// A further connection opens a database that is already replicated in this process.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Host::open`], also when the parameters contradict those of the first connection.
+    fn reopen(&self, request: &OpenRequest<'_>, replica: &Arc<dyn Replica>) -> Result<(), OpenError>;
+
+    /// The time that a commit is stamped with.
+    fn now(&self) -> UnixMillis;
+}
+
+/// A database that is being opened.
+#[derive(Debug)]
+pub struct OpenRequest<'a> {
+    /// The absolute path, as the base VFS resolved it.
+    pub path: &'a Path,
+    /// Every parameter of the file's URI, in its order, those of SQLite itself included.
+    pub uri_parameters: &'a [(String, String)],
+}
+
+/// Why a database is not opened: one sentence that says what to do.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct OpenError(pub String);
+
+/// Why a flush did not come through: one sentence that says what to do.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct FlushError(pub String);
+
+/// The replication of one database, as its connections see it.
+pub trait Replica: Send + Sync + 'static {
+    /// The log has got something that the replica asked to be told of (see [`Log::arm`]). Called inside a commit:
+    /// never blocks, never fails.
+    fn wake(&self);
+
+    /// Waits until all that is in the log is in the store.
+    ///
+    /// # Errors
+    ///
+    /// When that did not happen within the replica's timeout, or cannot happen.
+    fn flush(&self) -> Result<(), FlushError>;
+
+    /// The last connection of this process has closed. May wait, for a bounded time, for the log to be uploaded.
+    fn closed(&self);
+
+    /// How long a connection may be kept waiting at close, or when it wants the file for itself.
+    fn close_timeout(&self) -> std::time::Duration;
+
+    /// JSON object for `PRAGMA replvfs_status`.
+    fn status(&self) -> String;
+}
