@@ -31,8 +31,8 @@ fuzz_target!(|input: Input| match input {
         }
     }
     Input::Json(bytes) => {
-        let _ = ReplicaMeta::decode(&bytes);
-        let _ = GenerationMeta::decode(&bytes);
+        let _ = ReplicaMeta::from_bytes(&bytes);
+        let _ = GenerationMeta::from_bytes(&bytes);
     }
     Input::Name(name) => {
         if let Some(key) = Key::parse(&name) {
