@@ -1,5 +1,6 @@
 //! Continuous replication for SQLite, from inside its VFS.
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod config;
 pub mod error;
@@ -8,3 +9,5 @@ pub mod history;
 pub mod pipeline;
 pub mod restore;
 pub mod store;
+
+pub use config::Config;
