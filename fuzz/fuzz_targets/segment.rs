@@ -15,7 +15,12 @@ enum Input {
     /// An object as a store could return it.
     Object(Vec<u8>),
     /// A segment as the sealer could write it, and damage to it.
-    Written { page_size_log: u8, first: u64, transactions: Vec<Transaction>, damage: Option<(u32, u8)> },
+    Written {
+        page_size_log: u8,
+        first: u64,
+        transactions: Vec<Transaction>,
+        damage: Option<(u32, u8)>,
+    },
 }
 
 #[derive(Arbitrary, Debug)]
@@ -31,7 +36,12 @@ fuzz_target!(|input: Input| match input {
     Input::Object(object) => {
         let _ = read(&object);
     }
-    Input::Written { page_size_log, first, transactions, damage } => {
+    Input::Written {
+        page_size_log,
+        first,
+        transactions,
+        damage,
+    } => {
         written(page_size_log, first, &transactions, damage);
     }
 });
@@ -45,7 +55,13 @@ fn read(object: &[u8]) -> Result<(SegmentHeader, Pages), FormatError> {
     let load = |block: usize| {
         let range = index.block_range(block);
         let (start, end) = (range.start as usize, range.end as usize);
-        Ok::<_, FormatError>(object.get(start..end).expect("a block lies inside its object").to_vec().into())
+        Ok::<_, FormatError>(
+            object
+                .get(start..end)
+                .expect("a block lies inside its object")
+                .to_vec()
+                .into(),
+        )
     };
     SegmentReader::new()?.for_each(&index, header.first..=header.last, load, |step| {
         match step {
@@ -65,7 +81,11 @@ fn read(object: &[u8]) -> Result<(SegmentHeader, Pages), FormatError> {
         }
         Ok(())
     })?;
-    assert_eq!(current.map(|(txid, _)| txid), Some(header.last), "no transaction is missing");
+    assert_eq!(
+        current.map(|(txid, _)| txid),
+        Some(header.last),
+        "no transaction is missing"
+    );
     Ok((header, pages))
 }
 
@@ -77,7 +97,10 @@ fn written(page_size_log: u8, first: u64, transactions: &[Transaction], damage: 
         return;
     }
     let last = Txid(first.0 + transactions.len() as u64 - 1);
-    let end_of = |txid: Txid| Position { frame: (txid.0 - first.0 + 1) as u32, ..Position::default() };
+    let end_of = |txid: Txid| Position {
+        frame: (txid.0 - first.0 + 1) as u32,
+        ..Position::default()
+    };
     let header = SegmentHeader {
         generation: Generation(1),
         page_size,

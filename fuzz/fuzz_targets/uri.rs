@@ -15,7 +15,11 @@ fuzz_target!(|text: &str| {
     if matches!(scheme.as_str(), "fs" | "memory") {
         return;
     }
-    for uri in [text.to_owned(), format!("{text}?secret_access_key={SECRET}"), format!("s3://me:{SECRET}@{text}")] {
+    for uri in [
+        text.to_owned(),
+        format!("{text}?secret_access_key={SECRET}"),
+        format!("s3://me:{SECRET}@{text}"),
+    ] {
         if let Err(error) = Store::open(&uri, &StoreOptions::reading()) {
             assert!(!error.to_string().contains(SECRET), "{error}");
         }
