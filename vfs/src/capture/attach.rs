@@ -224,11 +224,11 @@ impl Database {
 
     /// A connection that has the file for itself is about to let others in.
     pub(crate) fn leave_exclusive(&self, last_change: bool) {
-        if let Some(shared) = self.reading().filter(|shared| shared.is_copied()) {
-            if !shared.wait(self.replica.close_timeout()) {
-                shared.give_up("the connection that had the database file for itself let it go");
-                self.log.request_base();
-            }
+        if let Some(shared) = self.reading().filter(|shared| shared.is_copied())
+            && !shared.wait(self.replica.close_timeout())
+        {
+            shared.give_up("the connection that had the database file for itself let it go");
+            self.log.request_base();
         }
         self.copying.store(false, Ordering::Release);
         if last_change {
@@ -272,9 +272,9 @@ fn take_mark(file: &mut BaseFile, region: IndexRegion) -> Option<(i32, IndexHead
     let header = region.header()?;
     let wanted = header.position.frame;
     let slot_of = |index: usize| FIRST_READ_SLOT + i32::try_from(index).unwrap_or(0);
-    let equal = MARKS.into_iter().find(|index| region.read_mark(*index) == wanted);
+    let equal = MARKS.find(|index| region.read_mark(*index) == wanted);
     let index = equal.or_else(|| {
-        MARKS.into_iter().find(|index| {
+        MARKS.find(|index| {
             let free = file.shm_lock(slot_of(*index), EXCLUSIVE_LOCK).is_ok();
             if free {
                 region.set_read_mark(*index, wanted);
@@ -285,7 +285,7 @@ fn take_mark(file: &mut BaseFile, region: IndexRegion) -> Option<(i32, IndexHead
     });
     // A smaller mark protects more than is needed.
     let index = index.or_else(|| {
-        let usable = MARKS.into_iter().filter(|index| {
+        let usable = MARKS.filter(|index| {
             let mark = region.read_mark(*index);
             mark != READ_MARK_NOT_USED && mark <= wanted
         });
