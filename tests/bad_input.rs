@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use replvfs::history::Target;
-use replvfs_tests::{Scratch, compare_images, flush, open, sqlite_log, try_restore, use_wal};
+use replvfs_tests::{Scratch, compare_pages, flush, open, sqlite_log, try_restore, use_wal};
 use replvfs_vfs::types::{Txid, UnixMillis};
 use rusqlite::{Connection, MAIN_DB};
 
@@ -258,7 +258,7 @@ fn a_damaged_or_missing_object_is_named_and_nothing_is_restored() {
 
     let out = scratch.file("out.db");
     try_restore(&scratch.replica(), Target::Newest, &out).unwrap();
-    compare_images(&expected, &fs::read(&out).unwrap()).unwrap();
+    compare_pages(&expected, &fs::read(&out).unwrap()).unwrap();
     Connection::open(&out).unwrap();
 }
 

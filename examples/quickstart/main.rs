@@ -128,8 +128,8 @@ fn step(number: u32, what: &str) {
 
 /// The number that one of replvfs's pragmas answers.
 fn txid(connection: &Connection, pragma: &str) -> Result<u64> {
-    let txid: i64 = connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get(0))?;
-    Ok(u64::try_from(txid)?)
+    let txid: String = connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get(0))?;
+    Ok(txid.parse()?)
 }
 
 fn rows(connection: &Connection) -> Result<Vec<(String, i64)>> {

@@ -15,7 +15,7 @@ use replvfs::history::Target;
 use replvfs::restore::{RestoreOptions, Restored, restore};
 use replvfs::store::{Store, StoreOptions};
 use replvfs_vfs::types::Txid;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use tempfile::TempDir;
 
 /// Registers the VFS `replvfs` with the SQLite that the tests are linked with. May be called again and again.
@@ -143,10 +143,11 @@ pub fn use_wal(connection: &Connection) {
 
 /// The answer of a pragma of replvfs that gives a number: `replvfs_txid`, `replvfs_acked`.
 pub fn pragma_number(connection: &Connection, pragma: &str) -> Option<u64> {
-    connection
-        .query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, Option<i64>>(0))
-        .unwrap_or_else(|error| panic!("PRAGMA {pragma}: {error}"))
-        .map(|number| u64::try_from(number).expect("no txid is negative"))
+    let answer: Option<Option<String>> = connection
+        .query_row(&format!("PRAGMA {pragma}"), [], |row| row.get(0))
+        .optional()
+        .unwrap_or_else(|error| panic!("PRAGMA {pragma}: {error}"));
+    answer.flatten().map(|number| number.parse().unwrap_or_else(|_| panic!("PRAGMA {pragma} answered {number}")))
 }
 
 /// Uploads everything and waits for it.
@@ -271,7 +272,7 @@ pub fn compare_files(expected: &Path, actual: &Path) -> Result<(), Difference> {
 /// # Errors
 ///
 /// The first difference.
-pub fn compare_images(expected: &[u8], actual: &[u8]) -> Result<(), Difference> {
+pub fn compare_pages(expected: &[u8], actual: &[u8]) -> Result<(), Difference> {
     compare((expected, expected.len() as u64), (actual, actual.len() as u64))
 }
 
@@ -343,8 +344,8 @@ mod tests {
 
     #[test]
     fn equal_images_are_equal() {
-        assert_eq!(compare_images(&image(3), &image(3)), Ok(()));
-        assert_eq!(compare_images(&[], &[]), Ok(()));
+        assert_eq!(compare_pages(&image(3), &image(3)), Ok(()));
+        assert_eq!(compare_pages(&[], &[]), Ok(()));
     }
 
     #[test]
@@ -358,7 +359,7 @@ mod tests {
             expected: 2,
             actual: 0xff,
         };
-        assert_eq!(compare_images(&image(3), &other), Err(expected));
+        assert_eq!(compare_pages(&image(3), &other), Err(expected));
     }
 
     #[test]
@@ -367,7 +368,7 @@ mod tests {
             expected: 1536,
             actual: 1024,
         };
-        assert_eq!(compare_images(&image(3), &image(2)), Err(expected));
-        assert!(compare_images(&image(3), &[]).is_err());
+        assert_eq!(compare_pages(&image(3), &image(2)), Err(expected));
+        assert!(compare_pages(&image(3), &[]).is_err());
     }
 }
