@@ -193,7 +193,7 @@ fn what_cannot_be_restored_says_why_and_leaves_no_file() {
     for (replica, target, out, says) in [
         ("backup", Target::Newest, &out, "fs:///"),
         (&scratch.replica_named("missing"), Target::Newest, &out, "missing"),
-        (&scratch.replica_named("empty"), Target::Newest, &out, "empty"),
+        (&scratch.replica_named("empty"), Target::Newest, &out, "replvfs.json"),
         (&replica, Target::Txid(Txid(1_000_000)), &out, "1000000"),
         (&replica, Target::At(UnixMillis(0)), &out, "1970-01-01"),
         (&replica, Target::Newest, &existing, "existing.db"),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use replvfs::history::Target;
-use replvfs::restore::{Progress, RestoreOptions, Restored, restore};
+use replvfs::restore::{Progress, RestoreError, RestoreOptions, Restored, restore};
 use replvfs::store::{Store, StoreOptions};
 use replvfs_vfs::types::Txid;
 use serde::Serialize;
@@ -79,7 +79,11 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let restored = restore(&store, &arguments.out, &options).await;
     bar.finish_and_clear();
-    let restored = restored.map_err(about(&store))?;
+    let restored = restored.map_err(|error| match error {
+        // These speak of local files only.
+        RestoreError::Exists { .. } | RestoreError::Leftover { .. } | RestoreError::File { .. } => error.into(),
+        error => about(&store)(error),
+    })?;
     for warning in &restored.warnings {
         writeln!(std::io::stderr(), "replvfs: {warning}")?;
     }
