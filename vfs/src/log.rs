@@ -4,10 +4,15 @@
 //! Owns the numbering of transactions and the acknowledged txid. Leaves to the capture what a commit is,
 //! and to the replica when and how to upload.
 
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
+use crate::host::Replica;
 use crate::snapshot::Snapshot;
-use crate::types::{PageSize, Pgno, Position, Txid, UnixMillis};
+use crate::transaction::Transaction;
+use crate::types::{Position, Txid, UnixMillis};
 
 /// Where a history, or a part of it, starts: the whole database at one txid.
 #[derive(Debug)]
@@ -27,69 +32,13 @@ pub struct Base {
 /// How a [`Base`] follows the transactions before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Continuity {
-    /// Nothing came before it in this process.
+    /// Nothing came before it in this process. Its txid is 0.
     First,
     /// It is the state after the transaction with its own txid: an earlier base could not be read to its end.
     Continued,
-    /// The database changed in ways that were not captured: its state is not that of the transaction before it plus one commit.
+    /// The database changed in ways that were not captured. Its txid is one more than that of the transaction before it, and
+    /// stands for all of these changes.
     Broken,
-}
-
-/// A committed transaction.
-#[derive(Debug)]
-pub struct Transaction {
-    /// Its number.
-    pub txid: Txid,
-    /// When it was seen to commit.
-    pub committed_at: UnixMillis,
-    /// Bytes a page.
-    pub page_size: PageSize,
-    /// Pages in the database after it.
-    pub page_count: u32,
-    /// The place in the WAL before its first frame: that of the transaction before it, or frame 0 after a restart of the WAL.
-    pub start: Position,
-    /// The place in the WAL behind its commit frame.
-    pub end: Position,
-    frames: (),
-}
-
-impl Transaction {
-    /// WAL bytes of the transaction, frame headers included.
-    #[must_use]
-    pub fn wal_bytes(&self) -> u64 {
-        0
-    }
-
-    /// Calls `visit` with the newest version of every page that the transaction wrote, in ascending page order,
-    /// after every frame was checked against the checksum chain from `start` to `end`. The lock page is never among them,
-    /// nor is a page beyond `page_count`. May read the WAL file: blocks.
-    ///
-    /// # Errors
-    ///
-    /// [`FrameError::Chain`] when the frames are not the ones that were committed; what `visit` returns otherwise.
-    pub fn for_each_page<E: From<FrameError>>(
-        &self,
-        _visit: impl FnMut(Pgno, &[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
-        Ok(())
-    }
-}
-
-/// Why the frames of a transaction cannot be given.
-#[derive(Debug, thiserror::Error)]
-pub enum FrameError {
-    /// The bytes are not those that were committed.
-    #[error("frame {frame} of the WAL does not continue the checksum chain")]
-    Chain {
-        /// The first frame that does not fit.
-        frame: u32,
-    },
-    /// The WAL could not be read back.
-    #[error("reading the WAL back failed with SQLite code {code}")]
-    Io {
-        /// The extended result code.
-        code: i32,
-    },
 }
 
 /// What the replica takes out of the log, in order.
@@ -110,55 +59,236 @@ pub struct Pending {
     pub wal_bytes: u64,
 }
 
-/// The log of one database. All methods may be called from any thread.
 #[derive(Debug)]
-pub struct Log {}
+enum Item {
+    Base(Box<Base>),
+    Transaction(Transaction),
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    queue: VecDeque<Item>,
+    wal_bytes: u64,
+    last: Option<Txid>,
+    acked: Option<Txid>,
+    failure: Option<String>,
+    /// Wake the replica when this many bytes wait.
+    armed: Option<u64>,
+    /// A transaction was lost: nothing may follow but a base.
+    lost: bool,
+}
+
+impl Inner {
+    fn due(&self, wal_bytes: u64) -> bool {
+        !self.queue.is_empty() && (self.wal_bytes >= wal_bytes || matches!(self.queue.front(), Some(Item::Base(_))))
+    }
+}
+
+/// The log of one database. All methods may be called from any thread, and none waits but [`Log::wait_acked`].
+#[derive(Debug, Default)]
+pub struct Log {
+    inner: Mutex<Inner>,
+    acknowledged: Condvar,
+    /// The capture must bring a base before it may log anything more.
+    base_wanted: AtomicBool,
+    replica: OnceLock<Weak<dyn Replica>>,
+}
 
 impl Log {
-    /// Asks for one [`Replica::wake`](crate::host::Replica::wake) when there is anything to take, or when at least
-    /// `wal_bytes` bytes wait, whichever the caller chose: `0` means anything. Returns `true` at once, and arms nothing,
-    /// when that is already so.
-    pub fn arm(&self, _wal_bytes: u64) -> bool {
-        false
+    /// An empty log. The first thing that it wants is a base.
+    #[must_use]
+    pub fn new() -> Arc<Log> {
+        let log = Log::default();
+        log.base_wanted.store(true, Ordering::Release);
+        Arc::new(log)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing that can panic runs under this lock; a poisoned one holds a consistent queue.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn connect(&self, replica: &Arc<dyn Replica>) {
+        // Connected once, by the open that made both; a second call would be the same replica.
+        let _ = self.replica.set(Arc::downgrade(replica));
+    }
+
+    fn push(&self, item: Item, wal_bytes: u64) {
+        let wake = {
+            let mut inner = self.lock();
+            match &item {
+                Item::Base(base) => inner.last = Some(base.txid),
+                Item::Transaction(transaction) => inner.last = Some(transaction.txid),
+            }
+            if inner.failure.is_some() || (inner.lost && matches!(item, Item::Transaction(_))) {
+                return;
+            }
+            inner.lost = false;
+            inner.queue.push_back(item);
+            inner.wal_bytes += wal_bytes;
+            let due = inner.armed.is_some_and(|armed| inner.due(armed));
+            if due {
+                inner.armed = None;
+            }
+            due
+        };
+        if wake && let Some(replica) = self.replica.get().and_then(Weak::upgrade) {
+            replica.wake();
+        }
+    }
+
+    /// Appends a base. From here on transactions follow it.
+    #[doc(hidden)]
+    pub fn push_base(&self, base: Base) {
+        self.base_wanted.store(false, Ordering::Release);
+        self.push(Item::Base(Box::new(base)), 0);
+    }
+
+    /// Appends a transaction, whose txid is the one after [`Log::last_txid`].
+    #[doc(hidden)]
+    pub fn push_transaction(&self, transaction: Transaction) {
+        let wal_bytes = transaction.wal_bytes();
+        self.push(Item::Transaction(transaction), wal_bytes);
+    }
+
+    /// Asks for one [`Replica::wake`] when a base waits, or when transactions of at least
+    /// `wal_bytes` WAL bytes do; `0` means any. Returns `true` at once, and arms nothing, when that is already so.
+    /// The newest call counts.
+    pub fn arm(&self, wal_bytes: u64) -> bool {
+        let mut inner = self.lock();
+        let due = inner.due(wal_bytes);
+        inner.armed = (!due).then_some(wal_bytes);
+        due
     }
 
     /// What waits to be taken.
     pub fn pending(&self) -> Pending {
-        Pending::default()
+        let inner = self.lock();
+        Pending {
+            items: inner.queue.len(),
+            wal_bytes: inner.wal_bytes,
+        }
     }
 
     /// Takes the oldest item: a base alone, or transactions until their WAL bytes pass `wal_bytes` (at least one).
-    pub fn take(&self, _wal_bytes: u64) -> Option<Batch> {
-        None
+    pub fn take(&self, wal_bytes: u64) -> Option<Batch> {
+        let mut inner = self.lock();
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while let Some(item) = inner.queue.pop_front() {
+            match item {
+                Item::Base(base) if taken.is_empty() => return Some(Batch::Base(base)),
+                Item::Transaction(transaction) if taken.is_empty() || bytes < wal_bytes => {
+                    bytes += transaction.wal_bytes();
+                    taken.push(transaction);
+                }
+                item => {
+                    inner.queue.push_front(item);
+                    break;
+                }
+            }
+        }
+        inner.wal_bytes = inner.wal_bytes.saturating_sub(bytes);
+        (!taken.is_empty()).then_some(Batch::Transactions(taken))
     }
 
     /// The newest captured transaction; `None` before the first base.
     pub fn last_txid(&self) -> Option<Txid> {
-        None
+        self.lock().last
     }
 
     /// The newest transaction that is known to be restorable from the store.
     pub fn acked(&self) -> Option<Txid> {
-        None
+        self.lock().acked
     }
 
-    /// Everything up to `txid` is restorable from the store. Wakes whoever waits for it.
-    pub fn acknowledge(&self, _txid: Txid) {}
+    /// Everything up to `txid` is restorable from the store. Wakes whoever waits for it. Never goes back, and does nothing
+    /// after [`Log::fail`].
+    pub fn acknowledge(&self, txid: Txid) {
+        let mut inner = self.lock();
+        debug_assert!(
+            Some(txid) <= inner.last,
+            "acknowledged a transaction that was never logged"
+        );
+        if inner.failure.is_none() && inner.acked < Some(txid) {
+            inner.acked = Some(txid);
+            self.acknowledged.notify_all();
+        }
+    }
 
-    /// Replication cannot go on (fenced, damaged capture): waiters are told `reason`; captured transactions are dropped from
-    /// now on, so that memory stays bounded.
-    pub fn fail(&self, _reason: String) {}
+    /// Replication of this database cannot go on in this process: waiters are told `reason`, and captured transactions are
+    /// dropped from now on, so that memory stays bounded. The first reason stays.
+    pub fn fail(&self, reason: String) {
+        let dropped = {
+            let mut inner = self.lock();
+            if inner.failure.is_none() {
+                inner.failure = Some(reason);
+            }
+            inner.wal_bytes = 0;
+            self.acknowledged.notify_all();
+            std::mem::take(&mut inner.queue)
+        };
+        // Bases and WAL ranges close files when they go: not under the lock.
+        drop(dropped);
+    }
 
     /// Why replication stopped, if it did.
     pub fn failure(&self) -> Option<String> {
-        None
+        self.lock().failure.clone()
     }
 
     /// Waits until `txid` is acknowledged, the log has failed, or the time is over; `true` if it is acknowledged.
-    pub fn wait_acked(&self, _txid: Txid, _timeout: Duration) -> bool {
-        false
+    pub fn wait_acked(&self, txid: Txid, timeout: Duration) -> bool {
+        let inner = self.lock();
+        let (inner, _) = self
+            .acknowledged
+            .wait_timeout_while(inner, timeout, |inner| {
+                inner.acked < Some(txid) && inner.failure.is_none()
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        inner.acked >= Some(txid)
     }
 
     /// Asks the capture for a new base at the next opportunity: an image could not be made from the last one.
-    pub fn request_base(&self) {}
+    pub fn request_base(&self) {
+        self.base_wanted.store(true, Ordering::Release);
+    }
+
+    /// A transaction that was taken cannot be given: whatever waits up to the next base is dropped, and the capture is asked
+    /// for that base, which will be [`Continuity::Broken`].
+    pub fn lose(&self) {
+        let mut dropped = Vec::new();
+        {
+            let mut inner = self.lock();
+            while let Some(Item::Transaction(_)) = inner.queue.front() {
+                dropped.extend(inner.queue.pop_front());
+            }
+            let bytes: u64 = dropped
+                .iter()
+                .map(|item| {
+                    if let Item::Transaction(t) = item {
+                        t.wal_bytes()
+                    } else {
+                        0
+                    }
+                })
+                .sum();
+            inner.wal_bytes = inner.wal_bytes.saturating_sub(bytes);
+            if !inner.queue.is_empty() {
+                // The base is here already: it was broken, or it is the state that the lost transactions led to.
+                return;
+            }
+            inner.lost = true;
+        }
+        self.request_base();
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lock().lost
+    }
+
+    /// Whether a base is wanted.
+    pub fn base_wanted(&self) -> bool {
+        self.base_wanted.load(Ordering::Acquire)
+    }
 }

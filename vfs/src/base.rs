@@ -1,0 +1,274 @@
+//! The VFS underneath: files of our own, opened through it, and nothing of it that is unsafe to hold.
+//!
+//! The database and its wal-index are never opened by path: closing any descriptor of them would drop all POSIX locks that
+//! this process holds on the file (<https://www.sqlite.org/howtocorrupt.html>, 2.2). The base VFS knows how to avoid that.
+
+use std::ffi::{CStr, CString, c_int, c_void};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
+
+use libsqlite3_sys as ffi;
+
+use crate::api::{Filename, SqliteApi};
+use crate::wal::{CHECKPOINT_INFO_READ_MARKS, INDEX_HEADER_BYTES, IndexHeader};
+
+/// Bytes of a wal-index region (`WALINDEX_PGSZ`).
+pub(crate) const REGION_BYTES: c_int = 32_768;
+/// Slots of `xShmLock`: the write lock, and the first of the read locks.
+pub(crate) const WRITE_SLOT: c_int = 0;
+pub(crate) const FIRST_READ_SLOT: c_int = 3;
+
+/// A SQLite result code that is not `SQLITE_OK`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Code(pub(crate) c_int);
+
+fn check(code: c_int) -> Result<(), Code> {
+    if code == ffi::SQLITE_OK {
+        Ok(())
+    } else {
+        Err(Code(code))
+    }
+}
+
+/// The base VFS. It lives as long as the process, as SQLite demands of a VFS that others wrap.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BaseVfs {
+    pub(crate) raw: *mut ffi::sqlite3_vfs,
+    pub(crate) api: SqliteApi,
+}
+
+// SAFETY: a registered VFS is immutable but for the list link that SQLite guards, and its methods are thread-safe.
+unsafe impl Send for BaseVfs {}
+// SAFETY: as above.
+unsafe impl Sync for BaseVfs {}
+
+impl BaseVfs {
+    /// Opens the database a second time, as a handle of our own that shares this process's locks.
+    pub(crate) fn open_database(&self, path: &CStr, parameters: &[(String, String)]) -> Result<BaseFile, Code> {
+        let flags = ffi::SQLITE_OPEN_READWRITE | ffi::SQLITE_OPEN_MAIN_DB;
+        self.open(path, parameters, flags)
+    }
+
+    /// Opens the database's WAL for reading. A WAL carries no locks.
+    pub(crate) fn open_wal(&self, database: &CStr) -> Result<BaseFile, Code> {
+        let mut path = database.to_bytes().to_vec();
+        path.extend_from_slice(b"-wal");
+        let path = CString::new(path).map_err(|_| Code(ffi::SQLITE_CANTOPEN))?;
+        self.open(&path, &[], ffi::SQLITE_OPEN_READONLY | ffi::SQLITE_OPEN_WAL)
+    }
+
+    fn open(&self, path: &CStr, parameters: &[(String, String)], flags: c_int) -> Result<BaseFile, Code> {
+        let name = self.api.filename(path, parameters).ok_or(Code(ffi::SQLITE_NOMEM))?;
+        // SAFETY: raw is a registered VFS.
+        let (size, open) = unsafe { ((*self.raw).szOsFile, (*self.raw).xOpen) };
+        let open = open.ok_or(Code(ffi::SQLITE_CANTOPEN))?;
+        let words = usize::try_from(size).unwrap_or(0).div_ceil(8).max(1);
+        let mut memory = vec![0_u64; words].into_boxed_slice();
+        let raw = memory.as_mut_ptr().cast::<ffi::sqlite3_file>();
+        let mut out_flags = 0;
+        // SAFETY: memory is zeroed, aligned to 8 and szOsFile bytes long; name is a sqlite3_filename that outlives the file.
+        let code = unsafe { open(self.raw, name.as_ptr(), raw, flags, &raw mut out_flags) };
+        let file = BaseFile {
+            raw,
+            _memory: memory,
+            _name: name,
+        };
+        check(code)?;
+        Ok(file)
+    }
+}
+
+/// A file of our own on the base VFS. Closed, with all its locks, when dropped.
+pub(crate) struct BaseFile {
+    raw: *mut ffi::sqlite3_file,
+    _memory: Box<[u64]>,
+    /// The base VFS keeps the pointer.
+    _name: Filename,
+}
+
+// SAFETY: a sqlite3_file may move between threads; it is used by one at a time, since every method that changes it takes &mut.
+unsafe impl Send for BaseFile {}
+
+impl std::fmt::Debug for BaseFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BaseFile")
+    }
+}
+
+impl Drop for BaseFile {
+    fn drop(&mut self) {
+        // SAFETY: raw points into our memory; pMethods is null when the open failed, and then there is nothing to close.
+        unsafe {
+            if let Some(close) = (*self.raw).pMethods.as_ref().and_then(|methods| methods.xClose) {
+                close(self.raw);
+            }
+        }
+    }
+}
+
+impl BaseFile {
+    fn as_ref(&self) -> FileRef {
+        FileRef(self.raw)
+    }
+
+    /// As [`FileRef::read`].
+    pub(crate) fn read(&mut self, buffer: &mut [u8], offset: u64) -> Result<bool, Code> {
+        // SAFETY: raw is open as long as self lives.
+        unsafe { self.as_ref().read(buffer, offset) }
+    }
+
+    /// Bytes of the file.
+    pub(crate) fn size(&mut self) -> Result<u64, Code> {
+        // SAFETY: as in read.
+        unsafe { self.as_ref().size() }
+    }
+
+    /// `xLock(SQLITE_LOCK_SHARED)`.
+    pub(crate) fn lock_shared(&mut self) -> Result<(), Code> {
+        // SAFETY: raw is open.
+        unsafe {
+            let lock = (*(*self.raw).pMethods).xLock.ok_or(Code(ffi::SQLITE_IOERR_LOCK))?;
+            check(lock(self.raw, ffi::SQLITE_LOCK_SHARED))
+        }
+    }
+
+    /// `xUnlock(SQLITE_LOCK_NONE)`.
+    pub(crate) fn unlock(&mut self) {
+        // SAFETY: raw is open.
+        unsafe {
+            if let Some(unlock) = (*(*self.raw).pMethods).xUnlock {
+                unlock(self.raw, ffi::SQLITE_LOCK_NONE);
+            }
+        }
+    }
+
+    /// Maps the first region of the wal-index. `None` when there is none.
+    pub(crate) fn map_index(&mut self) -> Result<Option<IndexRegion>, Code> {
+        let mut region: *mut c_void = std::ptr::null_mut();
+        // SAFETY: raw is open, and a VFS without shared memory says so by iVersion.
+        unsafe {
+            let methods = &*(*self.raw).pMethods;
+            if methods.iVersion < 2 {
+                return Ok(None);
+            }
+            let map = methods.xShmMap.ok_or(Code(ffi::SQLITE_IOERR_SHMMAP))?;
+            check(map(self.raw, 0, REGION_BYTES, 0, &raw mut region))?;
+        }
+        // SAFETY: the base VFS mapped REGION_BYTES there, until unmap_index.
+        Ok(unsafe { IndexRegion::new(region) })
+    }
+
+    /// Lets the wal-index go, without deleting it.
+    pub(crate) fn unmap_index(&mut self) {
+        // SAFETY: raw is open; callers forget their IndexRegion before.
+        unsafe {
+            if let Some(unmap) = (*(*self.raw).pMethods).xShmUnmap {
+                unmap(self.raw, 0);
+            }
+        }
+    }
+
+    /// `xShmLock` on one slot.
+    pub(crate) fn shm_lock(&mut self, slot: c_int, flags: c_int) -> Result<(), Code> {
+        // SAFETY: raw is open and its wal-index is mapped.
+        unsafe {
+            let lock = (*(*self.raw).pMethods)
+                .xShmLock
+                .ok_or(Code(ffi::SQLITE_IOERR_SHMLOCK))?;
+            check(lock(self.raw, slot, 1, flags))
+        }
+    }
+}
+
+/// A file of the base VFS that a connection owns.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FileRef(pub(crate) *mut ffi::sqlite3_file);
+
+impl FileRef {
+    /// Reads `buffer.len()` bytes; what is behind the end of the file reads as zeros, and makes the answer `false`.
+    ///
+    /// # Safety
+    ///
+    /// The file is open, and used by this thread alone.
+    pub(crate) unsafe fn read(self, buffer: &mut [u8], offset: u64) -> Result<bool, Code> {
+        let amount = c_int::try_from(buffer.len()).map_err(|_| Code(ffi::SQLITE_IOERR_READ))?;
+        let offset = i64::try_from(offset).map_err(|_| Code(ffi::SQLITE_IOERR_READ))?;
+        // SAFETY: the file is open (caller), and buffer has room for amount bytes.
+        let code = unsafe {
+            let read = (*(*self.0).pMethods).xRead.ok_or(Code(ffi::SQLITE_IOERR_READ))?;
+            read(self.0, buffer.as_mut_ptr().cast(), amount, offset)
+        };
+        match code {
+            ffi::SQLITE_IOERR_SHORT_READ => Ok(false),
+            code => check(code).map(|()| true),
+        }
+    }
+
+    /// Bytes of the file.
+    ///
+    /// # Safety
+    ///
+    /// As for [`FileRef::read`].
+    pub(crate) unsafe fn size(self) -> Result<u64, Code> {
+        let mut size = 0;
+        // SAFETY: the file is open (caller).
+        unsafe {
+            let file_size = (*(*self.0).pMethods).xFileSize.ok_or(Code(ffi::SQLITE_IOERR_FSTAT))?;
+            check(file_size(self.0, &raw mut size))?;
+        }
+        u64::try_from(size).map_err(|_| Code(ffi::SQLITE_IOERR_FSTAT))
+    }
+}
+
+/// The first region of a wal-index, as shared memory: other threads and processes write it at any time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IndexRegion(*const AtomicU32);
+
+// SAFETY: the region is only touched by atomic operations, and stays mapped as long as its file's mapping.
+unsafe impl Send for IndexRegion {}
+
+impl IndexRegion {
+    /// `None` for a null pointer.
+    ///
+    /// # Safety
+    ///
+    /// `region` is what `xShmMap` gave for region 0, and the result is not used after the matching `xShmUnmap`.
+    pub(crate) unsafe fn new(region: *mut c_void) -> Option<IndexRegion> {
+        (!region.is_null() && region.cast::<AtomicU32>().is_aligned()).then(|| IndexRegion(region.cast()))
+    }
+
+    fn word(&self, at: usize) -> &AtomicU32 {
+        debug_assert!(at.is_multiple_of(4) && at < REGION_BYTES as usize);
+        // SAFETY: the region is REGION_BYTES long and aligned (new), and at is a multiple of 4 inside it.
+        unsafe { &*self.0.add(at / 4) }
+    }
+
+    /// The bytes of one copy of the header: 0 is what readers take first, 1 what writers write first.
+    pub(crate) fn header_bytes(&self, copy: usize) -> [u8; INDEX_HEADER_BYTES] {
+        let mut bytes = [0; INDEX_HEADER_BYTES];
+        for (index, chunk) in bytes.chunks_exact_mut(4).enumerate() {
+            let word = self.word(copy * INDEX_HEADER_BYTES + index * 4).load(Ordering::Relaxed);
+            chunk.copy_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
+
+    /// The header, if both copies agree and their checksum is right (`walIndexTryHdr`).
+    pub(crate) fn header(&self) -> Option<IndexHeader> {
+        let first = self.header_bytes(0);
+        fence(Ordering::SeqCst);
+        let second = self.header_bytes(1);
+        (first == second).then(|| IndexHeader::decode(&first))?
+    }
+
+    /// `aReadMark[index]`, 0 to 4.
+    pub(crate) fn read_mark(&self, index: usize) -> u32 {
+        self.word(CHECKPOINT_INFO_READ_MARKS + index * 4)
+            .load(Ordering::Acquire)
+    }
+
+    /// Sets `aReadMark[index]`. Only under the EXCLUSIVE lock of that slot.
+    pub(crate) fn set_read_mark(&self, index: usize, mark: u32) {
+        self.word(CHECKPOINT_INFO_READ_MARKS + index * 4)
+            .store(mark, Ordering::Release);
+    }
+}

@@ -1,0 +1,325 @@
+//! Where capturing starts: proof that the cursor still holds after the last close, and bases.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, Weak};
+
+use libsqlite3_sys as ffi;
+
+use super::continuity::Fingerprint;
+use super::database::{Capture, ConnectionState, Cursor, Database};
+use crate::base::{BaseFile, Code, FIRST_READ_SLOT, FileRef, IndexRegion};
+use crate::log::{Base, Continuity};
+use crate::snapshot::{Marked, Shared, Snapshot, WalPages};
+use crate::types::{PageSize, Position};
+use crate::wal::{IndexHeader, READ_MARK_NOT_USED};
+
+/// Read locks that a reader may use with a mark of its own: slot 0 always means "nothing from the WAL".
+const MARKS: std::ops::Range<usize> = 1..5;
+/// The header may move on while a mark is taken; a writer that is that fast lets us try again at its next lock.
+const ATTEMPTS: usize = 100;
+
+const SHARED_LOCK: i32 = ffi::SQLITE_SHM_LOCK | ffi::SQLITE_SHM_SHARED;
+const SHARED_UNLOCK: i32 = ffi::SQLITE_SHM_UNLOCK | ffi::SQLITE_SHM_SHARED;
+const EXCLUSIVE_LOCK: i32 = ffi::SQLITE_SHM_LOCK | ffi::SQLITE_SHM_EXCLUSIVE;
+const EXCLUSIVE_UNLOCK: i32 = ffi::SQLITE_SHM_UNLOCK | ffi::SQLITE_SHM_EXCLUSIVE;
+
+/// What a base is made of.
+struct Found {
+    cursor: Cursor,
+    snapshot: Snapshot,
+    shared: Arc<Shared>,
+}
+
+impl Database {
+    /// Proves the cursor, and takes a base if one is wanted. Called with a connection that has a WAL read or write lock, or has
+    /// the file for itself; the state of the database is thus settled up to the wal-index header.
+    pub(crate) fn attach(&self, state: &mut ConnectionState) {
+        let Some(wal) = state.wal else { return };
+        if state.too_large {
+            return;
+        }
+        self.in_wal_mode();
+        let mut capture = self.capture();
+        let settled = match state.region {
+            Some(region) if !state.is_exclusive() => {
+                let Some(header) = region.header() else { return };
+                self.verify(&mut capture, header.position, Some((&header, wal)));
+                self.log.base_wanted().then(|| self.mark(region))
+            }
+            _ => {
+                // SAFETY: the connection's WAL, on its thread.
+                let pages = match unsafe { WalPages::read(wal, self.memory) } {
+                    Ok(Some(pages)) => pages.unless_restarted(state.region),
+                    Ok(None) => {
+                        state.too_large = true;
+                        capture.trouble = Some(
+                            "the WAL is larger than memory_limit, and a connection in exclusive locking mode has it"
+                                .into(),
+                        );
+                        return;
+                    }
+                    Err(Code(code)) => {
+                        capture.trouble = Some(format!("reading the WAL failed with SQLite code {code}"));
+                        return;
+                    }
+                };
+                self.verify(&mut capture, pages.position, None);
+                self.log.base_wanted().then(|| self.copy(pages))
+            }
+        };
+        match settled {
+            None => capture.trouble = None,
+            Some(Ok(found)) => self.log_base(&mut capture, found),
+            Some(Err(reason)) => {
+                if capture.trouble.as_ref() != Some(&reason) {
+                    tracing::warn!(database = %self.path.display(), "no image could be started: {reason}");
+                }
+                capture.trouble = Some(reason);
+            }
+        }
+    }
+
+    /// After the last close of this process: is the database still where the log ends?
+    fn verify(&self, capture: &mut Capture, now: Position, shared: Option<(&IndexHeader, FileRef)>) {
+        if !self.unverified.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let left_behind = capture.left_behind.take();
+        let Some(cursor) = capture.cursor else { return };
+        if now.salts == cursor.position.salts && cursor.position.frame > 0 {
+            // The same WAL. In exclusive mode, where nothing is read here, it must not have grown either.
+            match shared {
+                Some((header, wal)) => self.catch_up(capture, header, wal),
+                None if now == cursor.position => {}
+                None => self.break_history(capture, "it was written while this process did not have it open"),
+            }
+            return;
+        }
+        let same_file = left_behind.is_some() && left_behind == Fingerprint::of(&self.path);
+        if same_file && now.frame == 0 {
+            capture.cursor = Some(Cursor {
+                position: now,
+                ..cursor
+            });
+        } else {
+            self.break_history(
+                capture,
+                "it may have been written while this process did not have it open",
+            );
+        }
+    }
+
+    fn log_base(&self, capture: &mut Capture, found: Found) {
+        let (continuity, txid) = match self.log.last_txid() {
+            Some(last) if capture.broken || self.log.is_lost() => (Continuity::Broken, last.next()),
+            Some(last) => (Continuity::Continued, last),
+            None => (Continuity::First, crate::types::Txid::ZERO),
+        };
+        let copying = found.shared.is_copied();
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&found.shared);
+        self.copying.store(copying, Ordering::Release);
+        capture.cursor = Some(found.cursor);
+        capture.started = true;
+        capture.broken = false;
+        capture.trouble = None;
+        self.log.push_base(Base {
+            txid,
+            position: found.cursor.position,
+            taken_at: self.host.now(),
+            continuity,
+            snapshot: found.snapshot,
+        });
+    }
+
+    /// A base that is protected by a WAL read lock, as a reader takes it (`walTryBeginRead`).
+    fn mark(&self, region: IndexRegion) -> Result<Found, String> {
+        let failed = |what: &str| {
+            let what = what.to_owned();
+            move |Code(code): Code| format!("{what} failed with SQLite code {code}")
+        };
+        let mut file = self
+            .vfs
+            .open_database(&self.c_path, &self.parameters)
+            .map_err(failed("opening the database again"))?;
+        file.lock_shared().map_err(failed("locking the database"))?;
+        // The connection's own region is mapped as long as its handle, which outlives this call; ours as long as ours.
+        if file.map_index().map_err(failed("mapping the wal-index"))?.is_none() {
+            file.unlock();
+            return Err("the VFS underneath has no shared memory".into());
+        }
+        let taken = (0..ATTEMPTS).find_map(|_| take_mark(&mut file, region));
+        let Some((slot, header)) = taken else {
+            file.unmap_index();
+            file.unlock();
+            return Err("every WAL read lock is in use".into());
+        };
+        let wal = if header.position.frame > 0 {
+            self.vfs.open_wal(&self.c_path).ok()
+        } else {
+            None
+        };
+        // From here on the guard lets everything go.
+        let mut files = Marked::new(file, wal, slot, header.position);
+        let page_size = match header.page_size.filter(|_| header.position.frame > 0) {
+            Some(size) => size,
+            None => page_size_of(&mut files.database)?,
+        };
+        let page_count = match header.page_count {
+            0 => pages_in(&mut files.database, page_size)?,
+            count => count,
+        };
+        let cursor = Cursor {
+            position: header.position,
+            page_size: Some(page_size),
+            big_endian: header.big_endian,
+        };
+        let (snapshot, shared) = Snapshot::marked(files, page_size, page_count);
+        Ok(Found {
+            cursor,
+            snapshot,
+            shared,
+        })
+    }
+
+    /// A base under a connection that has the file for itself.
+    fn copy(&self, wal: WalPages) -> Result<Found, String> {
+        let mut file = self
+            .vfs
+            .open_database(&self.c_path, &self.parameters)
+            .map_err(|Code(code)| format!("opening the database again failed with SQLite code {code}"))?;
+        let page_size = match wal.header.filter(|_| wal.page_count.is_some()) {
+            Some(header) => header.page_size,
+            None => page_size_of(&mut file)?,
+        };
+        let page_count = match wal.page_count {
+            Some(count) => count,
+            None => pages_in(&mut file, page_size)?,
+        };
+        let big_endian = wal.header.is_some_and(|header| header.big_endian);
+        let cursor = Cursor {
+            position: wal.position,
+            page_size: wal.header.map(|header| header.page_size),
+            big_endian,
+        };
+        let (snapshot, shared) = Snapshot::copied(file, page_size, page_count, wal.pages, self.memory);
+        Ok(Found {
+            cursor,
+            snapshot,
+            shared,
+        })
+    }
+
+    /// A connection is about to ask for the EXCLUSIVE file lock, which a snapshot's SHARED would refuse it.
+    pub(crate) fn make_way(&self, state: &ConnectionState) {
+        let own = usize::from(state.file_lock != ffi::SQLITE_LOCK_NONE);
+        if self.holders.load(Ordering::Acquire) > own {
+            return; // Another connection refuses it anyway.
+        }
+        let Some(shared) = self.reading() else { return };
+        if !shared.is_copied() && !shared.wait(self.replica.close_timeout()) {
+            shared.give_up("a connection wanted the database file for itself");
+            self.log.request_base();
+        }
+    }
+
+    /// A connection that has the file for itself is about to let others in.
+    pub(crate) fn leave_exclusive(&self, last_change: bool) {
+        if let Some(shared) = self.reading().filter(|shared| shared.is_copied())
+            && !shared.wait(self.replica.close_timeout())
+        {
+            shared.give_up("the connection that had the database file for itself let it go");
+            self.log.request_base();
+        }
+        self.copying.store(false, Ordering::Release);
+        if last_change {
+            let print = Fingerprint::take(&self.path, self.host.now());
+            self.capture().left_behind = print;
+        }
+    }
+
+    fn reading(&self) -> Option<Arc<Shared>> {
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
+    }
+
+    /// Bytes of the database file are about to be overwritten or cut off.
+    ///
+    /// # Safety
+    ///
+    /// `file` is an open database file of a connection, on its thread.
+    pub(crate) unsafe fn before_change(&self, file: FileRef, from: u64, to: u64) {
+        if !self.copying.load(Ordering::Acquire) {
+            return;
+        }
+        match self.reading() {
+            // SAFETY: as promised by the caller.
+            Some(shared) => unsafe { shared.before_change(file, from, to) },
+            None => self.copying.store(false, Ordering::Release),
+        }
+    }
+
+    /// A connection was closed; after the last one the replica may hold the thread until the log is in the store.
+    pub(crate) fn connection_closed(&self) {
+        if self.connections.load(Ordering::Acquire) == 0 {
+            self.unverified.store(true, Ordering::Release);
+            *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = Weak::new();
+            self.replica.closed();
+        }
+    }
+}
+
+/// Takes a read lock whose mark is the header's mxFrame. `None` when the header moved meanwhile, or no slot was free.
+fn take_mark(file: &mut BaseFile, region: IndexRegion) -> Option<(i32, IndexHeader)> {
+    let header = region.header()?;
+    let wanted = header.position.frame;
+    let slot_of = |index: usize| FIRST_READ_SLOT + i32::try_from(index).unwrap_or(0);
+    let equal = MARKS.find(|index| region.read_mark(*index) == wanted);
+    let index = equal.or_else(|| {
+        MARKS.find(|index| {
+            let free = file.shm_lock(slot_of(*index), EXCLUSIVE_LOCK).is_ok();
+            if free {
+                region.set_read_mark(*index, wanted);
+                let _ = file.shm_lock(slot_of(*index), EXCLUSIVE_UNLOCK);
+            }
+            free
+        })
+    });
+    // A smaller mark protects more than is needed.
+    let index = index.or_else(|| {
+        let usable = MARKS.filter(|index| {
+            let mark = region.read_mark(*index);
+            mark != READ_MARK_NOT_USED && mark <= wanted
+        });
+        usable.max_by_key(|index| region.read_mark(*index))
+    })?;
+    let mark = region.read_mark(index);
+    if mark > wanted || file.shm_lock(slot_of(index), SHARED_LOCK).is_err() {
+        return None;
+    }
+    if region.read_mark(index) != mark || region.header() != Some(header) {
+        let _ = file.shm_lock(slot_of(index), SHARED_UNLOCK);
+        return None;
+    }
+    Some((slot_of(index), header))
+}
+
+/// From the database header, bytes 16 and 17. An empty file gets SQLite's default; it has no pages to which that matters.
+fn page_size_of(file: &mut BaseFile) -> Result<PageSize, String> {
+    let mut head = [0; 100];
+    let whole = file
+        .read(&mut head, 0)
+        .map_err(|Code(code)| format!("reading the database failed with SQLite code {code}"))?;
+    let field = u16::from_be_bytes([head[16], head[17]]);
+    let size = if whole {
+        PageSize::from_header_field(field)
+    } else {
+        PageSize::new(4096)
+    };
+    size.ok_or_else(|| format!("the database header names a page size of {field}, which SQLite does not have"))
+}
+
+fn pages_in(file: &mut BaseFile, page_size: PageSize) -> Result<u32, String> {
+    let size = file
+        .size()
+        .map_err(|Code(code)| format!("asking for the database's size failed with SQLite code {code}"))?;
+    u32::try_from(size.div_ceil(u64::from(page_size.get()))).map_err(|_| "the database file is too large".into())
+}

@@ -1,0 +1,353 @@
+//! From the wal-index's header to transactions in the log.
+
+use libsqlite3_sys as ffi;
+
+use super::database::{Capture, Connection, ConnectionState, Cursor, Database};
+use crate::base::{FileRef, IndexRegion};
+use crate::transaction::{Frames, Transaction, WalRange};
+use crate::types::{PageSize, Position};
+use crate::wal::{Commit, HEADER_BYTES, IndexHeader, Scan, WalHeader, frame_bytes, frame_offset};
+
+/// How much of the WAL is read at once when other processes' frames are.
+const GAP_READ_BYTES: usize = 256 << 10;
+
+/// Frames that another process committed could not be read.
+#[derive(Debug)]
+struct Gap(&'static str);
+
+impl Database {
+    /// The connection has just got the WAL's write lock: what others committed since is logged before anything of ours.
+    pub(crate) fn write_lock_taken(&self, state: &mut ConnectionState) {
+        state.mirror.clear();
+        let (Some(region), Some(wal)) = (state.region, state.wal) else {
+            return;
+        };
+        if self.wants_attention() {
+            self.attach(state);
+        }
+        // Without a valid header the connection is about to recover the WAL, and the barrier in there tells us.
+        let Some(header) = region.header() else { return };
+        let mut capture = self.capture();
+        self.catch_up(&mut capture, &header, wal);
+        let broken = capture.cursor.is_none();
+        drop(capture);
+        if broken && self.wants_attention() {
+            self.attach(state);
+        }
+    }
+
+    /// Brings the cursor to where the wal-index is. Called when nobody can commit meanwhile, or by [`Database::sync`].
+    pub(super) fn catch_up(&self, capture: &mut Capture, header: &IndexHeader, wal: FileRef) {
+        let Some(cursor) = capture.cursor else { return };
+        let (was, is) = (cursor.position, header.position);
+        if is.salts == was.salts && is.frame == was.frame && (is.frame == 0 || is.checksum == was.checksum) {
+            return;
+        }
+        if is.salts != was.salts || is.frame < was.frame {
+            return self.break_history(capture, "its WAL was restarted by a process that does not replicate");
+        }
+        if let Err(Gap(reason)) = self.log_gap(capture, cursor, header, wal) {
+            self.break_history(capture, reason);
+        }
+    }
+
+    /// Logs the transactions between the cursor and the header, read from the WAL file.
+    fn log_gap(&self, capture: &mut Capture, cursor: Cursor, header: &IndexHeader, wal: FileRef) -> Result<(), Gap> {
+        let page_size = header.page_size.ok_or(Gap("its wal-index names no page size"))?;
+        let start = if cursor.position.frame == 0 {
+            start_of(wal, header)?
+        } else {
+            cursor.position
+        };
+        let mut scan = Scan::from_position(start, page_size, header.big_endian);
+        let frame = scan.frame_bytes();
+        let mut buffer = vec![0; (GAP_READ_BYTES / frame).max(1) * frame];
+        let mut open = OpenTransaction {
+            start,
+            bytes: Vec::new(),
+            too_large: false,
+        };
+        while scan.position().frame < header.position.frame {
+            let left = (header.position.frame - scan.position().frame) as usize;
+            let part = (left * frame).min(buffer.len());
+            let offset = frame_offset(scan.position().frame + 1, page_size);
+            // SAFETY: the connection's WAL, on its thread.
+            let whole = unsafe { wal.read(&mut buffer[..part], offset) };
+            if !matches!(whole, Ok(true)) {
+                return Err(Gap("frames that another process wrote could not be read"));
+            }
+            for bytes in buffer[..part].chunks_exact(frame) {
+                let (_, _, commit) = scan
+                    .step(bytes)
+                    .map_err(|_| Gap("frames that another process wrote do not continue the WAL"))?;
+                open.extend(bytes, self.memory);
+                if let Some(commit) = commit {
+                    self.log_open(capture, &mut open, commit, page_size, header.big_endian)?;
+                }
+            }
+        }
+        if scan.position() != header.position || open.start != header.position {
+            return Err(Gap("its WAL does not lead to where the wal-index says"));
+        }
+        Ok(())
+    }
+
+    fn log_open(
+        &self,
+        capture: &mut Capture,
+        open: &mut OpenTransaction,
+        commit: Commit,
+        page_size: PageSize,
+        big_endian: bool,
+    ) -> Result<(), Gap> {
+        let bytes = std::mem::take(&mut open.bytes);
+        let frames = if std::mem::take(&mut open.too_large) {
+            self.range(open.start, commit.position, page_size)
+                .ok_or(Gap("its WAL could not be opened"))?
+        } else {
+            Frames::Memory(bytes)
+        };
+        self.append(capture, open.start, commit, page_size, big_endian, frames);
+        open.start = commit.position;
+        Ok(())
+    }
+
+    /// Appends a transaction to the log, and moves the cursor behind it.
+    fn append(
+        &self,
+        capture: &mut Capture,
+        start: Position,
+        commit: Commit,
+        page_size: PageSize,
+        big_endian: bool,
+        frames: Frames,
+    ) {
+        let Some(last) = self.log.last_txid() else { return };
+        self.log.push_transaction(Transaction {
+            txid: last.next(),
+            committed_at: self.host.now(),
+            page_size,
+            page_count: commit.page_count,
+            start,
+            end: commit.position,
+            big_endian,
+            frames,
+        });
+        capture.cursor = Some(Cursor {
+            position: commit.position,
+            page_size: Some(page_size),
+            big_endian,
+        });
+    }
+
+    /// The connection is between the two copies of the wal-index header.
+    pub(crate) fn barrier(&self, state: &mut ConnectionState) {
+        if !(state.writing || state.is_exclusive()) {
+            return;
+        }
+        let (Some(region), Some(wal)) = (state.region, state.wal) else {
+            return;
+        };
+        let (before, after) = (region.header_bytes(0), region.header_bytes(1));
+        if before == after {
+            return;
+        }
+        let Some(after) = IndexHeader::decode(&after) else {
+            return;
+        };
+        let mut capture = self.capture();
+        match IndexHeader::decode(&before) {
+            Some(before) => {
+                self.catch_up(&mut capture, &before, wal);
+                self.transition(&mut capture, state, &after, wal);
+            }
+            // Recovery: the header says what was found in the WAL.
+            None => self.catch_up(&mut capture, &after, wal),
+        }
+    }
+
+    /// This connection takes the database from the cursor to `header`.
+    fn transition(&self, capture: &mut Capture, state: &mut ConnectionState, header: &IndexHeader, wal: FileRef) {
+        let Some(cursor) = capture.cursor else {
+            state.mirror.clear();
+            return;
+        };
+        let (was, is) = (cursor.position, header.position);
+        if is.frame == 0 {
+            // The WAL was restarted: all of it is in the database file, and the next frame will be the first.
+            let position = Position {
+                salts: is.salts,
+                frame: 0,
+                checksum: [0, 0],
+            };
+            capture.cursor = Some(Cursor { position, ..cursor });
+            state.mirror.clear();
+            return;
+        }
+        let Some(page_size) = header.page_size else { return };
+        let start = if is.salts == was.salts && was.frame > 0 {
+            was
+        } else {
+            // The first frames behind a new WAL header.
+            let own = state
+                .mirror
+                .header()
+                .filter(|own| own.salts == is.salts)
+                .map(WalHeader::position);
+            match own.map_or_else(|| start_of(wal, header), Ok) {
+                Ok(start) => start,
+                Err(Gap(reason)) => return self.break_history(capture, reason),
+            }
+        };
+        if is.frame <= start.frame {
+            // A header was written again without a new frame.
+            if is != was {
+                self.break_history(capture, "its wal-index went back");
+            }
+            return;
+        }
+        let length = u64::from(is.frame - start.frame) * frame_bytes(page_size);
+        let frames = match state.mirror.take(start.frame + 1, length, page_size) {
+            Some(bytes) => Some(Frames::Memory(bytes)),
+            None => self.range(start, is, page_size),
+        };
+        let Some(frames) = frames else {
+            return self.break_history(
+                capture,
+                "a transaction larger than memory_limit could not be kept in the WAL",
+            );
+        };
+        let commit = Commit {
+            position: is,
+            page_count: header.page_count,
+        };
+        self.append(capture, start, commit, page_size, header.big_endian, frames);
+    }
+
+    fn range(&self, start: Position, end: Position, page_size: PageSize) -> Option<Frames> {
+        let wal = self.vfs.open_wal(&self.c_path).ok()?;
+        let first_byte = frame_offset(start.frame + 1, page_size);
+        let end_byte = frame_offset(end.frame + 1, page_size);
+        let range = WalRange::new(wal, first_byte, end_byte);
+        self.remember_range(&range);
+        Some(Frames::Range(range))
+    }
+
+    /// A commit on a connection in heap mode: nothing but the frames themselves tells what it was.
+    pub(crate) fn heap_commit(&self, state: &mut ConnectionState) {
+        let Some(wal) = state.wal else { return };
+        let mut capture = self.capture();
+        let Some(cursor) = capture.cursor else {
+            state.mirror.clear();
+            return;
+        };
+        // After a restart of the WAL this connection has written its header.
+        let own = state
+            .mirror
+            .header()
+            .copied()
+            .filter(|own| own.salts != cursor.position.salts);
+        let (start, page_size, big_endian) = match (own, cursor.page_size) {
+            (Some(own), _) => (own.position(), own.page_size, own.big_endian),
+            (None, Some(page_size)) => (cursor.position, page_size, cursor.big_endian),
+            (None, None) => return,
+        };
+        let scan = Scan::from_position(start, page_size, big_endian);
+        let commit = match state.mirror.frames(start.frame + 1, page_size) {
+            Some(bytes) => scan.last_commit(bytes),
+            None => last_commit_in(wal, scan),
+        };
+        let Some(commit) = commit else { return };
+        let length = u64::from(commit.position.frame - start.frame) * frame_bytes(page_size);
+        let frames = match state.mirror.take(start.frame + 1, length, page_size) {
+            Some(bytes) => Some(Frames::Memory(bytes)),
+            None => self.range(start, commit.position, page_size),
+        };
+        match frames {
+            Some(frames) => self.append(&mut capture, start, commit, page_size, big_endian, frames),
+            None => self.break_history(
+                &mut capture,
+                "a transaction larger than memory_limit could not be kept in the WAL",
+            ),
+        }
+    }
+
+    /// Logs what others have committed, without the write lock. What cannot be read now is left for the next time.
+    pub(crate) fn sync(&self, connection: &Connection) {
+        let mut state = connection.lock();
+        if self.wants_attention() {
+            self.attach(&mut state);
+        }
+        let (Some(region), Some(wal)) = (state.region, state.wal) else {
+            return;
+        };
+        let mut capture = self.capture();
+        self.sync_with(&mut capture, region, wal);
+    }
+
+    fn sync_with(&self, capture: &mut Capture, region: IndexRegion, wal: FileRef) {
+        let (Some(header), Some(cursor)) = (region.header(), capture.cursor) else {
+            return;
+        };
+        if header.position.salts == cursor.position.salts && header.position.frame > cursor.position.frame {
+            let before = self.log.last_txid();
+            let result = self.log_gap(capture, cursor, &header, wal);
+            if result.is_err() && self.log.last_txid() == before {
+                tracing::debug!(database = %self.path.display(), "the WAL moved on while it was read");
+            }
+        }
+    }
+}
+
+/// Frames since the last commit, while a gap is read.
+struct OpenTransaction {
+    start: Position,
+    bytes: Vec<u8>,
+    too_large: bool,
+}
+
+impl OpenTransaction {
+    fn extend(&mut self, frame: &[u8], limit: u64) {
+        if self.too_large || (self.bytes.len() + frame.len()) as u64 > limit {
+            self.too_large = true;
+            self.bytes = Vec::new();
+        } else {
+            self.bytes.extend_from_slice(frame);
+        }
+    }
+}
+
+/// The position behind the WAL's header.
+fn start_of(wal: FileRef, expected: &IndexHeader) -> Result<Position, Gap> {
+    let mut head = [0; HEADER_BYTES];
+    // SAFETY: the connection's WAL, on its thread.
+    let read = unsafe { wal.read(&mut head, 0) };
+    let header = WalHeader::decode(&head)
+        .filter(|header| matches!(read, Ok(true)) && header.salts == expected.position.salts)
+        .ok_or(Gap("its WAL has another header than the wal-index says"))?;
+    Ok(header.position())
+}
+
+/// The last commit that the chain in the file reaches.
+fn last_commit_in(wal: FileRef, mut scan: Scan) -> Option<Commit> {
+    let mut frame = vec![0; scan.frame_bytes()];
+    let page_size = PageSize::new(u32::try_from(frame.len() - crate::wal::FRAME_HEADER_BYTES).ok()?)?;
+    let mut last = None;
+    loop {
+        let offset = frame_offset(scan.position().frame + 1, page_size);
+        // SAFETY: the connection's WAL, on its thread.
+        match unsafe { wal.read(&mut frame, offset) } {
+            Ok(true) => {}
+            Ok(false) | Err(_) => return last,
+        }
+        match scan.step(&frame) {
+            Ok((_, _, commit)) => last = commit.or(last),
+            Err(_) => return last,
+        }
+    }
+}
+
+/// `SQLITE_OK` or the code itself: readability at call sites that forward.
+pub(crate) fn is_ok(code: i32) -> bool {
+    code == ffi::SQLITE_OK
+}

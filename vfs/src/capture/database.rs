@@ -1,0 +1,294 @@
+//! A database of this process, and its connections.
+
+use std::ffi::CString;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use libsqlite3_sys as ffi;
+
+use super::continuity::Fingerprint;
+use super::mirror::Mirror;
+use crate::api::report;
+use crate::base::{BaseVfs, FileRef, IndexRegion};
+use crate::host::{Host, Replica};
+use crate::log::Log;
+use crate::snapshot::Shared;
+use crate::transaction::WalRange;
+use crate::types::{PageSize, Position};
+
+/// One database that is open in this process through the shim.
+pub(crate) struct Database {
+    pub(crate) path: PathBuf,
+    pub(crate) c_path: CString,
+    /// Those of the first connection's URI: handles of our own are opened with them.
+    pub(crate) parameters: Vec<(String, String)>,
+    pub(crate) vfs: BaseVfs,
+    pub(crate) host: Arc<dyn Host>,
+    pub(crate) log: Arc<Log>,
+    pub(crate) replica: Arc<dyn Replica>,
+    /// Bytes of one transaction, or of a snapshot's copies, that may be held in memory.
+    pub(crate) memory: u64,
+    pub(super) capture: Mutex<Capture>,
+    /// Open connections.
+    pub(super) connections: AtomicUsize,
+    /// Connections that hold any file lock.
+    pub(super) holders: AtomicUsize,
+    /// The cursor must be proved again: the last connection was closed since.
+    pub(super) unverified: AtomicBool,
+    /// The snapshot that is being read, if any.
+    pub(super) snapshot: Mutex<Weak<Shared>>,
+    /// It depends on copies of what is overwritten.
+    pub(super) copying: AtomicBool,
+    ranges: Mutex<Vec<Weak<WalRange>>>,
+    /// Commits that were made in a rollback-journal mode.
+    rollback_commits: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Capture {
+    /// Up to here everything is in the log; `None` until there is a base.
+    pub(super) cursor: Option<Cursor>,
+    /// There has been a base.
+    pub(super) started: bool,
+    /// The database changed unseen since the last transaction.
+    pub(super) broken: bool,
+    pub(super) left_behind: Option<Fingerprint>,
+    /// Why the last attempt to take a base failed.
+    pub(super) trouble: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cursor {
+    pub(super) position: Position,
+    /// Known once the WAL has a header.
+    pub(super) page_size: Option<PageSize>,
+    pub(super) big_endian: bool,
+}
+
+/// What the shim knows of a connection: its main database file and its WAL.
+pub(crate) struct Connection {
+    pub(crate) database: Arc<Database>,
+    pub(crate) state: Mutex<ConnectionState>,
+}
+
+pub(crate) struct ConnectionState {
+    /// `SQLITE_LOCK_*` that it holds on the database file.
+    pub(crate) file_lock: i32,
+    /// It holds the WAL's write lock.
+    pub(crate) writing: bool,
+    /// Its WAL, while it has one open.
+    pub(crate) wal: Option<FileRef>,
+    /// The wal-index, while it has one mapped. Without it a WAL connection is in heap mode.
+    pub(crate) region: Option<IndexRegion>,
+    pub(crate) mirror: Mirror,
+    /// The WAL's committed part was too large to copy; not to be tried again before the WAL restarts.
+    pub(crate) too_large: bool,
+}
+
+// SAFETY: the file and region pointers are used only by the thread that SQLite lets use the connection, under the mutex.
+unsafe impl Send for ConnectionState {}
+
+impl ConnectionState {
+    /// No other process can touch the database.
+    pub(crate) fn is_exclusive(&self) -> bool {
+        self.file_lock >= ffi::SQLITE_LOCK_EXCLUSIVE
+    }
+}
+
+impl Connection {
+    pub(crate) fn new(database: Arc<Database>) -> Connection {
+        database.connections.fetch_add(1, Ordering::AcqRel);
+        let state = ConnectionState {
+            file_lock: ffi::SQLITE_LOCK_NONE,
+            writing: false,
+            wal: None,
+            region: None,
+            mirror: Mirror::new(database.memory),
+            too_large: false,
+        };
+        Connection {
+            database,
+            state: Mutex::new(state),
+        }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, ConnectionState> {
+        // Only poisoned by a panic that has already failed the log; what SQLite does goes on.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.database.connections.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What a database is opened with.
+pub(crate) struct Opening {
+    pub(crate) path: PathBuf,
+    pub(crate) c_path: CString,
+    pub(crate) parameters: Vec<(String, String)>,
+    pub(crate) vfs: BaseVfs,
+    pub(crate) host: Arc<dyn Host>,
+    pub(crate) memory: u64,
+}
+
+impl Database {
+    pub(crate) fn new(opening: Opening, log: Arc<Log>, replica: Arc<dyn Replica>) -> Arc<Database> {
+        log.connect(&replica);
+        Arc::new(Database {
+            path: opening.path,
+            c_path: opening.c_path,
+            parameters: opening.parameters,
+            vfs: opening.vfs,
+            host: opening.host,
+            log,
+            replica,
+            memory: opening.memory,
+            capture: Mutex::default(),
+            connections: AtomicUsize::new(0),
+            holders: AtomicUsize::new(0),
+            unverified: AtomicBool::new(false),
+            snapshot: Mutex::new(Weak::new()),
+            copying: AtomicBool::new(false),
+            ranges: Mutex::default(),
+            rollback_commits: AtomicUsize::new(0),
+        })
+    }
+
+    pub(super) fn capture(&self) -> MutexGuard<'_, Capture> {
+        self.capture.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A base is wanted, or the cursor is to be proved.
+    pub(crate) fn wants_attention(&self) -> bool {
+        self.log.base_wanted() || self.unverified.load(Ordering::Acquire)
+    }
+
+    /// Trouble that the user should know of, through every channel that there is.
+    pub(super) fn warn(&self, message: &str) {
+        tracing::warn!(database = %self.path.display(), "{message}");
+        report(
+            ffi::SQLITE_WARNING,
+            &format!("replvfs: {}: {message}", self.path.display()),
+        );
+    }
+
+    /// A panic or an impossible state on our side: nothing is acknowledged from here on.
+    pub(crate) fn fail(&self, message: &str) {
+        tracing::error!(database = %self.path.display(), "{message}");
+        report(
+            ffi::SQLITE_ERROR,
+            &format!("replvfs: {}: replication stopped: {message}", self.path.display()),
+        );
+        self.log.fail(message.to_owned());
+    }
+
+    /// The database changed in a way that is not in the log.
+    pub(super) fn break_history(&self, capture: &mut Capture, reason: &str) {
+        if capture.cursor.take().is_some() {
+            self.warn(&format!("{reason}; the history goes on with a new image"));
+        }
+        capture.broken = capture.started;
+        self.log.request_base();
+    }
+
+    /// Why nothing is captured at the moment; `None` when it is.
+    pub(crate) fn not_capturing(&self) -> Option<String> {
+        let capture = self.capture();
+        if let Some(failure) = self.log.failure() {
+            return Some(failure);
+        }
+        if capture.cursor.is_some() {
+            return None;
+        }
+        if self.rollback_commits.load(Ordering::Relaxed) > 0 {
+            return Some(
+                "the database is in a rollback-journal mode, which is not replicated yet; use PRAGMA journal_mode=WAL"
+                    .into(),
+            );
+        }
+        Some(capture.trouble.clone().unwrap_or_else(|| {
+            "nothing was read from the database yet, or it is not in WAL mode; read a table, or use PRAGMA journal_mode=WAL".into()
+        }))
+    }
+
+    /// A write to the database file by a connection that has no WAL.
+    pub(crate) fn rollback_write(&self) {
+        let mut capture = self.capture();
+        if capture.cursor.is_some() {
+            self.break_history(
+                &mut capture,
+                "it was written through a rollback journal, which is not replicated yet",
+            );
+        }
+    }
+
+    /// A commit by a connection that has no WAL. The first may be the one that switches to WAL.
+    pub(crate) fn rollback_commit(&self) {
+        if self.rollback_commits.fetch_add(1, Ordering::Relaxed) == 1 {
+            self.warn("commits in a rollback-journal mode are not replicated yet; use PRAGMA journal_mode=WAL");
+        }
+    }
+
+    pub(super) fn in_wal_mode(&self) {
+        self.rollback_commits.store(0, Ordering::Relaxed);
+    }
+
+    pub(super) fn remember_range(&self, range: &Arc<WalRange>) {
+        let mut ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
+        ranges.retain(|range| range.strong_count() > 0);
+        ranges.push(Arc::downgrade(range));
+    }
+
+    fn live_ranges(&self) -> Vec<Arc<WalRange>> {
+        self.ranges
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect()
+    }
+
+    /// Frames in the WAL are still to be read for the log.
+    pub(crate) fn holds_wal(&self) -> bool {
+        !self.live_ranges().is_empty()
+    }
+
+    /// The WAL is about to be overwritten or cut off by a connection that asks nobody.
+    pub(crate) fn before_wal_is_lost(&self) {
+        for range in self.live_ranges() {
+            range.detach(|| self.spill_file());
+        }
+    }
+
+    /// A file without a name, beside the database: there must be room for its WAL there anyway.
+    fn spill_file(&self) -> std::io::Result<std::fs::File> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let mut name = self.path.clone().into_os_string();
+        name.push(format!(
+            "-replvfs-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        ));
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&name)?;
+        std::fs::remove_file(&name)?;
+        Ok(file)
+    }
+
+    /// A connection got or lost its first file lock.
+    pub(crate) fn count_holder(&self, before: i32, after: i32) {
+        let none = ffi::SQLITE_LOCK_NONE;
+        if before == none && after != none {
+            self.holders.fetch_add(1, Ordering::AcqRel);
+        } else if before != none && after == none {
+            self.holders.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}

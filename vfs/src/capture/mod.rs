@@ -1,0 +1,13 @@
+//! What is a commit, and where the log stands: one [`Database`] for each database that this process has open.
+//!
+//! Owns the cursor, the proof that it is where the database is, and the bases. Leaves to the shim when to call, and to the
+//! log what happens with a transaction afterwards.
+
+mod attach;
+mod commit;
+mod continuity;
+mod database;
+mod mirror;
+
+pub(crate) use commit::is_ok;
+pub(crate) use database::{Connection, Database, Opening};

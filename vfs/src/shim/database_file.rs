@@ -1,0 +1,269 @@
+//! The methods of a wrapped database file.
+
+use std::ffi::{c_int, c_void};
+
+use libsqlite3_sys as ffi;
+
+use super::file::{Methods, ShimFile, forward, forwarded};
+use super::pragma;
+use super::wal_file::observe;
+use crate::base::{FIRST_READ_SLOT, FileRef, IndexRegion, WRITE_SLOT};
+use crate::capture::{Connection, is_ok};
+use crate::guard::guard;
+
+/// Written once, by us; SQLite only reads it.
+pub(super) static METHODS: Methods = Methods::new(ffi::sqlite3_io_methods {
+    iVersion: 3,
+    xClose: Some(close),
+    xRead: Some(forwarded::read),
+    xWrite: Some(write),
+    xTruncate: Some(truncate),
+    xSync: Some(forwarded::sync),
+    xFileSize: Some(forwarded::file_size),
+    xLock: Some(lock),
+    xUnlock: Some(unlock),
+    xCheckReservedLock: Some(forwarded::check_reserved_lock),
+    xFileControl: Some(file_control),
+    xSectorSize: Some(forwarded::sector_size),
+    xDeviceCharacteristics: Some(forwarded::device_characteristics),
+    xShmMap: Some(shm_map),
+    xShmLock: Some(shm_lock),
+    xShmBarrier: Some(shm_barrier),
+    xShmUnmap: Some(shm_unmap),
+    xFetch: Some(forwarded::fetch),
+    xUnfetch: Some(forwarded::unfetch),
+});
+
+/// `WAL_READ_LOCK(1)` to `WAL_READ_LOCK(4)` at once: SQLite takes them only to restart or reset the WAL.
+const RESTART_SLOTS: (c_int, c_int) = (FIRST_READ_SLOT + 1, 4);
+
+/// The connection of an open file of ours.
+///
+/// # Safety
+///
+/// `file` is one, and the reference is not kept beyond the callback.
+unsafe fn connection<'a>(file: *mut ffi::sqlite3_file) -> Option<&'a Connection> {
+    // SAFETY: as promised by the caller.
+    unsafe { ShimFile::of(file).connection().map(AsRef::as_ref) }
+}
+
+unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
+    // SAFETY: SQLite closes a file once, and it is one of ours.
+    if let Some(connection) = unsafe { connection(file) } {
+        observe("xClose", connection, || {
+            lock_goes_down(connection, ffi::SQLITE_LOCK_NONE)
+        });
+    }
+    // SAFETY: as above.
+    let code = unsafe { forward!(file, xClose, ffi::SQLITE_OK) };
+    // SAFETY: as above; nothing uses the file after this.
+    if let Some(connection) = unsafe { ShimFile::of(file).take_connection() } {
+        let _ = guard("xClose end", || {
+            let database = std::sync::Arc::clone(&connection.database);
+            drop(connection);
+            database.connection_closed();
+        });
+    }
+    code
+}
+
+unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, amount: c_int, offset: i64) -> c_int {
+    // SAFETY: an open file of ours.
+    if let Some(connection) = unsafe { connection(file) } {
+        // SAFETY: as above.
+        let real = unsafe { ShimFile::of(file).real() };
+        observe("xWrite", connection, || {
+            before_change(connection, real, offset, offset + i64::from(amount))
+        });
+    }
+    // SAFETY: SQLite's arguments are passed on as they came.
+    unsafe { forward!(file, xWrite, ffi::SQLITE_IOERR_WRITE, data, amount, offset) }
+}
+
+unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int {
+    // SAFETY: an open file of ours.
+    if let Some(connection) = unsafe { connection(file) } {
+        // SAFETY: as above.
+        let real = unsafe { ShimFile::of(file).real() };
+        observe("xTruncate", connection, || {
+            before_change(connection, real, size, i64::MAX)
+        });
+    }
+    // SAFETY: SQLite's arguments are passed on as they came.
+    unsafe { forward!(file, xTruncate, ffi::SQLITE_IOERR_TRUNCATE, size) }
+}
+
+fn before_change(connection: &Connection, real: FileRef, from: i64, to: i64) {
+    let database = &connection.database;
+    if let (Ok(from), Ok(to)) = (u64::try_from(from), u64::try_from(to)) {
+        // SAFETY: the connection's own file, on its thread (the callers).
+        unsafe { database.before_change(real, from, to) };
+    }
+    if connection.lock().wal.is_none() {
+        database.rollback_write();
+    }
+}
+
+unsafe extern "C" fn lock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
+    // SAFETY: an open file of ours.
+    let connection = unsafe { connection(file) };
+    if let Some(connection) = connection
+        && level == ffi::SQLITE_LOCK_EXCLUSIVE
+    {
+        observe("xLock", connection, || connection.database.make_way(&connection.lock()));
+    }
+    // SAFETY: SQLite's arguments are passed on as they came.
+    let code = unsafe { forward!(file, xLock, ffi::SQLITE_OK, level) };
+    if let Some(connection) = connection
+        && is_ok(code)
+    {
+        observe("xLock", connection, || {
+            let mut state = connection.lock();
+            if level > state.file_lock {
+                connection.database.count_holder(state.file_lock, level);
+                state.file_lock = level;
+            }
+        });
+    }
+    code
+}
+
+unsafe extern "C" fn unlock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
+    // SAFETY: an open file of ours.
+    if let Some(connection) = unsafe { connection(file) } {
+        observe("xUnlock", connection, || lock_goes_down(connection, level));
+    }
+    // SAFETY: SQLite's arguments are passed on as they came.
+    unsafe { forward!(file, xUnlock, ffi::SQLITE_OK, level) }
+}
+
+/// The connection still holds its lock, and is about to let go of some of it.
+fn lock_goes_down(connection: &Connection, level: c_int) {
+    let mut state = connection.lock();
+    if level >= state.file_lock {
+        return;
+    }
+    if state.is_exclusive() {
+        connection.database.leave_exclusive(level == ffi::SQLITE_LOCK_NONE);
+    }
+    connection.database.count_holder(state.file_lock, level);
+    state.file_lock = level;
+}
+
+unsafe extern "C" fn file_control(file: *mut ffi::sqlite3_file, op: c_int, argument: *mut c_void) -> c_int {
+    // SAFETY: an open file of ours.
+    let connection = unsafe { connection(file) };
+    if let Some(connection) = connection
+        && op == ffi::SQLITE_FCNTL_PRAGMA
+    {
+        // SAFETY: for this control SQLite passes the array that the function expects.
+        let answered = guard("xFileControl", || unsafe {
+            pragma::answer(connection, argument.cast())
+        });
+        match answered {
+            Some(Some(code)) => return code,
+            Some(None) => {}
+            None => return ffi::SQLITE_ERROR,
+        }
+    }
+    // SAFETY: SQLite's arguments are passed on as they came.
+    let code = unsafe { forward!(file, xFileControl, ffi::SQLITE_NOTFOUND, op, argument) };
+    let Some(connection) = connection else { return code };
+    match op {
+        ffi::SQLITE_FCNTL_COMMIT_PHASETWO => observe("xFileControl", connection, || {
+            let mut state = connection.lock();
+            match (state.wal, state.region) {
+                (Some(_), None) => connection.database.heap_commit(&mut state),
+                (Some(_), Some(_)) => {}
+                (None, _) => connection.database.rollback_commit(),
+            }
+        }),
+        ffi::SQLITE_FCNTL_VFSNAME if !argument.is_null() => {
+            // SAFETY: for this control the argument is a char**.
+            observe("xFileControl", connection, || unsafe {
+                pragma::prefix_vfs_name(connection, argument.cast(), code)
+            });
+            return ffi::SQLITE_OK;
+        }
+        _ => {}
+    }
+    code
+}
+
+unsafe extern "C" fn shm_map(
+    file: *mut ffi::sqlite3_file,
+    region: c_int,
+    size: c_int,
+    extend: c_int,
+    memory: *mut *mut c_void,
+) -> c_int {
+    // SAFETY: SQLite's arguments are passed on as they came.
+    let code = unsafe { forward!(file, xShmMap, ffi::SQLITE_IOERR_SHMMAP, region, size, extend, memory) };
+    // SAFETY: an open file of ours; memory is where the base VFS wrote the pointer.
+    if let (Some(connection), true) = (unsafe { connection(file) }, is_ok(code) && region == 0) {
+        observe("xShmMap", connection, || {
+            // SAFETY: as above; the region is forgotten at xShmUnmap.
+            connection.lock().region = unsafe { IndexRegion::new(*memory) };
+        });
+    }
+    code
+}
+
+unsafe extern "C" fn shm_lock(file: *mut ffi::sqlite3_file, offset: c_int, n: c_int, flags: c_int) -> c_int {
+    // SAFETY: an open file of ours.
+    let connection = unsafe { connection(file) };
+    let locks = flags & ffi::SQLITE_SHM_LOCK != 0;
+    let exclusive = flags & ffi::SQLITE_SHM_EXCLUSIVE != 0;
+    let write_lock = exclusive && offset == WRITE_SLOT;
+    if let Some(connection) = connection {
+        if locks && exclusive && (offset, n) == RESTART_SLOTS && connection.database.holds_wal() {
+            return ffi::SQLITE_BUSY;
+        }
+        if write_lock && !locks {
+            observe("xShmLock", connection, || {
+                let mut state = connection.lock();
+                state.writing = false;
+                state.mirror.clear();
+            });
+        }
+    }
+    // SAFETY: SQLite's arguments are passed on as they came.
+    let code = unsafe { forward!(file, xShmLock, ffi::SQLITE_IOERR_SHMLOCK, offset, n, flags) };
+    if let Some(connection) = connection
+        && locks
+        && is_ok(code)
+    {
+        if write_lock {
+            observe("xShmLock", connection, || {
+                let mut state = connection.lock();
+                state.writing = true;
+                connection.database.write_lock_taken(&mut state);
+            });
+        } else if !exclusive && offset >= FIRST_READ_SLOT && connection.database.wants_attention() {
+            observe("xShmLock", connection, || {
+                connection.database.attach(&mut connection.lock())
+            });
+        }
+    }
+    code
+}
+
+unsafe extern "C" fn shm_barrier(file: *mut ffi::sqlite3_file) {
+    // SAFETY: SQLite's arguments are passed on as they came.
+    unsafe { forward!(file, xShmBarrier, ()) };
+    // SAFETY: an open file of ours.
+    if let Some(connection) = unsafe { connection(file) } {
+        observe("xShmBarrier", connection, || {
+            connection.database.barrier(&mut connection.lock())
+        });
+    }
+}
+
+unsafe extern "C" fn shm_unmap(file: *mut ffi::sqlite3_file, delete: c_int) -> c_int {
+    // SAFETY: an open file of ours.
+    if let Some(connection) = unsafe { connection(file) } {
+        observe("xShmUnmap", connection, || connection.lock().region = None);
+    }
+    // SAFETY: SQLite's arguments are passed on as they came.
+    unsafe { forward!(file, xShmUnmap, ffi::SQLITE_OK, delete) }
+}

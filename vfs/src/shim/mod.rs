@@ -1,0 +1,12 @@
+//! The VFS itself: it forwards everything to the one underneath, and tells the capture what passes by.
+//!
+//! Owns the C structures. Leaves every decision to [`crate::capture`]. Of the files, only the main database and its WAL are
+//! wrapped; all others are opened by the base VFS in the memory that SQLite gave, so that they cost nothing.
+
+mod database_file;
+mod file;
+mod pragma;
+mod vfs;
+mod wal_file;
+
+pub use vfs::{RegisterError, Registration, last_open_error, register};

@@ -1,0 +1,92 @@
+//! `PRAGMA replvfs_…`: how every language talks to its database's replication.
+
+use std::ffi::{CStr, c_char, c_int};
+
+use libsqlite3_sys as ffi;
+
+use crate::capture::Connection;
+
+/// Prefix of all that are ours: one that we do not know is an error, not silence.
+const PREFIX: &str = "replvfs_";
+
+/// Answers `SQLITE_FCNTL_PRAGMA`; `None` when the PRAGMA is not ours.
+///
+/// # Safety
+///
+/// `arguments` is the array of that control: the place for a result, the name, the value or null.
+pub(super) unsafe fn answer(connection: &Connection, arguments: *mut *mut c_char) -> Option<c_int> {
+    // SAFETY: as promised by the caller; name and value are NUL-terminated strings.
+    let (name, value) = unsafe {
+        let name = CStr::from_ptr(*arguments.add(1)).to_str().ok()?;
+        let value = *arguments.add(2);
+        (
+            name,
+            (!value.is_null()).then(|| CStr::from_ptr(value).to_string_lossy().into_owned()),
+        )
+    };
+    let name = name.to_ascii_lowercase();
+    let pragma = name.strip_prefix(PREFIX)?;
+    let result = run(connection, pragma, value.as_deref());
+    let (code, text) = match &result {
+        Ok(text) => (ffi::SQLITE_OK, text.as_deref()),
+        Err(message) => (ffi::SQLITE_ERROR, Some(message.as_str())),
+    };
+    if let Some(text) = text {
+        // SAFETY: the first place is SQLite's to take and free.
+        unsafe { *arguments = connection.database.vfs.api.mprintf(text) };
+    }
+    Some(code)
+}
+
+/// The row to return, if any; or an error message.
+fn run(connection: &Connection, pragma: &str, value: Option<&str>) -> Result<Option<String>, String> {
+    let database = &connection.database;
+    if let Some(value) = value {
+        return Err(format!("PRAGMA replvfs_{pragma} takes no value, but got {value:?}"));
+    }
+    let number = |txid: Option<crate::types::Txid>| txid.map(|txid| txid.to_string());
+    match pragma {
+        "txid" => {
+            database.sync(connection);
+            Ok(number(database.log.last_txid()))
+        }
+        "acked" => Ok(number(database.log.acked())),
+        "status" => {
+            database.sync(connection);
+            Ok(Some(database.replica.status()))
+        }
+        "flush" => {
+            database.sync(connection);
+            if let Some(reason) = database.not_capturing() {
+                return Err(format!("cannot flush: {reason}"));
+            }
+            database.replica.flush().map_err(|error| error.to_string())?;
+            Ok(number(database.log.acked()))
+        }
+        _ => Err(format!(
+            "there is no PRAGMA replvfs_{pragma}; known are replvfs_txid, replvfs_acked, replvfs_flush and replvfs_status"
+        )),
+    }
+}
+
+/// Puts our name before that of the VFS underneath, as SQLite's own shims do.
+///
+/// # Safety
+///
+/// `name` is the argument of `SQLITE_FCNTL_VFSNAME`, which the base VFS answered with `code`.
+pub(super) unsafe fn prefix_vfs_name(connection: &Connection, name: *mut *mut c_char, code: c_int) {
+    let api = &connection.database.vfs.api;
+    // SAFETY: the base VFS's answer, if it gave one, is a string from SQLite's allocator.
+    unsafe {
+        let base = if code == ffi::SQLITE_OK && !(*name).is_null() {
+            let text = CStr::from_ptr(*name).to_string_lossy().into_owned();
+            api.free((*name).cast());
+            text
+        } else {
+            CStr::from_ptr((*connection.database.vfs.raw).zName)
+                .to_string_lossy()
+                .into_owned()
+        };
+        *name = api.mprintf(&format!("replvfs/{base}"));
+    }
+}

@@ -1,0 +1,356 @@
+//! The `sqlite3_vfs` structure: opening files, and the methods that only forward.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use libsqlite3_sys as ffi;
+
+use super::file::{REAL_OFFSET, ShimFile};
+use super::{database_file, wal_file};
+use crate::api::{SqliteApi, report};
+use crate::base::{BaseVfs, FileRef};
+use crate::capture::{Connection, Database, Opening, is_ok};
+use crate::guard::guard;
+use crate::host::{Host, OpenError, OpenRequest};
+use crate::log::Log;
+
+/// Releases before this one can corrupt a database when a checkpoint meets a restart of the WAL
+/// (<https://www.sqlite.org/wal.html#walresetbug>).
+const WAL_RESET_FIXED: i32 = 3_051_003;
+
+/// How a VFS is registered.
+pub struct Registration {
+    /// The VFS's name, without NUL.
+    pub name: String,
+    /// Whether databases that name no VFS use it.
+    pub make_default: bool,
+    /// Bytes that one open transaction may take in memory before it is read back from the WAL instead; and the pages that are
+    /// kept for a snapshot.
+    pub transaction_memory: u64,
+    /// Who replicates.
+    pub host: Arc<dyn Host>,
+}
+
+/// The VFS could not be registered.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct RegisterError(pub String);
+
+thread_local! {
+    static OPEN_ERROR: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Why the newest open on this thread was refused by us, if it was. SQLite itself only says "unable to open database file".
+#[must_use]
+pub fn last_open_error() -> Option<String> {
+    OPEN_ERROR.with(|error| error.borrow().clone())
+}
+
+/// A registered VFS. Never freed: SQLite has no way to tell when the last user of a VFS is gone.
+struct Vfs {
+    base: BaseVfs,
+    host: Arc<dyn Host>,
+    memory: u64,
+    /// By the full path, as the base VFS resolved it. Databases stay when they are closed: the next open goes on where they were.
+    databases: Mutex<HashMap<CString, Arc<Database>>>,
+}
+
+/// Registers the VFS, over the one that is the default now. It stays for the life of the process.
+///
+/// # Errors
+///
+/// When a VFS of that name exists, or SQLite refuses.
+pub fn register(api: SqliteApi, registration: Registration) -> Result<(), RegisterError> {
+    let name = CString::new(registration.name.as_str())
+        .map_err(|_| RegisterError("a VFS name cannot have a NUL in it".into()))?;
+    if !api.vfs_find(Some(&name)).is_null() {
+        return Err(RegisterError(format!(
+            "a VFS named {} is registered already",
+            registration.name
+        )));
+    }
+    let base = api.vfs_find(None);
+    if base.is_null() {
+        return Err(RegisterError("SQLite has no default VFS to wrap".into()));
+    }
+    api.use_for_reports();
+    if api.version_number() < WAL_RESET_FIXED {
+        report(
+            ffi::SQLITE_NOTICE,
+            "replvfs: this SQLite is older than 3.51.3, which fixes a rare corruption when a checkpoint meets a WAL reset; consider an update",
+        );
+    }
+    let app = Box::leak(Box::new(Vfs {
+        base: BaseVfs { raw: base, api },
+        host: registration.host,
+        memory: registration.transaction_memory,
+        databases: Mutex::default(),
+    }));
+    // SAFETY: base is a registered VFS.
+    let like = unsafe { *base };
+    let vfs = Box::leak(Box::new(structure(
+        &like,
+        name.into_raw(),
+        std::ptr::from_mut(app).cast(),
+    )));
+    // SAFETY: the structure, its name and its data are leaked, so they live as long as the process.
+    match unsafe { api.vfs_register(vfs, registration.make_default) } {
+        ffi::SQLITE_OK => Ok(()),
+        code => Err(RegisterError(format!("sqlite3_vfs_register failed with code {code}"))),
+    }
+}
+
+/// Our structure over a base: with a method wherever the base has one.
+fn structure(base: &ffi::sqlite3_vfs, name: *const c_char, app: *mut c_void) -> ffi::sqlite3_vfs {
+    let two = base.iVersion >= 2;
+    let three = base.iVersion >= 3;
+    ffi::sqlite3_vfs {
+        iVersion: base.iVersion.min(3),
+        szOsFile: base.szOsFile + c_int::try_from(REAL_OFFSET).unwrap_or(c_int::MAX),
+        mxPathname: base.mxPathname,
+        pNext: std::ptr::null_mut(),
+        zName: name,
+        pAppData: app,
+        xOpen: Some(open),
+        xDelete: base.xDelete.is_some().then_some(forwarded::delete),
+        xAccess: base.xAccess.is_some().then_some(forwarded::access),
+        xFullPathname: base.xFullPathname.is_some().then_some(forwarded::full_pathname),
+        xDlOpen: base.xDlOpen.is_some().then_some(forwarded::dl_open),
+        xDlError: base.xDlError.is_some().then_some(forwarded::dl_error),
+        xDlSym: base.xDlSym.is_some().then_some(forwarded::dl_sym),
+        xDlClose: base.xDlClose.is_some().then_some(forwarded::dl_close),
+        xRandomness: base.xRandomness.is_some().then_some(forwarded::randomness),
+        xSleep: base.xSleep.is_some().then_some(forwarded::sleep),
+        xCurrentTime: base.xCurrentTime.is_some().then_some(forwarded::current_time),
+        xGetLastError: base.xGetLastError.is_some().then_some(forwarded::get_last_error),
+        xCurrentTimeInt64: (two && base.xCurrentTimeInt64.is_some()).then_some(forwarded::current_time_int64),
+        xSetSystemCall: (three && base.xSetSystemCall.is_some()).then_some(forwarded::set_system_call),
+        xGetSystemCall: (three && base.xGetSystemCall.is_some()).then_some(forwarded::get_system_call),
+        xNextSystemCall: (three && base.xNextSystemCall.is_some()).then_some(forwarded::next_system_call),
+    }
+}
+
+/// Our data behind a structure that SQLite passes back.
+///
+/// # Safety
+///
+/// `vfs` is one that [`register`] made.
+unsafe fn app<'a>(vfs: *mut ffi::sqlite3_vfs) -> &'a Vfs {
+    // SAFETY: as promised by the caller; the data is leaked.
+    unsafe { &*(*vfs).pAppData.cast::<Vfs>() }
+}
+
+unsafe extern "C" fn open(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    file: *mut ffi::sqlite3_file,
+    flags: c_int,
+    out_flags: *mut c_int,
+) -> c_int {
+    // SAFETY: one of our structures.
+    let app = unsafe { app(vfs) };
+    // SAFETY: SQLite's block for the file; without methods it will not be closed if we fail.
+    unsafe { (*file).pMethods = std::ptr::null() };
+    let writable_database = ffi::SQLITE_OPEN_MAIN_DB | ffi::SQLITE_OPEN_READWRITE;
+    if !name.is_null() && flags & writable_database == writable_database {
+        // SAFETY: for a main database SQLite passes a sqlite3_filename.
+        let decided = guard("xOpen", || unsafe { app.database(name) });
+        return match decided {
+            Some(Ok(Some(database))) => {
+                let connection = Arc::new(Connection::new(database));
+                // SAFETY: SQLite's arguments are passed on, with our part of the block before the base's.
+                unsafe { app.open_wrapped(name, file, flags, out_flags, &database_file::METHODS, connection) }
+            }
+            // SAFETY: SQLite's arguments are passed on as they came.
+            Some(Ok(None)) => unsafe { app.open_in_place(name, file, flags, out_flags) },
+            Some(Err(error)) => {
+                refuse(name, &error.0);
+                ffi::SQLITE_CANTOPEN
+            }
+            None => {
+                refuse(name, "a panic in replvfs; this is a bug");
+                ffi::SQLITE_CANTOPEN
+            }
+        };
+    }
+    if !name.is_null() && flags & ffi::SQLITE_OPEN_WAL != 0 {
+        // SAFETY: for a WAL SQLite passes the name that its pager made.
+        let connection = unsafe { app.connection_of_wal(name) };
+        if let Some(connection) = connection {
+            // SAFETY: SQLite's arguments are passed on, with our part of the block before the base's.
+            let code = unsafe {
+                app.open_wrapped(
+                    name,
+                    file,
+                    flags,
+                    out_flags,
+                    &wal_file::METHODS,
+                    Arc::clone(&connection),
+                )
+            };
+            if is_ok(code) {
+                // SAFETY: just opened.
+                let real = unsafe { ShimFile::of(file).real() };
+                wal_file::observe("wal xOpen", &connection, || connection.lock().wal = Some(real));
+            }
+            return code;
+        }
+    }
+    // SAFETY: SQLite's arguments are passed on as they came.
+    unsafe { app.open_in_place(name, file, flags, out_flags) }
+}
+
+/// Tells why an open fails through every channel that there is.
+fn refuse(name: *const c_char, reason: &str) {
+    // SAFETY: the name that SQLite asked to open.
+    let path = unsafe { CStr::from_ptr(name) }.to_string_lossy();
+    let message = format!("cannot open {path}: {reason}");
+    tracing::error!("{message}");
+    report(ffi::SQLITE_CANTOPEN, &format!("replvfs: {message}"));
+    OPEN_ERROR.with(|error| *error.borrow_mut() = Some(message));
+}
+
+impl Vfs {
+    /// The database of a main file; `None` when it is not to be replicated.
+    ///
+    /// # Safety
+    ///
+    /// `name` is what SQLite passed to `xOpen` for a main database.
+    unsafe fn database(&self, name: *const c_char) -> Result<Option<Arc<Database>>, OpenError> {
+        OPEN_ERROR.with(|error| *error.borrow_mut() = None);
+        // SAFETY: as promised by the caller.
+        let (c_path, parameters) = unsafe { (CStr::from_ptr(name).to_owned(), self.base.api.uri_parameters(name)) };
+        let path = PathBuf::from(OsStr::from_bytes(c_path.to_bytes()));
+        let request = OpenRequest {
+            path: &path,
+            uri_parameters: &parameters,
+        };
+        // A panic of the host's under this lock leaves the map as it was.
+        let mut databases = self.databases.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(database) = databases.get(&c_path) {
+            self.host.reopen(&request, &database.replica)?;
+            return Ok(Some(Arc::clone(database)));
+        }
+        let log = Log::new();
+        let Some(replica) = self.host.open(&request, &log)? else {
+            return Ok(None);
+        };
+        let opening = Opening {
+            path: path.clone(),
+            c_path: c_path.clone(),
+            parameters: parameters.clone(),
+            vfs: self.base,
+            host: Arc::clone(&self.host),
+            memory: self.memory,
+        };
+        let database = Database::new(opening, log, replica);
+        databases.insert(c_path, Arc::clone(&database));
+        Ok(Some(database))
+    }
+
+    /// # Safety
+    ///
+    /// `name` is what SQLite passed to `xOpen` for a WAL.
+    unsafe fn connection_of_wal(&self, name: *const c_char) -> Option<Arc<Connection>> {
+        // SAFETY: as promised by the caller; the database file is open as long as its WAL.
+        unsafe {
+            let database = self.base.api.database_file_object(name);
+            let ours = !database.is_null() && database_file::METHODS.has((*database).pMethods);
+            ours.then(|| ShimFile::of(database).connection().cloned()).flatten()
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The arguments are those of our `xOpen`.
+    unsafe fn open_wrapped(
+        &self,
+        name: *const c_char,
+        file: *mut ffi::sqlite3_file,
+        flags: c_int,
+        out_flags: *mut c_int,
+        methods: &'static super::file::Methods,
+        connection: Arc<Connection>,
+    ) -> c_int {
+        // SAFETY: the block is our szOsFile long, which is the base's behind our own part.
+        unsafe {
+            let real = ShimFile::place_of_real(file);
+            (*real).pMethods = std::ptr::null();
+            let code = self.open_in_place(name, real, flags, out_flags);
+            if !is_ok(code) {
+                // What failed to open may still want to be closed.
+                if let Some(close) = (*real).pMethods.as_ref().and_then(|methods| methods.xClose) {
+                    close(real);
+                }
+                return code;
+            }
+            let version = (*real).pMethods.as_ref().map_or(1, |methods| methods.iVersion);
+            ShimFile::write(file, methods.like(version), FileRef(real).0, connection);
+            code
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The arguments are those of our `xOpen`, `file` at least the base's `szOsFile` long.
+    unsafe fn open_in_place(
+        &self,
+        name: *const c_char,
+        file: *mut ffi::sqlite3_file,
+        flags: c_int,
+        out_flags: *mut c_int,
+    ) -> c_int {
+        // SAFETY: as promised by the caller; the base VFS is registered.
+        unsafe {
+            match (*self.base.raw).xOpen {
+                Some(open) => open(self.base.raw, name, file, flags, out_flags),
+                None => ffi::SQLITE_CANTOPEN,
+            }
+        }
+    }
+}
+
+/// Methods that pass the call to the base VFS, with the base's own structure.
+mod forwarded {
+    use std::ffi::{c_char, c_int, c_void};
+
+    use super::{app, ffi};
+
+    type Symbol = Option<unsafe extern "C" fn(*mut ffi::sqlite3_vfs, *mut c_void, *const c_char)>;
+
+    /// One method: its arguments, its result, and what it gives when the base has none (it is not registered then).
+    macro_rules! forward {
+        ($name:ident, $method:ident, ($($argument:ident: $type:ty),*) -> $result:ty, $missing:expr) => {
+            pub(super) unsafe extern "C" fn $name(vfs: *mut ffi::sqlite3_vfs $(, $argument: $type)*) -> $result {
+                // SAFETY: one of our structures; SQLite's arguments are passed on as they came.
+                unsafe {
+                    let base = app(vfs).base.raw;
+                    match (*base).$method {
+                        Some(method) => method(base $(, $argument)*),
+                        None => $missing,
+                    }
+                }
+            }
+        };
+    }
+
+    forward!(delete, xDelete, (name: *const c_char, sync: c_int) -> c_int, ffi::SQLITE_IOERR_DELETE);
+    forward!(access, xAccess, (name: *const c_char, flags: c_int, result: *mut c_int) -> c_int, ffi::SQLITE_IOERR_ACCESS);
+    forward!(full_pathname, xFullPathname, (name: *const c_char, room: c_int, out: *mut c_char) -> c_int, ffi::SQLITE_CANTOPEN);
+    forward!(dl_open, xDlOpen, (name: *const c_char) -> *mut c_void, std::ptr::null_mut());
+    forward!(dl_error, xDlError, (room: c_int, out: *mut c_char) -> (), ());
+    forward!(dl_sym, xDlSym, (library: *mut c_void, name: *const c_char) -> Symbol, None);
+    forward!(dl_close, xDlClose, (library: *mut c_void) -> (), ());
+    forward!(randomness, xRandomness, (amount: c_int, out: *mut c_char) -> c_int, 0);
+    forward!(sleep, xSleep, (microseconds: c_int) -> c_int, 0);
+    forward!(current_time, xCurrentTime, (out: *mut f64) -> c_int, ffi::SQLITE_ERROR);
+    forward!(get_last_error, xGetLastError, (room: c_int, out: *mut c_char) -> c_int, 0);
+    forward!(current_time_int64, xCurrentTimeInt64, (out: *mut i64) -> c_int, ffi::SQLITE_ERROR);
+    forward!(set_system_call, xSetSystemCall, (name: *const c_char, call: ffi::sqlite3_syscall_ptr) -> c_int, ffi::SQLITE_NOTFOUND);
+    forward!(get_system_call, xGetSystemCall, (name: *const c_char) -> ffi::sqlite3_syscall_ptr, None);
+    forward!(next_system_call, xNextSystemCall, (name: *const c_char) -> *const c_char, std::ptr::null());
+}

@@ -1,0 +1,105 @@
+//! The methods of a wrapped `-wal` file.
+
+use std::ffi::{c_int, c_void};
+
+use libsqlite3_sys as ffi;
+
+use super::file::{Methods, ShimFile, forward, forwarded};
+use crate::capture::{Connection, is_ok};
+use crate::guard::guard;
+use crate::wal::HEADER_BYTES;
+
+/// Written once, by us; SQLite only reads it.
+pub(super) static METHODS: Methods = Methods::new(ffi::sqlite3_io_methods {
+    iVersion: 3,
+    xClose: Some(close),
+    xRead: Some(forwarded::read),
+    xWrite: Some(write),
+    xTruncate: Some(truncate),
+    xSync: Some(forwarded::sync),
+    xFileSize: Some(forwarded::file_size),
+    xLock: Some(forwarded::lock),
+    xUnlock: Some(forwarded::unlock),
+    xCheckReservedLock: Some(forwarded::check_reserved_lock),
+    xFileControl: Some(forwarded::file_control),
+    xSectorSize: Some(forwarded::sector_size),
+    xDeviceCharacteristics: Some(forwarded::device_characteristics),
+    xShmMap: Some(forwarded::shm_map),
+    xShmLock: Some(forwarded::shm_lock),
+    xShmBarrier: Some(forwarded::shm_barrier),
+    xShmUnmap: Some(forwarded::shm_unmap),
+    xFetch: Some(forwarded::fetch),
+    xUnfetch: Some(forwarded::unfetch),
+});
+
+unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
+    // SAFETY: SQLite closes a file once, and it is one of ours.
+    let connection = unsafe { ShimFile::of(file).connection().cloned() };
+    if let Some(connection) = &connection {
+        observe("wal xClose", connection, || connection.lock().wal = None);
+    }
+    // SAFETY: as above.
+    let code = unsafe { forward!(file, xClose, ffi::SQLITE_OK) };
+    // SAFETY: as above; nothing uses the file after this.
+    drop(unsafe { ShimFile::of(file).take_connection() });
+    code
+}
+
+unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, amount: c_int, offset: i64) -> c_int {
+    // SAFETY: an open file of ours.
+    let connection = unsafe { ShimFile::of(file).connection() };
+    if let Some(connection) = connection {
+        observe("wal xWrite", connection, || before_write(connection, offset));
+    }
+    // SAFETY: SQLite's arguments are passed on as they came.
+    let code = unsafe { forward!(file, xWrite, ffi::SQLITE_IOERR_WRITE, data, amount, offset) };
+    if let (Some(connection), Ok(length), Ok(offset)) = (connection, usize::try_from(amount), u64::try_from(offset)) {
+        // SAFETY: SQLite gives amount readable bytes.
+        let data = unsafe { std::slice::from_raw_parts(data.cast::<u8>(), length) };
+        observe("wal xWrite", connection, || {
+            let mut state = connection.lock();
+            if is_ok(code) {
+                state.mirror.write(offset, data);
+            } else {
+                // How much of it is in the file is not known.
+                state.mirror.give_up();
+            }
+        });
+    }
+    code
+}
+
+fn before_write(connection: &Connection, offset: i64) {
+    let mut state = connection.lock();
+    if offset == 0 {
+        connection.database.before_wal_is_lost();
+    }
+    if state.is_exclusive() && connection.database.wants_attention() {
+        connection.database.attach(&mut state);
+    }
+    if offset == 0 {
+        state.too_large = false;
+    }
+}
+
+unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int {
+    // SAFETY: an open file of ours.
+    if let Some(connection) = unsafe { ShimFile::of(file).connection() }
+        && size < HEADER_BYTES as i64
+    {
+        observe("wal xTruncate", connection, || connection.database.before_wal_is_lost());
+    }
+    // SAFETY: SQLite's arguments are passed on as they came.
+    unsafe { forward!(file, xTruncate, ffi::SQLITE_IOERR_TRUNCATE, size) }
+}
+
+/// Runs replication's part of a callback. If it panics, SQLite goes on, and replication of this database does not.
+pub(super) fn observe(callback: &'static str, connection: &Connection, body: impl FnOnce()) {
+    if guard(callback, body).is_none() {
+        let _ = guard("fail", || {
+            connection
+                .database
+                .fail(&format!("a panic in {callback}; this is a bug in replvfs"))
+        });
+    }
+}

@@ -1,0 +1,238 @@
+//! One committed transaction: its frames, in memory or still in the WAL, and the check that they are the ones
+//! that were committed.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::base::BaseFile;
+use crate::types::{PageSize, Pgno, Position, Txid, UnixMillis};
+use crate::wal::{FRAME_HEADER_BYTES, Scan, frame_bytes, frame_offset};
+
+/// A committed transaction.
+#[derive(Debug)]
+pub struct Transaction {
+    /// Its number.
+    pub txid: Txid,
+    /// When it was seen to commit.
+    pub committed_at: UnixMillis,
+    /// Bytes a page.
+    pub page_size: PageSize,
+    /// Pages in the database after it.
+    pub page_count: u32,
+    /// The place in the WAL before its first frame: that of the transaction before it, or frame 0 after a restart of the WAL.
+    pub start: Position,
+    /// The place in the WAL behind its commit frame.
+    pub end: Position,
+    /// Whether the WAL's checksums are over big-endian words.
+    pub(crate) big_endian: bool,
+    pub(crate) frames: Frames,
+}
+
+/// Where a transaction's frames are.
+#[derive(Debug)]
+pub(crate) enum Frames {
+    /// The bytes of the WAL from the first frame to the last.
+    Memory(Vec<u8>),
+    /// Too large for that.
+    Range(Arc<WalRange>),
+}
+
+/// Why the frames of a transaction cannot be given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// The bytes are not those that were committed.
+    #[error("frame {frame} of the WAL is not the one that was committed")]
+    Chain {
+        /// The first frame that does not fit.
+        frame: u32,
+    },
+    /// The WAL could not be read back.
+    #[error("reading the WAL back failed with SQLite code {code}")]
+    Io {
+        /// The extended result code.
+        code: i32,
+    },
+}
+
+impl Transaction {
+    /// A transaction from the bytes of its frames, for tests of what consumes the log.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn for_test(
+        txid: Txid,
+        page_size: PageSize,
+        page_count: u32,
+        pages: &[(Pgno, Vec<u8>)],
+        start: Position,
+    ) -> Transaction {
+        let mut bytes = Vec::new();
+        let mut sum = start.checksum;
+        for (index, (pgno, page)) in pages.iter().enumerate() {
+            let commit = if index + 1 == pages.len() { page_count } else { 0 };
+            let mut head = Vec::with_capacity(FRAME_HEADER_BYTES);
+            head.extend_from_slice(&pgno.get().to_be_bytes());
+            head.extend_from_slice(&commit.to_be_bytes());
+            sum = crate::wal::checksum(false, &head, sum);
+            sum = crate::wal::checksum(false, page, sum);
+            for word in [start.salts.0, start.salts.1, sum[0], sum[1]] {
+                head.extend_from_slice(&word.to_be_bytes());
+            }
+            bytes.extend_from_slice(&head);
+            bytes.extend_from_slice(page);
+        }
+        let frame = start.frame + u32::try_from(pages.len()).unwrap_or(u32::MAX);
+        Transaction {
+            txid,
+            committed_at: UnixMillis(0),
+            page_size,
+            page_count,
+            start,
+            end: Position {
+                salts: start.salts,
+                frame,
+                checksum: sum,
+            },
+            big_endian: false,
+            frames: Frames::Memory(bytes),
+        }
+    }
+
+    /// WAL bytes of the transaction, frame headers included.
+    #[must_use]
+    pub fn wal_bytes(&self) -> u64 {
+        u64::from(self.end.frame.saturating_sub(self.start.frame)) * frame_bytes(self.page_size)
+    }
+
+    /// Calls `visit` with the newest version of every page that the transaction wrote, in ascending page order,
+    /// after every frame was checked against the checksum chain from `start` to `end`. The lock page is never among them,
+    /// nor is a page beyond `page_count`. May read the WAL file: blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`FrameError`] when the frames are not the ones that were committed, or cannot be read; else what `visit` returns.
+    pub fn for_each_page<E: From<FrameError>>(
+        &self,
+        mut visit: impl FnMut(Pgno, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut frame = vec![0; FRAME_HEADER_BYTES + self.page_size.as_usize()];
+        let newest = self.check(&mut frame)?;
+        for (pgno, number) in newest {
+            self.read_frame(number, &mut frame)?;
+            visit(pgno, &frame[FRAME_HEADER_BYTES..])?;
+        }
+        Ok(())
+    }
+
+    /// Walks all frames, and tells the newest frame of each page.
+    fn check(&self, frame: &mut [u8]) -> Result<BTreeMap<Pgno, u32>, FrameError> {
+        let mut scan = Scan::from_position(self.start, self.page_size, self.big_endian);
+        let mut newest = BTreeMap::new();
+        let mut last = None;
+        for number in self.start.frame + 1..=self.end.frame {
+            self.read_frame(number, frame)?;
+            let (pgno, _, commit) = scan
+                .step(frame)
+                .map_err(|error| FrameError::Chain { frame: error.frame })?;
+            newest.insert(pgno, number);
+            last = commit;
+        }
+        let ends_here = last.is_some_and(|commit| commit.page_count == self.page_count);
+        if scan.position() != self.end || !ends_here {
+            return Err(FrameError::Chain { frame: self.end.frame });
+        }
+        let lock_page = self.page_size.lock_page();
+        newest.retain(|pgno, _| pgno.get() <= self.page_count && *pgno != lock_page);
+        Ok(newest)
+    }
+
+    fn read_frame(&self, number: u32, frame: &mut [u8]) -> Result<(), FrameError> {
+        match &self.frames {
+            Frames::Memory(bytes) => {
+                let at = (number - self.start.frame - 1) as usize * frame.len();
+                let source = bytes
+                    .get(at..at + frame.len())
+                    .ok_or(FrameError::Chain { frame: number })?;
+                frame.copy_from_slice(source);
+                Ok(())
+            }
+            Frames::Range(range) => range.read(frame, frame_offset(number, self.page_size)),
+        }
+    }
+}
+
+/// Frames that are read from the WAL when they are needed. As long as one lives, the WAL must keep them.
+#[derive(Debug)]
+pub(crate) struct WalRange {
+    first_byte: u64,
+    end_byte: u64,
+    source: Mutex<Source>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Wal(BaseFile),
+    /// The range was copied before the WAL was overwritten; byte 0 is `first_byte`.
+    Copy(File),
+    Lost(i32),
+}
+
+impl WalRange {
+    pub(crate) fn new(wal: BaseFile, first_byte: u64, end_byte: u64) -> Arc<WalRange> {
+        Arc::new(WalRange {
+            first_byte,
+            end_byte,
+            source: Mutex::new(Source::Wal(wal)),
+        })
+    }
+
+    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), FrameError> {
+        let io = |code| FrameError::Io { code };
+        if offset < self.first_byte || offset + buffer.len() as u64 > self.end_byte {
+            return Err(io(libsqlite3_sys::SQLITE_IOERR_READ));
+        }
+        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *source {
+            Source::Wal(wal) => match wal.read(buffer, offset) {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(io(libsqlite3_sys::SQLITE_IOERR_SHORT_READ)),
+                Err(code) => Err(io(code.0)),
+            },
+            Source::Copy(file) => file
+                .read_exact_at(buffer, offset - self.first_byte)
+                .map_err(|_| io(libsqlite3_sys::SQLITE_IOERR_READ)),
+            Source::Lost(code) => Err(io(*code)),
+        }
+    }
+
+    /// Makes the range independent of the WAL, which is about to be overwritten. When that fails, reading it fails later,
+    /// and the history says so.
+    pub(crate) fn detach(&self, spill: impl FnOnce() -> std::io::Result<File>) {
+        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
+        let Source::Wal(wal) = &mut *source else { return };
+        let copied = spill().and_then(|file| {
+            let mut buffer = vec![0; 1 << 20];
+            let mut at = self.first_byte;
+            while at < self.end_byte {
+                let part = usize::try_from(self.end_byte - at)
+                    .unwrap_or(buffer.len())
+                    .min(buffer.len());
+                match wal.read(&mut buffer[..part], at) {
+                    Ok(true) => file.write_all_at(&buffer[..part], at - self.first_byte)?,
+                    Ok(false) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                    Err(code) => return Err(std::io::Error::other(format!("SQLite code {}", code.0))),
+                }
+                at += part as u64;
+            }
+            Ok(file)
+        });
+        *source = match copied {
+            Ok(file) => Source::Copy(file),
+            Err(error) => {
+                tracing::error!(%error, "a large transaction could not be copied before the WAL was overwritten");
+                Source::Lost(libsqlite3_sys::SQLITE_IOERR_WRITE)
+            }
+        };
+    }
+}
