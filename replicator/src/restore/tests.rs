@@ -232,7 +232,7 @@ impl Replica {
             .collect();
         match result {
             Ok(restored) => {
-                assert_eq!(left, [out.clone()]);
+                assert_eq!(left, std::slice::from_ref(&out));
                 let bytes = std::fs::read(&out).unwrap();
                 assert_eq!(restored.bytes, bytes.len() as u64);
                 Ok((restored, bytes))
