@@ -15,6 +15,12 @@ impl Generation {
     pub fn next(self) -> Generation {
         Generation(self.0.saturating_add(1))
     }
+
+    /// From the 16 lower-case hex digits that names have.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Generation> {
+        parse_number(text).map(Generation)
+    }
 }
 
 impl fmt::Display for Generation {

@@ -168,6 +168,10 @@ impl GenerationMeta {
                 Some(parent)
             }
         };
+        // The log starts with the transaction after it.
+        if json.first_image == u64::MAX {
+            return Err(FormatError::damaged(PART, "first_image cannot be"));
+        }
         if PageSize::new(json.page_size).is_none() {
             return Err(FormatError::damaged(
                 PART,
@@ -297,6 +301,13 @@ mod tests {
             meta(1)
         );
         assert!(GenerationMeta::from_bytes(&meta(2).to_bytes().unwrap()).is_err());
+    }
+
+    #[test]
+    fn the_last_number_is_no_image() {
+        let mut last = meta(1);
+        last.first_image = Txid(u64::MAX);
+        assert!(GenerationMeta::from_bytes(&last.to_bytes().unwrap()).is_err());
     }
 
     #[test]

@@ -19,13 +19,8 @@ pub enum HistoryError {
         left_out: LeftOut,
     },
     /// The store failed.
-    #[error("reading {key} failed: {error}")]
-    Store {
-        /// The object, or the start of the names that were listed.
-        key: String,
-        /// What the store says.
-        error: Box<StoreError>,
-    },
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// An object cannot be decoded.
     #[error("{key} cannot be used: {error}")]
     Format {
@@ -94,13 +89,6 @@ impl std::fmt::Display for LeftOut {
 }
 
 impl HistoryError {
-    pub(crate) fn store(key: impl ToString, error: StoreError) -> HistoryError {
-        HistoryError::Store {
-            key: key.to_string(),
-            error: Box::new(error),
-        }
-    }
-
     pub(crate) fn format(key: Key) -> impl FnOnce(FormatError) -> HistoryError {
         move |error| HistoryError::Format { key, error }
     }

@@ -5,7 +5,6 @@ mod error;
 mod plan;
 pub(crate) mod walk;
 
-use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use futures::StreamExt;
@@ -43,13 +42,12 @@ pub struct History {
     warnings: Vec<String>,
 }
 
-/// One generation, as far as a listing shows it.
+/// One generation: what it says of itself, and its images as far as a listing shows them.
 #[derive(Clone, Debug)]
 pub struct GenerationHistory {
     meta: GenerationMeta,
     root: ObjectHash,
     images: Vec<Txid>,
-    slots: Vec<Listed>,
 }
 
 impl GenerationHistory {
@@ -65,24 +63,8 @@ impl GenerationHistory {
         &self.images
     }
 
-    /// The slots of its log that were listed, ascending, with the lengths of their objects.
-    #[must_use]
-    pub fn slots(&self) -> &[(Txid, u64)] {
-        &self.slots
-    }
-
     fn number(&self) -> Generation {
         self.meta.generation
-    }
-
-    /// The last listed slot that starts at or before `txid`.
-    fn slot_of(&self, txid: Txid) -> Option<Txid> {
-        let after = self.slots.partition_point(|(first, _)| *first <= txid);
-        Some(self.slots.get(after.checked_sub(1)?)?.0)
-    }
-
-    fn listed_from(&self, slot: Txid) -> Vec<Listed> {
-        self.slots.iter().copied().filter(|(first, _)| *first >= slot).collect()
     }
 }
 
@@ -105,16 +87,8 @@ pub struct LogEntry {
     pub stored_bytes: u64,
 }
 
-/// What a listing shows of a generation.
-#[derive(Default)]
-struct Found {
-    meta_len: Option<u64>,
-    images: Vec<Txid>,
-    slots: Vec<Listed>,
-}
-
 impl History {
-    /// Reads what the replica is, and lists what is in it.
+    /// Reads what the replica is, and lists its generations and their images.
     ///
     /// # Errors
     ///
@@ -127,10 +101,10 @@ impl History {
         };
         let bytes = bytes.ok_or(HistoryError::NoReplica)?;
         let meta = ReplicaMeta::from_bytes(&bytes).map_err(HistoryError::format(Key::Replica))?;
-        let found = list(store).await?;
-        let newest = found.keys().next_back().copied();
+        let found = list_generations(store).await?;
+        let newest = found.last().copied();
         let read = futures::stream::iter(found)
-            .map(|(number, found)| async move { (number, load_generation(store, number, found).await) })
+            .map(|number| async move { (number, load_generation(store, number).await) })
             .buffered(PARALLEL);
         let read: Vec<_> = read.collect().await;
         let mut history = History {
@@ -145,7 +119,7 @@ impl History {
                 Ok(Some(generation)) => history.generations.push(generation),
                 Ok(None) => {}
                 Err(error) if Some(number) == newest => return Err(error),
-                Err(error @ HistoryError::Store { .. }) => return Err(error),
+                Err(error @ HistoryError::Store(_)) => return Err(error),
                 Err(error) => history
                     .left_out
                     .0
@@ -199,12 +173,10 @@ impl History {
         mut visit: impl FnMut(LogEntry),
     ) -> Result<(), HistoryError> {
         let found = self.generation(generation)?;
-        let oldest = found
-            .slots
-            .first()
-            .map_or(found.meta.first_image.next(), |(first, _)| *first);
-        let start = found.slot_of(*range.start()).unwrap_or(oldest);
-        self.visit_ends(found, start, *range.end(), |segment, end| {
+        let slots = self.slots(found).await?;
+        let oldest = slots.first().map_or(found.meta.first_image.next(), |(first, _)| *first);
+        let start = slot_of(&slots, *range.start()).unwrap_or(oldest);
+        self.visit_ends(found, &slots, start, *range.end(), |segment, end| {
             for entry in end
                 .index
                 .transactions()
@@ -231,11 +203,12 @@ impl History {
     async fn visit_ends(
         &self,
         generation: &GenerationHistory,
+        slots: &[Listed],
         start: Txid,
         stop: Txid,
         mut visit: impl FnMut(Key, &SegmentEnd),
     ) -> Result<Txid, HistoryError> {
-        let listed = generation.listed_from(start);
+        let listed = listed_from(slots, start);
         let mut walk = Walk::new(&self.store, generation.number(), listed, stop, PARALLEL, fetch_end);
         let mut slot = start;
         while slot <= stop {
@@ -248,6 +221,11 @@ impl History {
         Ok(slot)
     }
 
+    /// The slots of a generation's log that are listed, ascending.
+    async fn slots(&self, generation: &GenerationHistory) -> Result<Vec<Listed>, HistoryError> {
+        list_slots(&self.store, generation.number()).await
+    }
+
     fn generation(&self, number: Generation) -> Result<&GenerationHistory, HistoryError> {
         let found = self.generations.iter().find(|generation| generation.number() == number);
         found.ok_or_else(|| HistoryError::Generation {
@@ -258,57 +236,63 @@ impl History {
     }
 }
 
-async fn list(store: &Store) -> Result<BTreeMap<Generation, Found>, HistoryError> {
-    let prefix = Key::generations_prefix();
-    let listed = store
-        .list(prefix)
-        .await
-        .map_err(|error| HistoryError::store(prefix, error))?;
-    let mut found: BTreeMap<Generation, Found> = BTreeMap::new();
-    for (key, len) in listed {
-        match key {
-            Key::Generation(generation) => found.entry(generation).or_default().meta_len = Some(len),
-            Key::Image(generation, txid) => found.entry(generation).or_default().images.push(txid),
-            Key::Log(generation, first) => found.entry(generation).or_default().slots.push((first, len)),
-            Key::Replica | Key::Chunk(_) => {}
-        }
-    }
-    for generation in found.values_mut() {
-        generation.images.sort_unstable();
-        generation.slots.sort_unstable();
-    }
+/// The last listed slot that starts at or before `txid`.
+fn slot_of(slots: &[Listed], txid: Txid) -> Option<Txid> {
+    let after = slots.partition_point(|(first, _)| *first <= txid);
+    Some(slots.get(after.checked_sub(1)?)?.0)
+}
+
+fn listed_from(slots: &[Listed], slot: Txid) -> Vec<Listed> {
+    slots.iter().copied().filter(|(first, _)| *first >= slot).collect()
+}
+
+async fn list_slots(store: &Store, generation: Generation) -> Result<Vec<Listed>, HistoryError> {
+    let listed = store.list(&Key::log_prefix(generation)).await?;
+    let slot = |(key, len)| match key {
+        Key::Log(_, first) => Some((first, len)),
+        _ => None,
+    };
+    let mut slots: Vec<Listed> = listed.into_iter().filter_map(slot).collect();
+    slots.sort_unstable();
+    Ok(slots)
+}
+
+/// All generations of which anything is there, ascending.
+async fn list_generations(store: &Store) -> Result<Vec<Generation>, HistoryError> {
+    let folders = store.list_folders(Key::generations_prefix()).await?;
+    let mut found: Vec<Generation> = folders.iter().filter_map(|name| Generation::parse(name)).collect();
+    found.sort_unstable();
     // A store may list late what it has: what was begun since is found by name.
-    let mut next = found.keys().next_back().map_or(Generation(1), |newest| newest.next());
-    while let Some(len) = size(store, Key::Generation(next)).await? {
-        found.entry(next).or_default().meta_len = Some(len);
+    let mut next = found.last().map_or(Generation(1), |newest| newest.next());
+    while size(store, Key::Generation(next)).await?.is_some() {
+        found.push(next);
         next = next.next();
     }
     Ok(found)
 }
 
-/// `None` for a generation of which nothing is there.
-async fn load_generation(
-    store: &Store,
-    number: Generation,
-    found: Found,
-) -> Result<Option<GenerationHistory>, HistoryError> {
-    let Found {
-        meta_len,
-        mut images,
-        slots,
-    } = found;
+/// `None` for a generation of which nothing is there that we know.
+async fn load_generation(store: &Store, number: Generation) -> Result<Option<GenerationHistory>, HistoryError> {
     let key = Key::Generation(number);
-    let len = match meta_len {
-        Some(len) => Some(len),
-        None => size(store, key).await?,
-    };
-    let bytes = match len {
+    let mut images: Vec<Txid> = Vec::new();
+    for (key, _) in store.list(&Key::image_prefix(number)).await? {
+        if let Key::Image(_, txid) = key {
+            images.push(txid);
+        }
+    }
+    images.sort_unstable();
+    let bytes = match size(store, key).await? {
         Some(len) => read_meta(store, key, len).await?,
         None => None,
     };
     let Some(bytes) = bytes else {
-        let image = images.first().map(|txid| Key::Image(number, *txid));
-        let needed_by = image.or_else(|| slots.first().map(|(first, _)| Key::Log(number, *first)));
+        let needed_by = match images.first() {
+            Some(txid) => Some(Key::Image(number, *txid)),
+            None => list_slots(store, number)
+                .await?
+                .first()
+                .map(|(first, _)| Key::Log(number, *first)),
+        };
         return needed_by.map_or(Ok(None), |needed_by| Err(HistoryError::Missing { key, needed_by }));
     };
     let meta = GenerationMeta::from_bytes(&bytes).map_err(HistoryError::format(key))?;
@@ -325,7 +309,6 @@ async fn load_generation(
         root: GenerationMeta::root(&bytes),
         meta,
         images,
-        slots,
     }))
 }
 

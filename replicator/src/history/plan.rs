@@ -5,7 +5,7 @@ use replvfs_vfs::types::{Txid, UnixMillis};
 
 use super::error::show_time;
 use super::walk::{Listed, read};
-use super::{GenerationHistory, History, HistoryError, Target};
+use super::{GenerationHistory, History, HistoryError, Target, listed_from, slot_of};
 use crate::format::{Generation, Key, Manifest, ObjectHash};
 
 /// What to read, in which order, to have the database at the target.
@@ -53,6 +53,7 @@ impl History {
                 left_out,
             });
         }
+        let slots = self.slots(found).await?;
         let (manifest, last) = match target {
             Target::Newest => (self.manifest(found, found.images.last()).await?, None),
             Target::Txid(txid) => {
@@ -60,14 +61,14 @@ impl History {
                     .manifest(found, found.images.iter().rfind(|image| **image <= txid))
                     .await?;
                 if let Some(manifest) = &manifest {
-                    self.require(found, manifest, txid).await?;
+                    self.require(found, &slots, manifest, txid).await?;
                 }
                 (manifest, Some(txid))
             }
             Target::At(time) => match self.image_at(found, time).await? {
                 None => (None, None),
                 Some((manifest, next)) => {
-                    let last = self.last_at(found, &manifest, next, time).await?;
+                    let last = self.last_at(found, &slots, &manifest, next, time).await?;
                     (Some(manifest), Some(last))
                 }
             },
@@ -75,14 +76,14 @@ impl History {
         let Some(manifest) = manifest else {
             return Err(self.before(found, target).await?);
         };
-        let start = start_of(found, &manifest);
+        let start = start_of(&slots, &manifest);
         Ok(Plan {
             generation: found.number(),
             start,
             last,
             previous: (start == found.meta.first_image.next()).then_some(found.root),
             warnings: self.warnings.clone(),
-            listed: found.listed_from(start),
+            listed: listed_from(&slots, start),
             manifest,
         })
     }
@@ -187,15 +188,16 @@ impl History {
     async fn require(
         &self,
         generation: &GenerationHistory,
+        slots: &[Listed],
         manifest: &Manifest,
         txid: Txid,
     ) -> Result<(), HistoryError> {
         if txid == manifest.txid {
             return Ok(());
         }
-        let start = start_of(generation, manifest);
-        let slot = generation.slot_of(txid).map_or(start, |slot| slot.max(start));
-        let after = self.visit_ends(generation, slot, txid, |_, _| ()).await?;
+        let start = start_of(slots, manifest);
+        let slot = slot_of(slots, txid).map_or(start, |slot| slot.max(start));
+        let after = self.visit_ends(generation, slots, slot, txid, |_, _| ()).await?;
         if after > txid {
             return Ok(());
         }
@@ -230,13 +232,14 @@ impl History {
     async fn last_at(
         &self,
         generation: &GenerationHistory,
+        slots: &[Listed],
         manifest: &Manifest,
         next: Option<Txid>,
         time: UnixMillis,
     ) -> Result<Txid, HistoryError> {
         let stop = next.unwrap_or(Txid(u64::MAX));
         let mut last = manifest.txid;
-        self.visit_ends(generation, start_of(generation, manifest), stop, |_, end| {
+        self.visit_ends(generation, slots, start_of(slots, manifest), stop, |_, end| {
             let entries = end.index.transactions().iter();
             let mut wanted = entries.filter(|entry| entry.header.committed_at <= time && entry.txid <= stop);
             last = wanted.next_back().map_or(last, |entry| entry.txid.max(last));
@@ -269,7 +272,7 @@ impl History {
 }
 
 /// The last segment that starts at or before the first transaction after the image.
-fn start_of(generation: &GenerationHistory, manifest: &Manifest) -> Txid {
+fn start_of(slots: &[Listed], manifest: &Manifest) -> Txid {
     let after = manifest.txid.next();
-    generation.slot_of(after).unwrap_or(after)
+    slot_of(slots, after).unwrap_or(after)
 }

@@ -128,7 +128,7 @@ pub(crate) async fn size(store: &Store, key: Key) -> Result<Option<u64>, History
     match store.size(&key).await {
         Ok(len) => Ok(Some(len)),
         Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(HistoryError::store(key, error)),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -137,7 +137,7 @@ pub(crate) async fn read(store: &Store, key: Key) -> Result<Option<Bytes>, Histo
     match store.read(&key).await {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(HistoryError::store(key, error)),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -184,7 +184,7 @@ pub(crate) async fn read_range(
     match store.read_range(&key, range).await {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(HistoryError::store(key, error)),
+        Err(error) => Err(error.into()),
     }
 }
 

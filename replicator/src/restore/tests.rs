@@ -13,7 +13,7 @@ use crate::format::{
     TransactionHeader, encode_chunk,
 };
 use crate::history::LogEntry;
-use crate::store::Body;
+use crate::store::{Body, StoreOptions};
 
 struct Random(u64);
 
@@ -57,7 +57,7 @@ fn committed_at(txid: u64) -> UnixMillis {
 impl Replica {
     async fn new(page_size: u32, pages: usize, seed: u64) -> Replica {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&format!("fs://{}", folder.path().display())).await.unwrap();
+        let store = Store::open(&format!("fs://{}", folder.path().display()), &StoreOptions::default()).unwrap();
         let mut replica = Replica {
             folder,
             store,
@@ -232,7 +232,7 @@ impl Replica {
             .collect();
         match result {
             Ok(restored) => {
-                assert_eq!(left, [out.clone()]);
+                assert_eq!(left, std::slice::from_ref(&out));
                 let bytes = std::fs::read(&out).unwrap();
                 assert_eq!(restored.bytes, bytes.len() as u64);
                 Ok((restored, bytes))

@@ -476,7 +476,7 @@ impl SegmentReader {
             let numbers = index
                 .pages
                 .get(first..first + transaction.pages as usize)
-                .unwrap_or_default();
+                .ok_or_else(|| FormatError::damaged(INDEX, "it is too short"))?;
             for (slot, pgno) in (first..).zip(numbers) {
                 let block = slot / per_block;
                 if loaded != Some(block) {
@@ -485,7 +485,10 @@ impl SegmentReader {
                     loaded = Some(block);
                 }
                 let at = slot % per_block * page_size;
-                let page = self.raw.get(at..at + page_size).unwrap_or_default();
+                let page = self
+                    .raw
+                    .get(at..at + page_size)
+                    .ok_or_else(|| FormatError::damaged("block", format!("number {block}: it is too short")))?;
                 visit(Step::Page(*pgno, page))?;
             }
         }
