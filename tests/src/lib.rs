@@ -147,7 +147,11 @@ pub fn pragma_number(connection: &Connection, pragma: &str) -> Option<u64> {
         .query_row(&format!("PRAGMA {pragma}"), [], |row| row.get(0))
         .optional()
         .unwrap_or_else(|error| panic!("PRAGMA {pragma}: {error}"));
-    answer.flatten().map(|number| number.parse().unwrap_or_else(|_| panic!("PRAGMA {pragma} answered {number}")))
+    answer.flatten().map(|number| {
+        number
+            .parse()
+            .unwrap_or_else(|_| panic!("PRAGMA {pragma} answered {number}"))
+    })
 }
 
 /// Uploads everything and waits for it.

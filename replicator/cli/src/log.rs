@@ -95,8 +95,8 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 type Listed<'a> = Vec<(&'a GenerationHistory, VecDeque<LogEntry>)>;
 
-/// The generations that were asked for, oldest first, with their transactions. The newest one is read first, and no
-/// more than the limit needs.
+/// The generations that were asked for, oldest first, with their transactions. Older ones are not
+/// read when the limit is reached before.
 async fn list<'a>(history: &'a History, arguments: &Arguments) -> Result<Listed<'a>, Failure> {
     let mut remaining = arguments.limit.unwrap_or(usize::MAX);
     let wanted = arguments.generation.map(|generation| generation.0);
@@ -119,11 +119,9 @@ async fn list<'a>(history: &'a History, arguments: &Arguments) -> Result<Listed<
         if remaining == 0 {
             break;
         }
-        let last_slot = generation.slots().last().map_or(0, |(first, _)| first.0);
-        let from = Txid(last_slot.saturating_sub(remaining as u64));
         let mut entries = VecDeque::new();
         history
-            .transactions(number(generation), from..=Txid(u64::MAX), |entry| {
+            .transactions(number(generation), Txid::ZERO..=Txid(u64::MAX), |entry| {
                 if entries.len() == remaining {
                     entries.pop_front();
                 }
