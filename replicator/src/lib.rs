@@ -9,7 +9,7 @@
 //! # Ok::<(), replvfs::Error>(())
 //! ```
 //!
-//! The modules in the order of the data: [`config`] → `pipeline` → [`format`] → [`store`] → [`history`] → [`restore`].
+//! The modules in the order of the data: [`config`] → `pipeline` → [`mod@format`] → [`store`] → [`history`] → [`restore`].
 #![forbid(unsafe_code)]
 
 pub mod config;
