@@ -67,7 +67,7 @@ impl ReplicatingHost {
             ));
         }
         let store = match &settings.target {
-            Target::Uri(uri) => Store::open(uri, &StoreOptions::default()).map_err(|error| about(path, &error))?,
+            Target::Uri(uri) => Store::open(uri, &store_options()).map_err(|error| about(path, &error))?,
             Target::Operator(operator) => Store::from_operator(operator.clone()),
         };
         let replica = start(path, &settings, store, log).map_err(|error| about(path, &error))?;
@@ -103,6 +103,14 @@ impl Host for ReplicatingHost {
 
 fn about(path: &Path, reason: &dyn std::fmt::Display) -> String {
     format!("cannot replicate {}: {reason}", path.display())
+}
+
+/// The task repeats a call for ever and reports it from the first failure on, so that few attempts are made out of its sight.
+fn store_options() -> StoreOptions {
+    StoreOptions {
+        retries: 1,
+        ..StoreOptions::default()
+    }
 }
 
 fn place(target: &Target) -> String {

@@ -217,7 +217,7 @@ impl Task {
         if self.uploader.create(key, &segment.body).await? == Owner::Another {
             self.shared.fail(&format!(
                 "another writer continues the history in the replica {}: it wrote {key}, which was this process's turn. Nothing that is committed \
-                 here since is in the replica. Let one process write, or give each its own replica, and open the database again",
+                 here since is in the replica. Let one process write, or give each its own replica, and start this process again",
                 self.shared.store.replica()
             ));
             return Err(Stopped);
