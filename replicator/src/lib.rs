@@ -9,9 +9,8 @@
 //! # Ok::<(), replvfs::Error>(())
 //! ```
 //!
-//! The modules in the order of the data: [`config`] → `pipeline` → [`format`] → [`store`] → [`history`] → [`restore`].
+//! The modules in the order of the data: [`config`] → `pipeline` → [`mod@format`] → [`store`] → [`history`] → [`restore`].
 #![forbid(unsafe_code)]
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod config;
 mod error;
@@ -23,7 +22,7 @@ pub mod store;
 
 pub use config::Config;
 pub use error::Error;
-pub use pipeline::last_open_error;
+pub use replvfs_vfs::shim::last_open_error;
 pub use replvfs_vfs::types::Txid;
 
 use std::sync::Arc;

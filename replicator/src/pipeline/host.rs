@@ -2,7 +2,6 @@
 //!
 //! Owns the runtime, and the rule that two databases of one process do not share a replica. Nothing here waits for a network.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -17,17 +16,6 @@ use super::shared::{self, Shared};
 use super::task::{Plan, Task};
 use crate::config::{Config, Settings, Target, is_immutable};
 use crate::store::{Store, StoreOptions, redacted};
-
-thread_local! {
-    static REFUSED: RefCell<Option<String>> = const { RefCell::new(None) };
-}
-
-/// Why replvfs refused the newest database that this thread opened through it; `None` if it did not. SQLite itself says only that it
-/// is unable to open the file. Kept until the thread opens another.
-#[must_use]
-pub fn last_open_error() -> Option<String> {
-    REFUSED.with_borrow(Clone::clone)
-}
 
 /// The replicating side of one registered VFS.
 #[derive(Debug)]
@@ -79,7 +67,7 @@ impl ReplicatingHost {
             ));
         }
         let store = match &settings.target {
-            Target::Uri(uri) => Store::open(uri, &StoreOptions::default()).map_err(|error| about(path, &error))?,
+            Target::Uri(uri) => Store::open(uri, &store_options()).map_err(|error| about(path, &error))?,
             Target::Operator(operator) => Store::from_operator(operator.clone()),
         };
         let replica = start(path, &settings, store, log).map_err(|error| about(path, &error))?;
@@ -101,11 +89,11 @@ impl ReplicatingHost {
 
 impl Host for ReplicatingHost {
     fn open(&self, request: &OpenRequest<'_>, log: &Arc<Log>) -> Result<Option<Arc<dyn Replica>>, OpenError> {
-        remember(self.try_open(request, log))
+        self.try_open(request, log).map_err(OpenError)
     }
 
     fn reopen(&self, request: &OpenRequest<'_>, _replica: &Arc<dyn Replica>) -> Result<(), OpenError> {
-        remember(self.try_reopen(request))
+        self.try_reopen(request).map_err(OpenError)
     }
 
     fn now(&self) -> UnixMillis {
@@ -113,13 +101,16 @@ impl Host for ReplicatingHost {
     }
 }
 
-fn remember<T>(outcome: Result<T, String>) -> Result<T, OpenError> {
-    REFUSED.set(outcome.as_ref().err().cloned());
-    outcome.map_err(OpenError)
-}
-
 fn about(path: &Path, reason: &dyn std::fmt::Display) -> String {
     format!("cannot replicate {}: {reason}", path.display())
+}
+
+/// The task repeats a call for ever and reports it from the first failure on, so that few attempts are made out of its sight.
+fn store_options() -> StoreOptions {
+    StoreOptions {
+        retries: 1,
+        ..StoreOptions::default()
+    }
 }
 
 fn place(target: &Target) -> String {

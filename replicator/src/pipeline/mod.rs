@@ -19,7 +19,6 @@ mod task;
 mod uploader;
 
 pub(crate) use host::ReplicatingHost;
-pub use host::last_open_error;
 
 /// The task cannot go on, and the log says why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

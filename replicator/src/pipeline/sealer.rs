@@ -8,7 +8,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use replvfs_vfs::log::{FrameError, Transaction};
+use replvfs_vfs::transaction::{FrameError, Transaction};
 
 use crate::format::{FormatError, Generation, ObjectHash, SegmentHeader, SegmentWriter, TransactionHeader};
 use crate::store::Body;

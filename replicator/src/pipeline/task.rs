@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use replvfs_vfs::log::{Base, Batch, Continuity, Transaction};
+use replvfs_vfs::log::{Base, Batch, Continuity};
+use replvfs_vfs::transaction::Transaction;
 use replvfs_vfs::types::{PageSize, Txid};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -170,13 +171,11 @@ impl Task {
         Abort(tokio::spawn(async move {
             let made = image::make(&uploader, base, generation, generation > Generation(1)).await;
             if made == Ok(Made::Stored) {
+                shared.image(Image::Stored);
                 progress.image(generation, txid);
+            } else if !progress.has_image() {
+                shared.image(Image::None);
             }
-            shared.image(if progress.has_image() {
-                Image::Stored
-            } else {
-                Image::None
-            });
         }))
     }
 
@@ -218,7 +217,7 @@ impl Task {
         if self.uploader.create(key, &segment.body).await? == Owner::Another {
             self.shared.fail(&format!(
                 "another writer continues the history in the replica {}: it wrote {key}, which was this process's turn. Nothing that is committed \
-                 here since is in the replica. Let one process write, or give each its own replica, and open the database again",
+                 here since is in the replica. Let one process write, or give each its own replica, and start this process again",
                 self.shared.store.replica()
             ));
             return Err(Stopped);
@@ -226,6 +225,7 @@ impl Task {
         chain.previous = segment.hash;
         chain.last = last;
         self.gaps_in_a_row = 0;
+        self.shared.uploading(0);
         self.progress.segment(last);
         Ok(())
     }

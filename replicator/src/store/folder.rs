@@ -51,6 +51,12 @@ impl Folder {
         {
             // A folder went away under us: the next attempt looks at all of them again.
             *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Known::default();
+            if !self.root.is_dir() {
+                return Err(io::Error::new(
+                    io::ErrorKind::NotFound,
+                    "the replica's folder is gone; mount its disk, or make the folder again",
+                ));
+            }
         }
         created
     }

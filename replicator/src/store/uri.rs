@@ -238,8 +238,8 @@ fn open_s3(parts: Parts, replica: &str) -> Result<Operator, StoreError> {
     }
     options.insert("bucket".to_owned(), parts.authority);
     options.insert("root".to_owned(), parts.path);
-    // OpenDAL gets its HTTP client this way when its crate is linked without its process constructor. Idempotent.
-    opendal::init_default_registry();
+    // OpenDAL gets its HTTP client this way when it is built without its process constructor. Idempotent.
+    opendal::install_default();
     Operator::from_iter::<services::S3>(options)
         .map_err(|error| StoreError::from_opendal(Action::Open, None, replica, &error))
 }
