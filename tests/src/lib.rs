@@ -141,17 +141,14 @@ pub fn use_wal(connection: &Connection) {
     assert_eq!(mode, "wal", "SQLite refused WAL mode");
 }
 
-/// The answer of a pragma of replvfs that gives a number: `replvfs_txid`, `replvfs_acked`.
+/// The answer of a pragma of replvfs that gives a number: `replvfs_txid`, `replvfs_acked`. `None` without a row.
 pub fn pragma_number(connection: &Connection, pragma: &str) -> Option<u64> {
-    let answer: Option<Option<String>> = connection
-        .query_row(&format!("PRAGMA {pragma}"), [], |row| row.get(0))
-        .optional()
-        .unwrap_or_else(|error| panic!("PRAGMA {pragma}: {error}"));
-    answer.flatten().map(|number| {
-        number
-            .parse()
-            .unwrap_or_else(|_| panic!("PRAGMA {pragma} answered {number}"))
-    })
+    let answer = connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, String>(0));
+    match answer {
+        Ok(text) => Some(text.parse().unwrap_or_else(|error| panic!("PRAGMA {pragma} gave {text:?}: {error}"))),
+        Err(rusqlite::Error::QueryReturnedNoRows) => None,
+        Err(error) => panic!("PRAGMA {pragma}: {error}"),
+    }
 }
 
 /// Uploads everything and waits for it.
