@@ -3,10 +3,12 @@
 //! Owns the state of the generation that is being written, and the decisions: a new generation, another image, a gap, the end. At
 //! rest it waits to be woken: no timer runs and no request is made.
 
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use replvfs_vfs::log::{Base, Batch, Continuity};
 use replvfs_vfs::transaction::Transaction;
 use replvfs_vfs::types::{PageSize, Txid};
@@ -169,8 +171,11 @@ impl Task {
         let txid = base.txid;
         shared.image(Image::Making);
         Abort(tokio::spawn(async move {
-            let made = image::make(&uploader, base, generation, generation > Generation(1)).await;
-            if made == Ok(Made::Stored) {
+            let making = image::make(&uploader, base, generation, generation > Generation(1));
+            let made = AssertUnwindSafe(making).catch_unwind().await;
+            if made.is_err() {
+                shared.fail("making an image panicked, which is a bug in replvfs");
+            } else if matches!(made, Ok(Ok(Made::Stored))) {
                 shared.image(Image::Stored);
                 progress.image(generation, txid);
             } else if !progress.has_image() {
