@@ -20,7 +20,9 @@ fn existing(scratch: &Scratch, with_wal: bool) {
         )
         .unwrap();
     if with_wal {
-        plain.execute_batch("UPDATE t SET b = randomblob(9000) WHERE a % 10 = 0").unwrap();
+        plain
+            .execute_batch("UPDATE t SET b = randomblob(9000) WHERE a % 10 = 0")
+            .unwrap();
         // Left open on purpose, so that nothing checkpoints at close; the file handles go with the process.
         std::mem::forget(plain);
     }
@@ -30,19 +32,30 @@ fn the_first_image_is_exact(with_wal: bool) {
     let scratch = Scratch::new();
     existing(&scratch, with_wal);
     let before = plain_image(&scratch.database());
-    let connection = open(&scratch.uri_with("&flush_interval=5ms")).unwrap();
-    let rows: i64 = connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+    let connection = open(&scratch.uri_with("&flush_interval=10ms")).unwrap();
+    let rows: i64 = connection
+        .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+        .unwrap();
     assert_eq!(rows, 3000);
-    assert_eq!(pragma_number(&connection, "replvfs_txid"), Some(0), "reading starts the history");
+    assert_eq!(
+        pragma_number(&connection, "replvfs_txid"),
+        Some(0),
+        "reading starts the history"
+    );
     let mut truth = vec![(0, before)];
     for n in 0..12 {
         connection
             .execute("UPDATE t SET b = randomblob(8000) WHERE a % 100 = ?1", [n])
             .unwrap();
-        truth.push((pragma_number(&connection, "replvfs_txid").unwrap(), plain_image(&scratch.database())));
+        truth.push((
+            pragma_number(&connection, "replvfs_txid").unwrap(),
+            plain_image(&scratch.database()),
+        ));
         let _ = connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()));
     }
-    connection.execute_batch("DELETE FROM t WHERE a > 100; VACUUM; PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    connection
+        .execute_batch("DELETE FROM t WHERE a > 100; VACUUM; PRAGMA wal_checkpoint(TRUNCATE)")
+        .unwrap();
     let last = pragma_number(&connection, "replvfs_txid").unwrap();
     assert_eq!(last, 14);
     truth.push((last, plain_image(&scratch.database())));
@@ -85,9 +98,14 @@ fn closing_at_once_still_leaves_everything_in_the_store() {
     existing(&scratch, false);
     {
         let connection = open(&scratch.uri_with("&close_timeout=60s")).unwrap();
-        connection.execute_batch("INSERT INTO t(b) VALUES('last words')").unwrap();
+        connection
+            .execute_batch("INSERT INTO t(b) VALUES('last words')")
+            .unwrap();
     }
-    assert!(!scratch.file("app.db-wal").exists(), "SQLite removes the WAL at the last close, as without replvfs");
+    assert!(
+        !scratch.file("app.db-wal").exists(),
+        "SQLite removes the WAL at the last close, as without replvfs"
+    );
     assert!(!scratch.file("app.db-shm").exists());
     let after = plain_image(&scratch.database());
     let out = scratch.file("restored.db");

@@ -15,28 +15,51 @@ fn a_database_grows_past_the_lock_page() {
     }
     let scratch = Scratch::new();
     let connection = open(&scratch.uri_with("&timeout=10m")).unwrap();
-    connection.execute_batch("PRAGMA page_size=512; PRAGMA synchronous=OFF; PRAGMA cache_size=-8000;").unwrap();
+    connection
+        .execute_batch("PRAGMA page_size=512; PRAGMA synchronous=OFF; PRAGMA cache_size=-8000;")
+        .unwrap();
     use_wal(&connection);
-    connection.execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)").unwrap();
+    connection
+        .execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)")
+        .unwrap();
     let mut marks = Vec::new();
     for n in 0..17 {
-        connection.execute("INSERT INTO t(b) VALUES(zeroblob(66000000))", []).unwrap();
-        connection.execute("INSERT INTO t(b) VALUES(randomblob(100000))", []).unwrap();
+        connection
+            .execute("INSERT INTO t(b) VALUES(zeroblob(66000000))", [])
+            .unwrap();
+        connection
+            .execute("INSERT INTO t(b) VALUES(randomblob(100000))", [])
+            .unwrap();
         if n == 15 {
             marks.push(pragma_number(&connection, "replvfs_txid").unwrap());
         }
     }
     let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
-    assert!(pages > 0x4000_0000 / 512 + 1000, "only {pages} pages: the lock page was not reached");
-    connection.execute("UPDATE t SET b = randomblob(2000) WHERE a % 2 = 0 AND a > 28", []).unwrap();
+    assert!(
+        pages > 0x4000_0000 / 512 + 1000,
+        "only {pages} pages: the lock page was not reached"
+    );
+    connection
+        .execute("UPDATE t SET b = randomblob(2000) WHERE a % 2 = 0 AND a > 28", [])
+        .unwrap();
     flush(&connection);
-    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    connection
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        .unwrap();
 
     let out = scratch.file("restored.db");
     restore_txid(&scratch.replica(), &out, None);
     // Compared by another process, as closing a database file in this one would drop SQLite's locks.
     let copy = scratch.file("copy.db");
-    assert!(Command::new("cp").arg("--sparse=always").arg(scratch.database()).arg(&copy).status().unwrap().success());
+    assert!(
+        Command::new("cp")
+            .arg("--sparse=always")
+            .arg(scratch.database())
+            .arg(&copy)
+            .status()
+            .unwrap()
+            .success()
+    );
     let (mut left, mut right) = (File::open(&copy).unwrap(), File::open(&out).unwrap());
     assert_eq!(left.metadata().unwrap().len(), right.metadata().unwrap().len());
     let (mut a, mut b) = (vec![0; 1 << 20], vec![0; 1 << 20]);
@@ -47,7 +70,10 @@ fn a_database_grows_past_the_lock_page() {
             break;
         }
         right.read_exact(&mut b[..read]).unwrap();
-        assert!(a[..read] == b[..read], "the restored file differs within the MiB at {at}");
+        assert!(
+            a[..read] == b[..read],
+            "the restored file differs within the MiB at {at}"
+        );
         at += read;
     }
     std::fs::remove_file(&copy).unwrap();
@@ -61,6 +87,8 @@ fn a_database_grows_past_the_lock_page() {
 
 fn check(path: &std::path::Path) {
     let connection = rusqlite::Connection::open(path).unwrap();
-    let answer: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    let answer: String = connection
+        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+        .unwrap();
     assert_eq!(answer, "ok");
 }

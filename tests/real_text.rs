@@ -14,7 +14,10 @@ fn paragraphs() -> Vec<String> {
     if let Ok(status) = std::fs::read(DPKG_STATUS) {
         text.push_str(&String::from_utf8_lossy(&status));
     }
-    text.split("\n\n").filter(|paragraph| !paragraph.trim().is_empty()).map(str::to_owned).collect()
+    text.split("\n\n")
+        .filter(|paragraph| !paragraph.trim().is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]
@@ -42,7 +45,9 @@ fn text_with_a_full_text_index_comes_back() {
                 )
                 .unwrap();
             let id = transaction.last_insert_rowid();
-            transaction.execute("INSERT INTO doc_fts(rowid, body) VALUES(?1, ?2)", params![id, body]).unwrap();
+            transaction
+                .execute("INSERT INTO doc_fts(rowid, body) VALUES(?1, ?2)", params![id, body])
+                .unwrap();
         }
         transaction.commit().unwrap();
         looks.push(look(&connection, &scratch));
@@ -64,7 +69,9 @@ fn text_with_a_full_text_index_comes_back() {
         restore_txid(&scratch.replica(), &out, Some(*txid));
         compare_pages(image, &std::fs::read(&out).unwrap()).unwrap_or_else(|error| panic!("txid {txid}: {error}"));
         let restored = Connection::open(&out).unwrap();
-        let answer: String = restored.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+        let answer: String = restored
+            .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+            .unwrap();
         assert_eq!(answer, "ok");
         assert_eq!(count_matches(&restored), *matches, "txid {txid}");
         drop(restored);
@@ -83,5 +90,11 @@ fn plain_image(path: &Path) -> Vec<u8> {
 }
 
 fn count_matches(connection: &Connection) -> i64 {
-    connection.query_row("SELECT count(*) FROM doc_fts WHERE doc_fts MATCH 'checkpoint'", [], |row| row.get(0)).unwrap()
+    connection
+        .query_row(
+            "SELECT count(*) FROM doc_fts WHERE doc_fts MATCH 'checkpoint'",
+            [],
+            |row| row.get(0),
+        )
+        .unwrap()
 }

@@ -15,7 +15,7 @@ const COMMITS: i64 = 60;
 #[test]
 fn concurrent_writers_make_one_history() {
     let scratch = Scratch::new();
-    let uri = scratch.uri_with("&flush_interval=5ms&segment_size=64KiB");
+    let uri = scratch.uri_with("&flush_interval=10ms&segment_size=64KiB");
     let first = open(&uri).unwrap();
     use_wal(&first);
     first
@@ -66,14 +66,22 @@ fn concurrent_writers_make_one_history() {
         restore_txid(&scratch.replica(), &out, Some(txid));
         let restored = Connection::open(&out).unwrap();
         let (n, rows, highest): (i64, i64, Option<i64>) = restored
-            .query_row("SELECT (SELECT n FROM counter), count(*), max(n) FROM entry", [], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-            })
+            .query_row(
+                "SELECT (SELECT n FROM counter), count(*), max(n) FROM entry",
+                [],
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+            )
             .unwrap();
         let expected = (txid - base) as i64;
-        assert_eq!((n, rows, highest.unwrap_or(0)), (expected, expected, expected), "txid {txid}");
+        assert_eq!(
+            (n, rows, highest.unwrap_or(0)),
+            (expected, expected, expected),
+            "txid {txid}"
+        );
         if txid % 16 == 0 {
-            let answer: String = restored.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+            let answer: String = restored
+                .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+                .unwrap();
             assert_eq!(answer, "ok");
         }
         drop(restored);
@@ -83,7 +91,9 @@ fn concurrent_writers_make_one_history() {
 
 fn write(connection: &Connection, writer: usize, n: i64) {
     connection.busy_timeout(Duration::from_secs(60)).unwrap();
-    connection.execute_batch("BEGIN IMMEDIATE; UPDATE counter SET n = n + 1").unwrap();
+    connection
+        .execute_batch("BEGIN IMMEDIATE; UPDATE counter SET n = n + 1")
+        .unwrap();
     connection
         .execute(
             "INSERT INTO entry SELECT n, ?1, randomblob(?2) FROM counter",

@@ -17,12 +17,23 @@ struct Load {
 }
 
 const LOADS: [Load; 2] = [
-    Load { name: "autocommit inserts of one row", commits: 20_000, rows: 1 },
-    Load { name: "transactions of 1,000 rows", commits: 200, rows: 1000 },
+    Load {
+        name: "autocommit inserts of one row",
+        commits: 20_000,
+        rows: 1,
+    },
+    Load {
+        name: "transactions of 1,000 rows",
+        commits: 200,
+        rows: 1000,
+    },
 ];
 
 fn main() {
-    let rounds = std::env::args().filter_map(|argument| argument.parse().ok()).next().unwrap_or(7_usize);
+    let rounds = std::env::args()
+        .filter_map(|argument| argument.parse().ok())
+        .next()
+        .unwrap_or(7_usize);
     println!("synchronous=NORMAL, WAL, rows of 100 bytes of text, {rounds} rounds of each in turn");
     for load in &LOADS {
         let mut plain = Vec::new();
@@ -35,8 +46,11 @@ fn main() {
                 replicated.push(pair.1);
             }
         }
-        let mut ratios: Vec<f64> =
-            plain.iter().zip(&replicated).map(|(plain, own)| plain.as_secs_f64() / own.as_secs_f64()).collect();
+        let mut ratios: Vec<f64> = plain
+            .iter()
+            .zip(&replicated)
+            .map(|(plain, own)| plain.as_secs_f64() / own.as_secs_f64())
+            .collect();
         ratios.sort_by(f64::total_cmp);
         let rate = |times: &mut Vec<Duration>| {
             times.sort();
@@ -57,9 +71,15 @@ fn main() {
 /// The time that the commits took, without opening, and without the last flush.
 fn run(load: &Load, replicated: bool) -> Duration {
     let scratch = Scratch::new();
-    let connection = if replicated { scratch.open() } else { Connection::open(scratch.database()).unwrap() };
+    let connection = if replicated {
+        scratch.open()
+    } else {
+        Connection::open(scratch.database()).unwrap()
+    };
     use_wal(&connection);
-    connection.execute_batch("PRAGMA synchronous=NORMAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT)").unwrap();
+    connection
+        .execute_batch("PRAGMA synchronous=NORMAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT)")
+        .unwrap();
     if replicated {
         flush(&connection);
     }

@@ -13,11 +13,17 @@ use run::{Locking, Setup, run};
 use script::script;
 
 fn cases(normal: u32, long: u32) -> Config {
-    let cases = if std::env::var_os("REPLVFS_LONG_TESTS").is_some() { long } else { normal };
+    let cases = if std::env::var_os("REPLVFS_LONG_TESTS").is_some() {
+        long
+    } else {
+        normal
+    };
     Config {
         cases,
         max_shrink_iters: 200,
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct("tests/every_commit/regressions.txt"))),
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
+            "tests/every_commit/regressions.txt",
+        ))),
         ..Config::default()
     }
 }
@@ -46,7 +52,7 @@ proptest! {
 
     #[test]
     fn small_segments_and_transactions_larger_than_memory(steps in script(30)) {
-        run(Setup { parameters: "&segment_size=64KiB&flush_interval=1ms", ..Setup::default() }, &steps);
+        run(Setup { parameters: "&segment_size=64KiB&flush_interval=10ms", ..Setup::default() }, &steps);
     }
 }
 

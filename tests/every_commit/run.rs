@@ -12,25 +12,31 @@ use crate::script::{Part, Step, Write};
 
 /// How a script's database is opened.
 #[derive(Debug, Clone, Copy)]
-pub struct Setup {
-    pub page_size: u32,
-    pub auto_vacuum: u8,
-    pub locking: Locking,
+pub(crate) struct Setup {
+    pub(crate) page_size: u32,
+    pub(crate) auto_vacuum: u8,
+    pub(crate) locking: Locking,
     /// Connections that take turns. One in the exclusive modes.
-    pub connections: usize,
+    pub(crate) connections: usize,
     /// Further URI parameters.
-    pub parameters: &'static str,
+    pub(crate) parameters: &'static str,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { page_size: 4096, auto_vacuum: 0, locking: Locking::Normal, connections: 3, parameters: "" }
+        Setup {
+            page_size: 4096,
+            auto_vacuum: 0,
+            locking: Locking::Normal,
+            connections: 3,
+            parameters: "",
+        }
     }
 }
 
 /// `PRAGMA locking_mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Locking {
+pub(crate) enum Locking {
     Normal,
     /// Before `journal_mode=WAL`: the wal-index is on the heap.
     ExclusiveBefore,
@@ -49,7 +55,7 @@ struct Run<'a> {
 }
 
 /// Runs the script, then restores every transaction.
-pub fn run(setup: Setup, steps: &[Step]) {
+pub(crate) fn run(setup: Setup, steps: &[Step]) {
     let scratch = Scratch::new();
     let mut run = Run {
         scratch: &scratch,
@@ -66,7 +72,10 @@ pub fn run(setup: Setup, steps: &[Step]) {
         run.look(step);
     }
     flush(&run.connections[run.current]);
-    assert_eq!(pragma_number(&run.connections[run.current], "replvfs_acked"), Some(run.last));
+    assert_eq!(
+        pragma_number(&run.connections[run.current], "replvfs_acked"),
+        Some(run.last)
+    );
     run.restore_all();
 }
 
@@ -85,9 +94,13 @@ impl Run<'_> {
         }
         first.execute_batch("PRAGMA journal_mode=WAL;").unwrap();
         if self.setup.locking == Locking::ExclusiveAfter {
-            first.execute_batch("SELECT * FROM sqlite_schema; PRAGMA locking_mode=EXCLUSIVE;").unwrap();
+            first
+                .execute_batch("SELECT * FROM sqlite_schema; PRAGMA locking_mode=EXCLUSIVE;")
+                .unwrap();
         }
-        first.execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, k, b)").unwrap();
+        first
+            .execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, k, b)")
+            .unwrap();
         self.connections.push(first);
         if self.setup.locking == Locking::Normal {
             for _ in 1..self.setup.connections {
@@ -111,18 +124,28 @@ impl Run<'_> {
                             for write in writes {
                                 execute(connection, write, &mut self.seed);
                             }
-                            let end = if *rollback { "ROLLBACK TO s; RELEASE s" } else { "RELEASE s" };
+                            let end = if *rollback {
+                                "ROLLBACK TO s; RELEASE s"
+                            } else {
+                                "RELEASE s"
+                            };
                             connection.execute_batch(end).unwrap();
                         }
                     }
                 }
-                connection.execute_batch(if *commit { "COMMIT" } else { "ROLLBACK" }).unwrap();
+                connection
+                    .execute_batch(if *commit { "COMMIT" } else { "ROLLBACK" })
+                    .unwrap();
             }
-            Step::Checkpoint(mode) => connection.execute_batch(&format!("PRAGMA wal_checkpoint({mode})")).unwrap(),
+            Step::Checkpoint(mode) => connection
+                .execute_batch(&format!("PRAGMA wal_checkpoint({mode})"))
+                .unwrap(),
             Step::Setting(name, value) => connection.execute_batch(&format!("PRAGMA {name}={value}")).unwrap(),
             Step::Vacuum => connection.execute_batch("VACUUM").unwrap(),
             Step::IncrementalVacuum(pages) => {
-                connection.execute_batch(&format!("PRAGMA incremental_vacuum({pages})")).unwrap();
+                connection
+                    .execute_batch(&format!("PRAGMA incremental_vacuum({pages})"))
+                    .unwrap();
             }
             Step::Switch(to) => self.current = to % self.connections.len(),
         }
@@ -189,7 +212,9 @@ impl Run<'_> {
 fn execute(connection: &Connection, write: &Write, seed: &mut u64) {
     *seed += 1000;
     let sql = write.sql(*seed);
-    connection.execute_batch(&sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+    connection
+        .execute_batch(&sql)
+        .unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
 fn serialize(path: &Path) -> Vec<u8> {
@@ -198,8 +223,10 @@ fn serialize(path: &Path) -> Vec<u8> {
 }
 
 /// `PRAGMA integrity_check` on a restored file, which it leaves as it was.
-pub fn check_integrity(path: &Path) {
+pub(crate) fn check_integrity(path: &Path) {
     let connection = Connection::open(path).unwrap();
-    let answer: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    let answer: String = connection
+        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+        .unwrap();
     assert_eq!(answer, "ok", "{}", path.display());
 }

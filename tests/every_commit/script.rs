@@ -5,11 +5,14 @@ use proptest::prelude::*;
 
 /// One step. Each is one statement in autocommit mode, or one transaction.
 #[derive(Debug, Clone)]
-pub enum Step {
+pub(crate) enum Step {
     /// A statement that commits by itself.
     Write(Write),
     /// `BEGIN … COMMIT` or `ROLLBACK`.
-    Transaction { parts: Vec<Part>, commit: bool },
+    Transaction {
+        parts: Vec<Part>,
+        commit: bool,
+    },
     /// `PRAGMA wal_checkpoint(…)`.
     Checkpoint(&'static str),
     /// `PRAGMA …=…`.
@@ -22,21 +25,34 @@ pub enum Step {
 
 /// A part of a transaction.
 #[derive(Debug, Clone)]
-pub enum Part {
+pub(crate) enum Part {
     Write(Write),
     /// `SAVEPOINT`, the writes, then `ROLLBACK TO` or not, then `RELEASE`.
-    Savepoint { writes: Vec<Write>, rollback: bool },
+    Savepoint {
+        writes: Vec<Write>,
+        rollback: bool,
+    },
 }
 
 /// A statement that changes something.
 #[derive(Debug, Clone)]
-pub enum Write {
+pub(crate) enum Write {
     /// So many rows with blobs of up to so many bytes.
-    Insert { rows: u8, bytes: u16 },
+    Insert {
+        rows: u8,
+        bytes: u16,
+    },
     /// One blob over many pages.
-    InsertLarge { bytes: u32 },
-    Update { modulus: u8, bytes: u16 },
-    Delete { modulus: u8 },
+    InsertLarge {
+        bytes: u32,
+    },
+    Update {
+        modulus: u8,
+        bytes: u16,
+    },
+    Delete {
+        modulus: u8,
+    },
     DeleteAll,
     CreateTable(u8),
     DropTable(u8),
@@ -46,7 +62,7 @@ pub enum Write {
 
 impl Write {
     /// As SQL; `seed` makes the content differ from step to step.
-    pub fn sql(&self, seed: u64) -> String {
+    pub(crate) fn sql(&self, seed: u64) -> String {
         match self {
             Write::Insert { rows, bytes } => format!(
                 "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < {rows}) \
@@ -55,7 +71,10 @@ impl Write {
             ),
             Write::InsertLarge { bytes } => format!("INSERT INTO t(k, b) VALUES({seed}, randomblob({bytes}))"),
             Write::Update { modulus, bytes } => {
-                format!("UPDATE t SET b = randomblob({bytes}), k = {seed} WHERE a % {} = 0", u32::from(*modulus) + 1)
+                format!(
+                    "UPDATE t SET b = randomblob({bytes}), k = {seed} WHERE a % {} = 0",
+                    u32::from(*modulus) + 1
+                )
             }
             Write::Delete { modulus } => format!("DELETE FROM t WHERE a % {} = 1", u32::from(*modulus) + 1),
             Write::DeleteAll => "DELETE FROM t".into(),
@@ -113,6 +132,6 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// A script of up to `steps` steps.
-pub fn script(steps: usize) -> impl Strategy<Value = Vec<Step>> {
+pub(crate) fn script(steps: usize) -> impl Strategy<Value = Vec<Step>> {
     vec(step(), 5..steps)
 }

@@ -15,7 +15,7 @@ use replvfs::history::Target;
 use replvfs::restore::{RestoreOptions, Restored, restore};
 use replvfs::store::{Store, StoreOptions};
 use replvfs_vfs::types::Txid;
-use rusqlite::{Connection, OpenFlags, OptionalExtension};
+use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 
 /// Registers the VFS `replvfs` with the SQLite that the tests are linked with. May be called again and again.
@@ -145,7 +145,10 @@ pub fn use_wal(connection: &Connection) {
 pub fn pragma_number(connection: &Connection, pragma: &str) -> Option<u64> {
     let answer = connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, String>(0));
     match answer {
-        Ok(text) => Some(text.parse().unwrap_or_else(|error| panic!("PRAGMA {pragma} gave {text:?}: {error}"))),
+        Ok(text) => Some(
+            text.parse()
+                .unwrap_or_else(|error| panic!("PRAGMA {pragma} gave {text:?}: {error}")),
+        ),
         Err(rusqlite::Error::QueryReturnedNoRows) => None,
         Err(error) => panic!("PRAGMA {pragma}: {error}"),
     }

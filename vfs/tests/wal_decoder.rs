@@ -21,16 +21,24 @@ fn write(page_size: u32, transactions: u32, finish: impl FnOnce(&Connection)) ->
         ))
         .unwrap();
     for n in 1..transactions {
-        connection.execute("INSERT INTO t VALUES(?1, randomblob(?1 * 700))", [n]).unwrap();
+        connection
+            .execute("INSERT INTO t VALUES(?1, randomblob(?1 * 700))", [n])
+            .unwrap();
     }
     finish(&connection);
     let wal = std::fs::read(format!("{}-wal", path.display())).unwrap();
-    Written { database: std::fs::read(&path).unwrap(), wal, commits: transactions }
+    Written {
+        database: std::fs::read(&path).unwrap(),
+        wal,
+        commits: transactions,
+    }
 }
 
 /// All commits that the chain reaches.
 fn commits(wal: &[u8]) -> Vec<Commit> {
-    let Some(header) = wal.first_chunk::<HEADER_BYTES>().and_then(WalHeader::decode) else { return Vec::new() };
+    let Some(header) = wal.first_chunk::<HEADER_BYTES>().and_then(WalHeader::decode) else {
+        return Vec::new();
+    };
     let mut scan = Scan::from_header(&header);
     let mut found = Vec::new();
     for frame in wal[HEADER_BYTES..].chunks_exact(scan.frame_bytes()) {
@@ -49,7 +57,9 @@ fn sqlite_recovers(written: &Written, wal: &[u8]) -> u32 {
     std::fs::write(&path, &written.database).unwrap();
     std::fs::write(format!("{}-wal", path.display()), wal).unwrap();
     let connection = Connection::open(&path).unwrap();
-    let frames: i64 = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get(1)).unwrap();
+    let frames: i64 = connection
+        .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get(1))
+        .unwrap();
     frames.try_into().unwrap()
 }
 
@@ -57,7 +67,9 @@ fn sqlite_recovers(written: &Written, wal: &[u8]) -> u32 {
 fn other_byte_order(wal: &[u8], page_size: usize) -> Vec<u8> {
     fn sum(bytes: &[u8], seed: [u32; 2]) -> [u32; 2] {
         // The definition on SQLite's file-format page, word by word.
-        let mut words = bytes.chunks_exact(4).map(|word| u32::from_be_bytes(word.try_into().unwrap()));
+        let mut words = bytes
+            .chunks_exact(4)
+            .map(|word| u32::from_be_bytes(word.try_into().unwrap()));
         let [mut s0, mut s1] = seed;
         while let (Some(x0), Some(x1)) = (words.next(), words.next()) {
             s0 = s0.wrapping_add(x0.wrapping_add(s1));
@@ -87,7 +99,10 @@ fn every_commit_of_a_whole_wal_is_found_at_every_page_size() {
         let written = write(page_size, 12, |_| {});
         let found = commits(&written.wal);
         assert_eq!(found.len() as u32, written.commits, "page size {page_size}");
-        assert_eq!(found.last().unwrap().position.frame, sqlite_recovers(&written, &written.wal));
+        assert_eq!(
+            found.last().unwrap().position.frame,
+            sqlite_recovers(&written, &written.wal)
+        );
     }
 }
 
@@ -99,9 +114,18 @@ fn both_checksum_byte_orders_are_read_and_sqlite_agrees() {
     let here = WalHeader::decode(written.wal.first_chunk().unwrap()).unwrap();
     let there = WalHeader::decode(other.first_chunk().unwrap()).unwrap();
     assert_ne!(here.big_endian, there.big_endian);
-    let frames = |wal: &[u8]| commits(wal).iter().map(|commit| commit.position.frame).collect::<Vec<_>>();
+    let frames = |wal: &[u8]| {
+        commits(wal)
+            .iter()
+            .map(|commit| commit.position.frame)
+            .collect::<Vec<_>>()
+    };
     assert_eq!(frames(&other), frames(&written.wal));
-    assert_eq!(frames(&other).last(), Some(&sqlite_recovers(&written, &other)), "SQLite does not take the converted WAL");
+    assert_eq!(
+        frames(&other).last(),
+        Some(&sqlite_recovers(&written, &other)),
+        "SQLite does not take the converted WAL"
+    );
 }
 
 #[test]
@@ -112,7 +136,11 @@ fn a_torn_wal_ends_where_sqlite_says() {
     for length in (0..=written.wal.len()).rev().step_by(173) {
         let torn = &written.wal[..length];
         let found = commits(torn);
-        assert_eq!(found[..], all[..found.len()], "a prefix of the WAL has a prefix of its commits");
+        assert_eq!(
+            found[..],
+            all[..found.len()],
+            "a prefix of the WAL has a prefix of its commits"
+        );
         let last = found.last().map_or(0, |commit| commit.position.frame);
         let fits = (length.saturating_sub(HEADER_BYTES) / (FRAME_HEADER_BYTES + 512)) as u32;
         assert!(last <= fits);
@@ -135,7 +163,10 @@ fn a_flipped_bit_anywhere_ends_the_chain_before_it() {
             continue;
         }
         let frame = (at - HEADER_BYTES) / (FRAME_HEADER_BYTES + 512) + 1;
-        let intact = all.iter().filter(|commit| (commit.position.frame as usize) < frame).count();
+        let intact = all
+            .iter()
+            .filter(|commit| (commit.position.frame as usize) < frame)
+            .count();
         assert_eq!(found[..], all[..intact], "byte {at}");
     }
 }
@@ -143,13 +174,24 @@ fn a_flipped_bit_anywhere_ends_the_chain_before_it() {
 #[test]
 fn stale_frames_behind_a_restart_are_not_transactions() {
     let written = write(1024, 30, |connection| {
-        connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| row.get::<_, i64>(0)).unwrap();
-        connection.execute_batch("INSERT INTO t VALUES(1, 'after'); INSERT INTO t VALUES(2, 'after');").unwrap();
+        connection
+            .query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| row.get::<_, i64>(0))
+            .unwrap();
+        connection
+            .execute_batch("INSERT INTO t VALUES(1, 'after'); INSERT INTO t VALUES(2, 'after');")
+            .unwrap();
     });
     let found = commits(&written.wal);
-    assert_eq!(found.len(), 2, "the WAL still has all the old frames behind the two new ones");
+    assert_eq!(
+        found.len(),
+        2,
+        "the WAL still has all the old frames behind the two new ones"
+    );
     assert!(written.wal.len() > 20 * 1024);
-    assert_eq!(found.last().unwrap().position.frame, sqlite_recovers(&written, &written.wal));
+    assert_eq!(
+        found.last().unwrap().position.frame,
+        sqlite_recovers(&written, &written.wal)
+    );
 }
 
 #[test]
@@ -167,6 +209,12 @@ fn spilled_frames_that_were_rolled_back_are_not_transactions() {
     let found = commits(&written.wal);
     assert_eq!(found.len() as u32, written.commits);
     let end = found.last().unwrap().position.frame as usize * (FRAME_HEADER_BYTES + 1024) + HEADER_BYTES;
-    assert!(written.wal.len() > end + 20 * 1024, "nothing was spilled, so this test shows nothing");
-    assert_eq!(found.last().unwrap().position.frame, sqlite_recovers(&written, &written.wal));
+    assert!(
+        written.wal.len() > end + 20 * 1024,
+        "nothing was spilled, so this test shows nothing"
+    );
+    assert_eq!(
+        found.last().unwrap().position.frame,
+        sqlite_recovers(&written, &written.wal)
+    );
 }

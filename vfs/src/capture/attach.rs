@@ -14,7 +14,7 @@ use crate::types::{PageSize, Position};
 use crate::wal::{IndexHeader, READ_MARK_NOT_USED};
 
 /// Read locks that a reader may use with a mark of its own: slot 0 always means "nothing from the WAL".
-const MARKS: std::ops::Range<usize> = 1..5;
+const MARKS: [usize; 4] = [1, 2, 3, 4];
 /// The header may move on while a mark is taken; a writer that is that fast lets us try again at its next lock.
 const ATTEMPTS: usize = 100;
 
@@ -272,9 +272,9 @@ fn take_mark(file: &mut BaseFile, region: IndexRegion) -> Option<(i32, IndexHead
     let header = region.header()?;
     let wanted = header.position.frame;
     let slot_of = |index: usize| FIRST_READ_SLOT + i32::try_from(index).unwrap_or(0);
-    let equal = MARKS.find(|index| region.read_mark(*index) == wanted);
+    let equal = MARKS.into_iter().find(|index| region.read_mark(*index) == wanted);
     let index = equal.or_else(|| {
-        MARKS.find(|index| {
+        MARKS.into_iter().find(|index| {
             let free = file.shm_lock(slot_of(*index), EXCLUSIVE_LOCK).is_ok();
             if free {
                 region.set_read_mark(*index, wanted);
@@ -285,7 +285,7 @@ fn take_mark(file: &mut BaseFile, region: IndexRegion) -> Option<(i32, IndexHead
     });
     // A smaller mark protects more than is needed.
     let index = index.or_else(|| {
-        let usable = MARKS.filter(|index| {
+        let usable = MARKS.into_iter().filter(|index| {
             let mark = region.read_mark(*index);
             mark != READ_MARK_NOT_USED && mark <= wanted
         });
