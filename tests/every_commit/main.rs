@@ -12,14 +12,14 @@ use proptest::test_runner::{Config, FileFailurePersistence};
 use run::{Locking, Setup, run};
 use script::script;
 
+/// `PROPTEST_CASES` counts where it is set, as in every proptest.
 fn cases(normal: u32, long: u32) -> Config {
-    let cases = if std::env::var_os("REPLVFS_LONG_TESTS").is_some() {
-        long
-    } else {
-        normal
-    };
+    let asked = std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok());
+    let long_tests = std::env::var_os("REPLVFS_LONG_TESTS").is_some();
     Config {
-        cases,
+        cases: asked.unwrap_or(if long_tests { long } else { normal }),
         max_shrink_iters: 200,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
             "tests/every_commit/regressions.txt",

@@ -11,6 +11,7 @@ use replvfs_vfs::log::Log;
 use replvfs_vfs::types::UnixMillis;
 use tokio::runtime::{Builder, Runtime};
 
+use super::owner::{self, Ownership};
 use super::replica::DatabaseReplica;
 use super::shared::{self, Shared};
 use super::task::{Plan, Task};
@@ -129,8 +130,17 @@ fn start(path: &Path, settings: &Settings, store: Store, log: &Arc<Log>) -> Resu
         flush_interval: settings.flush_interval,
         segment_size: settings.segment_size,
         folder: path.parent().unwrap_or(Path::new("/")).to_owned(),
+        lock_file: owner::lock_file(path),
     };
-    spawn(runtime()?, Arc::clone(&shared), plan);
+    // A file that is yet to be made has no other owner, and perhaps will not be made.
+    let ownership = if path.exists() {
+        Ownership::take(&plan.lock_file)
+    } else {
+        Ok(None)
+    };
+    let ownership = ownership.map_err(|error| format!("locking {} failed: {error}", plan.lock_file.display()))?;
+    shared.standby(path.exists() && ownership.is_none());
+    spawn(runtime()?, Arc::clone(&shared), plan, ownership);
     Ok(Arc::new(DatabaseReplica::new(
         shared,
         settings.timeout,
@@ -139,8 +149,8 @@ fn start(path: &Path, settings: &Settings, store: Store, log: &Arc<Log>) -> Resu
 }
 
 /// Starts the task, and somebody who notices when it dies of a bug.
-pub(super) fn spawn(runtime: &tokio::runtime::Handle, shared: Arc<Shared>, plan: Plan) {
-    let task = runtime.spawn(Task::new(Arc::clone(&shared), plan).run());
+pub(super) fn spawn(runtime: &tokio::runtime::Handle, shared: Arc<Shared>, plan: Plan, ownership: Option<Ownership>) {
+    let task = runtime.spawn(Task::new(Arc::clone(&shared), plan, ownership).run());
     runtime.spawn(async move {
         if let Err(died) = task.await {
             shared.fail(&format!("its task died, which is a bug in replvfs: {died}"));

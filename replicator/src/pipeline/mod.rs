@@ -10,6 +10,7 @@
 mod generation;
 mod host;
 mod image;
+mod owner;
 mod pace;
 mod progress;
 mod replica;

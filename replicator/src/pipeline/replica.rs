@@ -34,6 +34,12 @@ impl DatabaseReplica {
                 shared.database
             )));
         };
+        if shared.is_standby() {
+            return Err(FlushError(format!(
+                "another process replicates {}; ask there, or wait until it has ended",
+                shared.database
+            )));
+        }
         let waiting = shared.wait_for_upload();
         let acked = shared.log.wait_acked(target, timeout);
         drop(waiting);
@@ -70,7 +76,7 @@ impl Replica for DatabaseReplica {
 
     fn closed(&self) {
         let log = &self.shared.log;
-        if log.failure().is_some() || log.acked() >= log.last_txid() {
+        if self.shared.is_standby() || log.failure().is_some() || log.acked() >= log.last_txid() {
             return;
         }
         if let Err(error) = self.flush_within(self.close_timeout) {

@@ -1,6 +1,6 @@
 //! What the task of a database and the threads of the application share: the ways to wake it, and its status.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -23,6 +23,8 @@ pub(super) struct Shared {
     /// Ends a pause before the store is asked again.
     pub(super) hurry: Notify,
     waiting: AtomicUsize,
+    /// Another process replicates the database.
+    standby: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -77,6 +79,7 @@ impl Shared {
             wake: Notify::new(),
             hurry: Notify::new(),
             waiting: AtomicUsize::new(0),
+            standby: AtomicBool::new(false),
             state: Mutex::default(),
         }
     }
@@ -95,6 +98,22 @@ impl Shared {
 
     pub(super) fn is_awaited(&self) -> bool {
         self.waiting.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether another process replicates the database, as far as is known.
+    pub(super) fn is_standby(&self) -> bool {
+        self.standby.load(Ordering::Acquire)
+    }
+
+    pub(super) fn standby(&self, standby: bool) {
+        if self.standby.swap(standby, Ordering::AcqRel) != standby {
+            let what = if standby {
+                "another process replicates it"
+            } else {
+                "this process replicates it now"
+            };
+            tracing::info!(database = %self.database, "{what}");
+        }
     }
 
     pub(super) fn generation_began(&self, generation: Generation) {
@@ -171,6 +190,7 @@ impl Shared {
         self.change(|state| {
             json!({
                 "replica": self.store.replica(),
+                "owner": !self.is_standby(),
                 "generation": state.generation.map(|generation| generation.0),
                 "txid": last.map(|txid| txid.0),
                 "acked": acked.map(|txid| txid.0),

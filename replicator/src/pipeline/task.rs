@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::Stopped;
 use super::generation;
 use super::image::{self, Made};
+use super::owner::Ownership;
 use super::pace::{self, Situation};
 use super::progress::Progress;
 use super::sealer::{self, SealError, Segment};
@@ -35,6 +36,8 @@ pub(super) struct Plan {
     pub(super) segment_size: u64,
     /// The folder of the database, for temporary files.
     pub(super) folder: PathBuf,
+    /// Whose lock makes this process the owner.
+    pub(super) lock_file: PathBuf,
 }
 
 pub(super) struct Task {
@@ -42,6 +45,7 @@ pub(super) struct Task {
     uploader: Uploader,
     progress: Arc<Progress>,
     plan: Plan,
+    ownership: Option<Ownership>,
     attached: bool,
     chain: Option<Chain>,
     last_sealed: Option<Instant>,
@@ -73,12 +77,13 @@ impl Drop for Abort {
 }
 
 impl Task {
-    pub(super) fn new(shared: Arc<Shared>, plan: Plan) -> Task {
+    pub(super) fn new(shared: Arc<Shared>, plan: Plan, ownership: Option<Ownership>) -> Task {
         Task {
             uploader: Uploader::new(Arc::clone(&shared)),
             progress: Arc::new(Progress::new(Arc::clone(&shared.log))),
             shared,
             plan,
+            ownership,
             attached: false,
             chain: None,
             last_sealed: None,
@@ -130,6 +135,9 @@ impl Task {
     }
 
     async fn base(&mut self, base: Base) -> Result<(), Stopped> {
+        if !self.own() {
+            return Ok(());
+        }
         let page_size = base.snapshot.page_size();
         let goes_on = base.continuity == Continuity::Continued && !self.gap;
         if !self.attached {
@@ -151,6 +159,20 @@ impl Task {
         chain.image = Some(self.make_image(base, chain.generation));
         self.chain = Some(chain);
         Ok(())
+    }
+
+    /// Whether this process replicates the database. Asked for with each base, and when there are commits, but no more than once an interval.
+    fn own(&mut self) -> bool {
+        if self.ownership.is_none() {
+            match Ownership::take(&self.plan.lock_file) {
+                Ok(ownership) => self.ownership = ownership,
+                Err(error) => self
+                    .shared
+                    .trouble(&format!("locking {} failed: {error}", self.plan.lock_file.display())),
+            }
+            self.shared.standby(self.ownership.is_none());
+        }
+        self.ownership.is_some()
     }
 
     async fn begin(&self, base: &Base, page_size: PageSize, parent: Option<Parent>) -> Result<Chain, Stopped> {
@@ -188,6 +210,15 @@ impl Task {
         let Some(first) = transactions.first().map(|first| (first.txid, first.page_size)) else {
             return Ok(());
         };
+        if self.ownership.is_none() {
+            self.last_sealed = Some(Instant::now());
+            if self.own() {
+                // What the other process did not upload any more is in the base that comes now.
+                self.gap = true;
+                self.shared.log.request_base();
+            }
+            return Ok(());
+        }
         if self.gap {
             return Ok(());
         }
