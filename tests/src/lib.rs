@@ -21,7 +21,8 @@ use tempfile::TempDir;
 /// Registers the VFS `replvfs` with the SQLite that the tests are linked with. May be called again and again.
 pub fn register() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| replvfs::register(Config::default()).expect("registering the VFS"));
+    // The smallest there is, so that transactions of a few hundred KiB are read back from the WAL.
+    ONCE.call_once(|| replvfs::register(Config::default().memory_limit(1 << 20)).expect("registering the VFS"));
 }
 
 /// Whether the long tests are to run: `REPLVFS_LONG_TESTS=1`. Says so when they are not.
