@@ -46,6 +46,7 @@ mod injection {
             "xShmUnmap",
             "wal xOpen",
             "wal xWrite",
+            "wal xSync",
             "wal xTruncate",
             "wal xClose",
         ];

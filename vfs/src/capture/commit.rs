@@ -1,5 +1,7 @@
 //! From the wal-index's header to transactions in the log.
 
+use std::sync::atomic::Ordering;
+
 use libsqlite3_sys as ffi;
 
 use super::database::{Capture, Connection, ConnectionState, Cursor, Database};
@@ -149,7 +151,8 @@ impl Database {
             return;
         };
         let (before, after) = (region.header_bytes(0), region.header_bytes(1));
-        if before == after {
+        let unchanged = before == after;
+        if unchanged && !state.is_exclusive() {
             return;
         }
         let Some(after) = IndexHeader::decode(&after) else {
@@ -157,12 +160,15 @@ impl Database {
         };
         let mut capture = self.capture();
         match IndexHeader::decode(&before) {
+            // The file is this connection's alone, to be checkpointed and perhaps without the WAL afterwards: the last
+            // opportunity to see what other processes have committed.
+            Some(before) if unchanged => self.prove(&mut capture, &before, wal),
             Some(before) => {
-                self.catch_up(&mut capture, &before, wal);
+                self.prove(&mut capture, &before, wal);
                 self.transition(&mut capture, state, &after, wal);
             }
             // Recovery: the header says what was found in the WAL.
-            None => self.catch_up(&mut capture, &after, wal),
+            None => self.prove(&mut capture, &after, wal),
         }
     }
 
@@ -236,7 +242,17 @@ impl Database {
     /// A commit on a connection in heap mode: nothing but the frames themselves tells what it was.
     pub(crate) fn heap_commit(&self, state: &mut ConnectionState) {
         let Some(wal) = state.wal else { return };
+        if state.mirror.is_empty() {
+            return; // Nothing was written: whatever stands in the WAL is no part of this commit.
+        }
         let mut capture = self.capture();
+        if self.unverified.swap(false, Ordering::AcqRel) {
+            // The WAL was too large to be looked at before this connection wrote to it.
+            self.break_history(
+                &mut capture,
+                "it may have been written while this process did not have it open",
+            );
+        }
         let Some(cursor) = capture.cursor else {
             state.mirror.clear();
             return;

@@ -34,11 +34,11 @@ pub(crate) struct Database {
     pub(super) connections: AtomicUsize,
     /// Connections that hold any file lock.
     pub(super) holders: AtomicUsize,
-    /// The cursor must be proved again: the last connection was closed since.
+    /// The cursor must be proved again: for a while no connection of this process held a lock.
     pub(super) unverified: AtomicBool,
-    /// The snapshot that is being read, if any.
-    pub(super) snapshot: Mutex<Weak<Shared>>,
-    /// It depends on copies of what is overwritten.
+    /// The snapshots that are being read, if any.
+    pub(super) snapshots: Mutex<Vec<Weak<Shared>>>,
+    /// One of them depends on copies of what is overwritten.
     pub(super) copying: AtomicBool,
     ranges: Mutex<Vec<Weak<WalRange>>>,
     /// Commits that were made in a rollback-journal mode.
@@ -151,7 +151,7 @@ impl Database {
             connections: AtomicUsize::new(0),
             holders: AtomicUsize::new(0),
             unverified: AtomicBool::new(false),
-            snapshot: Mutex::new(Weak::new()),
+            snapshots: Mutex::default(),
             copying: AtomicBool::new(false),
             ranges: Mutex::default(),
             rollback_commits: AtomicUsize::new(0),
@@ -287,8 +287,9 @@ impl Database {
         let none = ffi::SQLITE_LOCK_NONE;
         if before == none && after != none {
             self.holders.fetch_add(1, Ordering::AcqRel);
-        } else if before != none && after == none {
-            self.holders.fetch_sub(1, Ordering::AcqRel);
+        } else if before != none && after == none && self.holders.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // Connections that are open but hold nothing keep nobody from deleting the WAL.
+            self.unverified.store(true, Ordering::Release);
         }
     }
 }

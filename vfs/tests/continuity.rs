@@ -1,0 +1,271 @@
+//! Where the log could go on as if nothing had happened: what others did, what failed, what was given up.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod collector;
+
+use std::path::Path;
+use std::time::Duration;
+
+use collector::faults::{self, Fault};
+use collector::{Collector, open, plain, plain_image, txid};
+use replvfs_vfs::log::Continuity;
+use rusqlite::Connection;
+
+const INSERT: &str = "INSERT INTO t(b) VALUES(randomblob(20000))";
+
+fn with_table(path: &Path) -> Connection {
+    let connection = open(path);
+    connection
+        .execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)")
+        .unwrap();
+    connection
+}
+
+fn count(connection: &Connection) -> i64 {
+    connection
+        .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+        .unwrap()
+}
+
+/// The newest state in the log is the one that SQLite has.
+fn assert_current(connection: &Connection, path: &Path) {
+    let last = txid(connection);
+    let states = Collector::of(path).states(last);
+    assert!(
+        states[&last] == plain_image(path),
+        "transaction {last} is not what SQLite has"
+    );
+    assert_eq!(Collector::of(path).wrong(), Vec::<String>::new());
+}
+
+#[test]
+fn another_process_commits_before_our_last_close() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    Collector::of(&path).states(1);
+    plain(&path).execute_batch(INSERT).unwrap();
+    drop(ours);
+    let ours = open(&path);
+    ours.execute_batch(INSERT).unwrap();
+    assert_current(&ours, &path);
+    assert_eq!(txid(&ours), 3);
+    assert_eq!(Collector::of(&path).bases(), [(0, Continuity::First)]);
+}
+
+#[test]
+fn another_process_writes_while_only_an_idle_connection_is_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    plain(&path)
+        .execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)")
+        .unwrap();
+    let idle = open(&path);
+    let reader = open(&path);
+    count(&reader);
+    Collector::of(&path).states(0);
+    drop(reader);
+    let other = plain(&path);
+    other.execute_batch(INSERT).unwrap();
+    drop(other);
+    idle.execute_batch(INSERT).unwrap();
+    assert_current(&idle, &path);
+}
+
+#[test]
+fn a_base_that_continues_does_not_swallow_what_another_process_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    Collector::of(&path).states(1);
+    plain(&path).execute_batch(INSERT).unwrap();
+    Collector::of(&path).log().request_base();
+    assert_eq!(count(&ours), 1);
+    ours.execute_batch(INSERT).unwrap();
+    assert_current(&ours, &path);
+    assert_eq!(txid(&ours), 3);
+}
+
+#[test]
+fn a_second_base_leaves_the_copies_of_the_first_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    plain(&path)
+        .execute_batch(
+            "PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB); INSERT INTO t(b) VALUES(randomblob(10000))",
+        )
+        .unwrap();
+    let before = plain_image(&path);
+    let mut ours = open(&path);
+    let collector = Collector::of(&path);
+    collector.pause();
+    ours.execute_batch("PRAGMA locking_mode=EXCLUSIVE; UPDATE t SET b=randomblob(10000)")
+        .unwrap();
+    collector.log().request_base();
+    ours.execute_batch("UPDATE t SET b=randomblob(10000); PRAGMA wal_checkpoint")
+        .unwrap();
+    collector.resume();
+    let truth = ours.serialize("main").unwrap().to_vec();
+    let last = txid(&ours);
+    let states = collector.states(last);
+    assert!(states[&last] == truth);
+    assert!(states[&0] == before, "the first base was torn");
+    assert_eq!(collector.wrong(), Vec::<String>::new());
+}
+
+#[test]
+fn every_snapshot_makes_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    let collector = Collector::of(&path);
+    collector.states(1);
+    collector.pause();
+    collector.close_within(Duration::ZERO);
+    for _ in 0..2 {
+        collector.log().request_base();
+        count(&ours);
+    }
+    ours.execute_batch("PRAGMA journal_mode=DELETE").unwrap();
+    collector.resume();
+}
+
+#[test]
+fn a_snapshot_that_outgrows_its_memory_is_followed_by_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    plain(&path)
+        .execute_batch(
+            "PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB); INSERT INTO t(b) VALUES(randomblob(100000))",
+        )
+        .unwrap();
+    let ours = open(&path);
+    let collector = Collector::of(&path);
+    collector.pause();
+    ours.execute_batch("PRAGMA locking_mode=EXCLUSIVE; UPDATE t SET b=randomblob(100000); PRAGMA wal_checkpoint")
+        .unwrap();
+    assert!(collector.log().base_wanted(), "the log was to bring a new base");
+    collector.resume();
+}
+
+/// What a failed sync rolled back still stands in the WAL with valid checksums.
+#[test]
+fn a_transaction_whose_sync_failed_is_not_captured_by_the_next_commit() {
+    for mode in ["heap", "exclusive"] {
+        for request in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("app.db");
+            let mut ours = open(&path);
+            let (before, after) = if mode == "heap" {
+                ("EXCLUSIVE", "EXCLUSIVE")
+            } else {
+                ("NORMAL", "EXCLUSIVE")
+            };
+            ours.execute_batch(&format!(
+                "PRAGMA locking_mode={before}; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;
+                 CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB); PRAGMA locking_mode={after}; {INSERT}"
+            ))
+            .unwrap();
+            let collector = Collector::of(&path);
+            collector.states(2);
+            faults::fail_next(Fault::Sync);
+            ours.execute_batch(INSERT).unwrap_err();
+            assert!(!faults::is_due());
+            assert_eq!(count(&ours), 1);
+            if request {
+                collector.log().request_base();
+            }
+            ours.execute_batch("BEGIN IMMEDIATE; COMMIT").unwrap();
+            assert_eq!(txid(&ours), 2, "{mode} {request}");
+            ours.execute_batch("DELETE FROM t").unwrap();
+            let truth = ours.serialize("main").unwrap().to_vec();
+            assert_eq!(txid(&ours), 3, "{mode} {request}");
+            let states = collector.states(3);
+            assert!(states[&3] == truth, "{mode} {request}");
+            assert_eq!(collector.wrong(), Vec::<String>::new(), "{mode} {request}");
+            assert!(collector.bases().iter().all(|base| base.1 != Continuity::Broken));
+        }
+    }
+}
+
+#[test]
+fn a_transaction_whose_write_failed_is_not_captured_by_the_next_commit() {
+    for mode in ["heap", "shared"] {
+        for pages in 0..6 {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("app.db");
+            let mut ours = open(&path);
+            if mode == "heap" {
+                ours.execute_batch("PRAGMA locking_mode=EXCLUSIVE").unwrap();
+            }
+            ours.execute_batch(&format!(
+                "PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB); {INSERT}"
+            ))
+            .unwrap();
+            faults::fail_next(Fault::Page(pages));
+            ours.execute_batch(INSERT).unwrap_err();
+            assert!(!faults::is_due());
+            ours.execute_batch("BEGIN IMMEDIATE; COMMIT").unwrap();
+            assert_eq!(txid(&ours), 2);
+            ours.execute_batch("DELETE FROM t").unwrap();
+            let truth = ours.serialize("main").unwrap().to_vec();
+            assert_eq!(txid(&ours), 3);
+            assert!(Collector::of(&path).states(3)[&3] == truth);
+        }
+    }
+}
+
+#[test]
+fn the_file_is_replaced_under_an_open_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let old = with_table(&path);
+    old.execute_batch(INSERT).unwrap();
+    Collector::of(&path).states(2);
+    for suffix in ["", "-wal", "-shm"] {
+        std::fs::rename(
+            dir.path().join(format!("app.db{suffix}")),
+            dir.path().join(format!("old.db{suffix}")),
+        )
+        .unwrap();
+    }
+    let new = with_table(&path);
+    new.execute_batch(INSERT).unwrap();
+    old.execute_batch("UPDATE t SET b = zeroblob(20000)").unwrap();
+    new.execute_batch(INSERT).unwrap();
+    assert_current(&new, &path);
+    old.execute_batch("UPDATE t SET b = zeroblob(20000)").unwrap();
+    count(&old);
+    new.execute_batch(INSERT).unwrap();
+    assert_current(&new, &path);
+}
+
+/// A WAL that is too large to be copied is not compared with the log when a connection in heap mode opens it.
+#[test]
+fn a_large_wal_of_another_process_is_not_skipped_in_heap_mode() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    ours.execute_batch("INSERT INTO t(b) VALUES(1)").unwrap();
+    Collector::of(&path).states(2);
+    drop(ours);
+    let other = plain(&path);
+    other
+        .set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+        .unwrap();
+    other
+        .execute_batch("PRAGMA wal_autocheckpoint=0; INSERT INTO t(b) VALUES(randomblob(200000))")
+        .unwrap();
+    drop(other);
+    let mut ours = open(&path);
+    ours.execute_batch("PRAGMA locking_mode=EXCLUSIVE; PRAGMA wal_autocheckpoint=1")
+        .unwrap();
+    for _ in 0..4 {
+        ours.execute_batch("INSERT INTO t(b) VALUES(2)").unwrap();
+    }
+    let last = txid(&ours);
+    let truth = ours.serialize("main").unwrap().to_vec();
+    let collector = Collector::of(&path);
+    assert!(collector.states(last)[&last] == truth);
+    assert!(collector.bases().iter().any(|base| base.1 == Continuity::Broken));
+}
