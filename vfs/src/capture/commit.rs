@@ -299,13 +299,21 @@ impl Database {
         };
         let mut capture = self.capture();
         self.sync_with(&mut capture, region, wal);
+        let broken = capture.cursor.is_none();
+        drop(capture);
+        if broken && self.wants_attention() {
+            self.attach(&mut state);
+        }
     }
 
     fn sync_with(&self, capture: &mut Capture, region: IndexRegion, wal: FileRef) {
         let (Some(header), Some(cursor)) = (region.header(), capture.cursor) else {
             return;
         };
-        if header.position.salts == cursor.position.salts && header.position.frame > cursor.position.frame {
+        if header.position.salts != cursor.position.salts || header.position.frame < cursor.position.frame {
+            // Connections of this process move the cursor before the header, so it was another's.
+            self.catch_up(capture, &header, wal);
+        } else if header.position.frame > cursor.position.frame {
             let before = self.log.last_txid();
             let result = self.log_gap(capture, cursor, &header, wal);
             if result.is_err() && self.log.last_txid() == before {

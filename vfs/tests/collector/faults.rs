@@ -39,6 +39,10 @@ pub(crate) fn fail_next(fault: Fault) {
     NEXT.set(Some(fault));
 }
 
+pub(crate) fn heal() {
+    NEXT.set(None);
+}
+
 /// Whether the fault is still to come.
 pub(crate) fn is_due() -> bool {
     NEXT.get().is_some()

@@ -27,6 +27,8 @@ pub(crate) struct Collector {
     due: Mutex<bool>,
     woken: Condvar,
     kept: Condvar,
+    idle: Mutex<bool>,
+    rested: Condvar,
     paused: Mutex<bool>,
     resumed: Condvar,
     close_timeout_ms: AtomicU64,
@@ -44,6 +46,8 @@ impl Host for Collecting {
             due: Mutex::default(),
             woken: Condvar::new(),
             kept: Condvar::new(),
+            idle: Mutex::default(),
+            rested: Condvar::new(),
             paused: Mutex::default(),
             resumed: Condvar::new(),
             close_timeout_ms: AtomicU64::new(60_000),
@@ -125,6 +129,17 @@ impl Collector {
         self.wrong.lock().unwrap().clone()
     }
 
+    /// Waits until all that is in the log was taken and applied, and tells every state.
+    pub(crate) fn settled(&self) -> HashMap<u64, Vec<u8>> {
+        let mut idle = self.idle.lock().unwrap();
+        while !*idle || self.log.pending().items > 0 {
+            let (next, timeout) = self.rested.wait_timeout(idle, Duration::from_secs(30)).unwrap();
+            assert!(!timeout.timed_out(), "the log was not taken");
+            idle = next;
+        }
+        self.states.lock().unwrap().clone()
+    }
+
     fn while_running(&self) {
         let paused = self.paused.lock().unwrap();
         drop(self.resumed.wait_while(paused, |paused| *paused).unwrap());
@@ -135,14 +150,21 @@ impl Collector {
         loop {
             *self.due.lock().unwrap() = false;
             if !self.log.arm(0) {
+                *self.idle.lock().unwrap() = true;
+                self.rested.notify_all();
                 let due = self.due.lock().unwrap();
                 drop(self.woken.wait_while(due, |due| !*due).unwrap());
             }
+            *self.idle.lock().unwrap() = false;
             self.while_running();
             while let Some(batch) = self.log.take(1) {
                 match batch {
                     Batch::Base(base) => self.apply_base(*base, &mut image),
-                    Batch::Transactions(transactions) => self.apply(&transactions, &mut image),
+                    Batch::Transactions(transactions) => {
+                        if !self.apply(&transactions, &mut image) {
+                            image = None;
+                        }
+                    }
                 }
                 self.while_running();
             }
@@ -173,7 +195,7 @@ impl Collector {
         *image = Some(read);
     }
 
-    fn apply(&self, transactions: &[Transaction], image: &mut Option<Vec<u8>>) {
+    fn apply(&self, transactions: &[Transaction], image: &mut Option<Vec<u8>>) -> bool {
         for transaction in transactions {
             let Some(image) = image else { continue };
             let size = transaction.page_size.as_usize();
@@ -183,9 +205,13 @@ impl Collector {
                 image[at..at + size].copy_from_slice(page);
                 Ok::<_, FrameError>(())
             });
-            applied.unwrap();
+            if applied.is_err() {
+                self.log.lose();
+                return false;
+            }
             self.keep(transaction.txid.0, image);
         }
+        true
     }
 
     fn keep(&self, txid: u64, image: &[u8]) {
