@@ -269,3 +269,23 @@ fn a_large_wal_of_another_process_is_not_skipped_in_heap_mode() {
     assert!(collector.states(last)[&last] == truth);
     assert!(collector.bases().iter().any(|base| base.1 == Continuity::Broken));
 }
+
+#[test]
+fn a_flush_does_not_vouch_for_what_another_process_did_in_a_rollback_journal() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    Collector::of(&path).states(1);
+    ours.execute_batch("PRAGMA replvfs_flush").unwrap();
+    drop(ours);
+    let ours = open(&path);
+    let other = plain(&path);
+    other.execute_batch("PRAGMA journal_mode=DELETE").unwrap();
+    other.execute_batch(INSERT).unwrap();
+    assert_eq!(count(&ours), 1);
+    ours.execute_batch("PRAGMA replvfs_flush").unwrap_err();
+    drop(other);
+    ours.execute_batch("PRAGMA journal_mode=WAL; DELETE FROM t").unwrap();
+    ours.execute_batch("PRAGMA replvfs_flush").unwrap();
+    assert_current(&ours, &path);
+}

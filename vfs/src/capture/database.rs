@@ -202,7 +202,10 @@ impl Database {
             return Some(failure);
         }
         if capture.cursor.is_some() {
-            return None;
+            // Others may have written meanwhile, in a rollback-journal mode too, which no WAL would tell of.
+            return self.unverified.load(Ordering::Acquire).then(|| {
+                "nothing was read from the database since it was opened again, or it is not in WAL mode any more; read a table, or use PRAGMA journal_mode=WAL".into()
+            });
         }
         if self.rollback_commits.load(Ordering::Relaxed) > 0 {
             return Some(
