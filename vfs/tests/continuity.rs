@@ -216,11 +216,13 @@ fn a_transaction_whose_write_failed_is_not_captured_by_the_next_commit() {
 }
 
 #[test]
-fn the_file_is_replaced_under_an_open_connection() {
+fn a_connection_whose_file_was_replaced_brings_no_base() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("app.db");
     let old = with_table(&path);
     old.execute_batch(INSERT).unwrap();
+    old.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        .unwrap();
     Collector::of(&path).states(2);
     for suffix in ["", "-wal", "-shm"] {
         std::fs::rename(
@@ -231,11 +233,19 @@ fn the_file_is_replaced_under_an_open_connection() {
     }
     let new = with_table(&path);
     new.execute_batch(INSERT).unwrap();
-    old.execute_batch("UPDATE t SET b = zeroblob(20000)").unwrap();
-    new.execute_batch(INSERT).unwrap();
     assert_current(&new, &path);
-    old.execute_batch("UPDATE t SET b = zeroblob(20000)").unwrap();
+    new.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        .unwrap();
+    let last = txid(&new);
+    Collector::of(&path).log().request_base();
     count(&old);
+    old.execute_batch("DELETE FROM t").unwrap();
+    assert_eq!(
+        txid(&old),
+        last,
+        "what the old file's connection does is not of this database"
+    );
+    old.execute_batch("PRAGMA replvfs_flush").unwrap_err();
     new.execute_batch(INSERT).unwrap();
     assert_current(&new, &path);
 }

@@ -43,6 +43,12 @@ impl Database {
         }
         self.in_wal_mode();
         let mut capture = self.capture();
+        // SAFETY: the connection's file, on its thread.
+        if state.file.is_some_and(|file| unsafe { file.has_moved() }) {
+            // The handles of our own would be on another database than the connection.
+            capture.trouble = Some("the database file was renamed or replaced while a connection has it open".into());
+            return;
+        }
         let settled = match state.region {
             Some(region) if !state.is_exclusive() => {
                 let Some(header) = region.header() else { return };

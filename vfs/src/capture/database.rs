@@ -73,6 +73,8 @@ pub(crate) struct Connection {
 }
 
 pub(crate) struct ConnectionState {
+    /// The database file.
+    pub(crate) file: Option<FileRef>,
     /// `SQLITE_LOCK_*` that it holds on the database file.
     pub(crate) file_lock: i32,
     /// It holds the WAL's write lock.
@@ -100,6 +102,7 @@ impl Connection {
     pub(crate) fn new(database: Arc<Database>) -> Connection {
         database.connections.fetch_add(1, Ordering::AcqRel);
         let state = ConnectionState {
+            file: None,
             file_lock: ffi::SQLITE_LOCK_NONE,
             writing: false,
             wal: None,
