@@ -299,3 +299,24 @@ fn a_flush_does_not_vouch_for_what_another_process_did_in_a_rollback_journal() {
     ours.execute_batch("PRAGMA replvfs_flush").unwrap();
     assert_current(&ours, &path);
 }
+
+#[test]
+fn a_wal_too_large_to_be_copied_is_no_obstacle_once_the_lock_is_shared() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    ours.execute_batch("PRAGMA wal_autocheckpoint=0; INSERT INTO t(b) VALUES(randomblob(200000))")
+        .unwrap();
+    let collector = Collector::of(&path);
+    collector.states(2);
+    ours.execute_batch(&format!("PRAGMA locking_mode=EXCLUSIVE; {INSERT}"))
+        .unwrap();
+    collector.log().request_base();
+    ours.execute_batch(INSERT).unwrap();
+    assert!(collector.log().base_wanted(), "the WAL was copied after all");
+    ours.execute_batch(&format!("PRAGMA locking_mode=NORMAL; {INSERT}"))
+        .unwrap();
+    count(&ours);
+    assert!(!collector.log().base_wanted());
+    assert_current(&ours, &path);
+}

@@ -41,7 +41,7 @@ unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
     // SAFETY: as above.
     let code = unsafe { forward!(file, xClose, ffi::SQLITE_OK) };
     // SAFETY: as above; nothing uses the file after this.
-    drop(unsafe { ShimFile::of(file).take_connection() });
+    drop(unsafe { ShimFile::take_connection(file) });
     code
 }
 
