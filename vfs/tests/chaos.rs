@@ -149,3 +149,62 @@ fn what_is_captured_is_what_sqlite_has() {
     }
     assert!(checked as u64 > count * 3, "only {checked} states were compared");
 }
+
+#[test]
+fn threads_that_open_write_and_close_at_once() {
+    for round in 0..4 {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db");
+        let first = open(&path);
+        first
+            .execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)")
+            .unwrap();
+        let collector = Collector::of(&path);
+        if round % 2 == 0 {
+            drop(first);
+        }
+        std::thread::scope(|scope| {
+            for thread in 0..4_u64 {
+                let (path, collector) = (&path, &collector);
+                scope.spawn(move || {
+                    let mut dice = Dice(thread + round * 10);
+                    let mut connection = None;
+                    for _ in 0..60 {
+                        let connect = || {
+                            // One of them is a stranger in every other round.
+                            let stranger = thread == 0 && round >= 2;
+                            let connection = if stranger { plain(path) } else { open(path) };
+                            connection.busy_timeout(std::time::Duration::from_secs(20)).unwrap();
+                            connection
+                        };
+                        let used = connection.get_or_insert_with(connect);
+                        let sql = match dice.roll(10) {
+                            0 => "PRAGMA wal_checkpoint(TRUNCATE)",
+                            1 => "SELECT count(*) FROM t",
+                            2 => "INSERT INTO t(b) VALUES(randomblob(150000))",
+                            3 => "DELETE FROM t WHERE a%3=0",
+                            4 => "PRAGMA wal_checkpoint",
+                            _ => "INSERT INTO t(b) VALUES(randomblob(2000))",
+                        };
+                        let _ = used.execute_batch(sql);
+                        match dice.roll(12) {
+                            0 | 1 => connection = None,
+                            2 => collector.log().request_base(),
+                            _ => {}
+                        }
+                    }
+                });
+            }
+        });
+        let mut last = open(&path);
+        last.execute_batch("INSERT INTO t(b) VALUES(1)").unwrap();
+        last.execute_batch("PRAGMA replvfs_flush").unwrap();
+        collector.settled();
+        // A range that a stranger's restart took away is noticed when it is read.
+        last.execute_batch("INSERT INTO t(b) VALUES(1)").unwrap();
+        let txid = collector::txid(&last);
+        let truth = last.serialize("main").unwrap().to_vec();
+        assert!(collector.settled()[&txid] == truth, "round {round}");
+        assert_eq!(collector.wrong(), Vec::<String>::new(), "round {round}");
+    }
+}
