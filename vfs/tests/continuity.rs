@@ -320,3 +320,28 @@ fn a_wal_too_large_to_be_copied_is_no_obstacle_once_the_lock_is_shared() {
     assert!(!collector.log().base_wanted());
     assert_current(&ours, &path);
 }
+
+/// A process died while it wrote the wal-index header, and the WAL's content is gone: SQLite recovers to an empty WAL.
+#[test]
+fn a_recovery_that_finds_less_than_was_committed_is_no_restart() {
+    use std::os::unix::fs::FileExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    // Until the base was read, nothing is checkpointed.
+    Collector::of(&path).states(1);
+    ours.query_row("PRAGMA wal_checkpoint", [], |_| Ok(())).unwrap();
+    ours.execute_batch(INSERT).unwrap();
+    Collector::of(&path).states(2);
+    let file = |name: &str| {
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(dir.path().join(name))
+            .unwrap()
+    };
+    file("app.db-shm").write_all_at(&[0xff; 8], 48).unwrap();
+    file("app.db-wal").set_len(0).unwrap();
+    ours.execute_batch("INSERT INTO t(b) VALUES(1)").unwrap();
+    assert_eq!(count(&ours), 1, "SQLite lost the first row");
+    assert_current(&ours, &path);
+}

@@ -180,6 +180,10 @@ impl Database {
         };
         let (was, is) = (cursor.position, header.position);
         if is.frame == 0 {
+            if was.frame > 0 && is.salts.0 != was.salts.0.wrapping_add(1) {
+                // Not walRestartHdr, but a recovery that found nothing.
+                return self.break_history(capture, "frames that were committed are not in its WAL any more");
+            }
             // The WAL was restarted: all of it is in the database file, and the next frame will be the first.
             let position = Position {
                 salts: is.salts,
