@@ -345,3 +345,21 @@ fn a_recovery_that_finds_less_than_was_committed_is_no_restart() {
     assert_eq!(count(&ours), 1, "SQLite lost the first row");
     assert_current(&ours, &path);
 }
+
+/// It holds locks until it is read.
+#[test]
+fn a_base_behind_transactions_is_due() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    let collector = Collector::of(&path);
+    collector.settled();
+    collector.pause();
+    ours.execute_batch(INSERT).unwrap();
+    collector.log().request_base();
+    count(&ours);
+    assert!(!collector.log().base_wanted());
+    assert!(collector.log().arm(u64::MAX));
+    collector.resume();
+    assert_current(&ours, &path);
+}
