@@ -46,7 +46,6 @@ mod injection {
             "xShmUnmap",
             "wal xOpen",
             "wal xWrite",
-            "wal xSync",
             "wal xTruncate",
             "wal xClose",
         ];
