@@ -1,1 +1,25 @@
-//! error
+//! What the public functions of the crate return when they fail.
+
+use replvfs_vfs::shim::RegisterError;
+
+use crate::config::ConfigError;
+use crate::format::FormatError;
+use crate::store::StoreError;
+
+/// Why a call into replvfs failed. The text is one line: what was being done, to what, and what helps.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// SQLite did not take the VFS.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    /// The object store refused, or did not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An object is not what it should be.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+}

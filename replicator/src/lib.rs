@@ -1,10 +1,58 @@
 //! Continuous replication for SQLite, from inside its VFS.
+//!
+//! [`register`] adds a VFS named `replvfs` to the SQLite that the program is linked with. A database that is opened through it
+//! with a `replica` (in its URI, in the [`Config`], or in `REPLVFS_REPLICA`) is replicated to that object store, commit by commit, in the background:
+//!
+//! ```no_run
+//! replvfs::register(replvfs::Config::default())?;
+//! // Then, in SQLite: file:app.db?vfs=replvfs&replica=s3://bucket/app
+//! # Ok::<(), replvfs::Error>(())
+//! ```
+//!
+//! The modules in the order of the data: [`config`] → `pipeline` → [`mod@format`] → [`store`] → [`history`] → [`restore`].
 #![forbid(unsafe_code)]
 
 pub mod config;
-pub mod error;
+mod error;
 pub mod format;
 pub mod history;
-pub mod pipeline;
+mod pipeline;
 pub mod restore;
 pub mod store;
+
+pub use config::Config;
+pub use error::Error;
+pub use replvfs_vfs::shim::last_open_error;
+pub use replvfs_vfs::types::Txid;
+
+use std::sync::Arc;
+
+use replvfs_vfs::api::SqliteApi;
+use replvfs_vfs::shim::{self, Registration};
+
+/// Adds the VFS to the SQLite that the program is linked with. It stays for the life of the process. The environment is read
+/// now; no thread is started and nothing is connected before a database is opened.
+///
+/// # Errors
+///
+/// When a setting is wrong, or SQLite has a VFS of that name already.
+#[cfg(feature = "linked")]
+pub fn register(config: Config) -> Result<(), Error> {
+    register_with(SqliteApi::linked(), config)
+}
+
+/// [`register`], with SQLite's functions from elsewhere: the loadable extension gets them from the program that loads it.
+///
+/// # Errors
+///
+/// As for [`register`].
+pub fn register_with(api: SqliteApi, config: Config) -> Result<(), Error> {
+    let config = config.with_environment(|name| std::env::var_os(name))?;
+    let registration = Registration {
+        name: config.vfs_name.clone(),
+        make_default: config.make_default,
+        transaction_memory: config.given.memory_limit() / 4,
+        host: Arc::new(pipeline::ReplicatingHost::new(config)),
+    };
+    Ok(shim::register(api, registration)?)
+}

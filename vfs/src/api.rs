@@ -106,6 +106,10 @@ impl SqliteApi {
     /// # Safety
     ///
     /// `routines` is the pointer that SQLite passed to the extension's entry point.
+    #[allow(
+        clippy::missing_transmute_annotations,
+        reason = "each entry becomes what its field is declared as"
+    )]
     pub unsafe fn from_extension(routines: *const ffi::sqlite3_api_routines) -> Result<SqliteApi, ApiError> {
         if routines.is_null() {
             return Err(ApiError("the host gave no table of SQLite's functions".into()));

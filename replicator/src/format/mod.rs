@@ -1,1 +1,22 @@
-//! format
+//! The store's objects as bytes: names, metadata, segments, images. Owns every layout that `FORMAT.md` describes, and
+//! trusts nothing that it decodes. Does no I/O of its own, and leaves what the objects mean together to
+//! [`history`](crate::history).
+
+mod error;
+mod image;
+mod key;
+mod meta;
+mod segment;
+mod wire;
+
+pub use error::FormatError;
+pub use image::{CHUNK_BYTES, Manifest, decode_chunk, encode_chunk};
+pub use key::{ChunkHash, DatabaseId, Generation, Key, ObjectHash};
+pub use meta::{GenerationMeta, MAX_META_BYTES, Parent, ReplicaMeta};
+pub use segment::{
+    BLOCK_BYTES, Sealed, SegmentFooter, SegmentHeader, SegmentIndex, SegmentReader, SegmentWriter, Step,
+    TransactionEntry, TransactionHeader,
+};
+
+/// The version of every object in a replica. A reader refuses any other.
+pub const FORMAT_VERSION: u32 = 1;

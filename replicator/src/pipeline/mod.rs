@@ -1,1 +1,29 @@
-//! pipeline
+//! The replication of one database: from its log into its replica.
+//!
+//! Told by its files, in the order of the data: [`host`] decides how a database is replicated when it is opened, [`replica`] is what its
+//! connections see, [`task`] takes from the log when [`pace`] says so, [`generation`] begins a history, [`image`] and [`sealer`] make objects,
+//! [`uploader`] gets them into the store, and [`progress`] tells what is restorable. [`shared`] is what they all have in common.
+//!
+//! Leaves to the log what a commit is, to [`format`](crate::format) the bytes, to [`store`](crate::store) how one request is made.
+//! Trouble with the store ends up in the status, never in a commit.
+
+mod generation;
+mod host;
+mod image;
+mod owner;
+mod pace;
+mod progress;
+mod replica;
+mod sealer;
+mod shared;
+mod task;
+mod uploader;
+
+pub(crate) use host::ReplicatingHost;
+
+/// The task cannot go on, and the log says why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stopped;
+
+#[cfg(test)]
+mod tests;

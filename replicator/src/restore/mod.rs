@@ -1,1 +1,249 @@
-//! restore
+//! From a replica back to a database file. Owns the order of things: plan, image, log, check, into place. Any damage ends
+//! it with an error that names the object, and without a file. Leaves finding the way to [`history`](crate::history).
+
+mod error;
+mod log;
+mod pages;
+mod target;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::{StreamExt, TryStreamExt};
+use replvfs_vfs::types::{PageSize, Txid, UnixMillis};
+
+pub use error::RestoreError;
+
+use crate::format::{CHUNK_BYTES, ChunkHash, Generation, Key, Manifest, decode_chunk};
+use crate::history::{History, HistoryError, Plan, Target};
+use crate::store::Store;
+use pages::{Applier, PageFile};
+use target::TargetFile;
+
+/// Chunks that are read at the same time.
+const PARALLEL_CHUNKS: usize = 8;
+
+/// What to restore, and how.
+#[derive(Clone, Default)]
+pub struct RestoreOptions {
+    /// Which state.
+    pub target: Target,
+    /// In which generation; by default the newest one that has it.
+    pub generation: Option<Generation>,
+    /// Replaces what is at the path, and removes the `-wal`, `-journal` and `-shm` beside it. Nobody may have that
+    /// database open.
+    pub force: bool,
+    /// Is told how far the restore is, often, and from several threads.
+    pub progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
+}
+
+impl std::fmt::Debug for RestoreOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RestoreOptions")
+            .field("target", &self.target)
+            .field("generation", &self.generation)
+            .field("force", &self.force)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How far a restore is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Bytes of the image that are in the file.
+    pub image_bytes: u64,
+    /// Bytes of the image.
+    pub image_len: u64,
+    /// The last transaction that is in the file.
+    pub txid: Txid,
+    /// The last transaction that will be, if that is known.
+    pub last: Option<Txid>,
+}
+
+/// What was restored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// The generation that it came from.
+    pub generation: Generation,
+    /// The last transaction that is in it.
+    pub txid: Txid,
+    /// When that committed; when the image was taken, if no transaction after the image is in it.
+    pub committed_at: UnixMillis,
+    /// Bytes a page.
+    pub page_size: PageSize,
+    /// Pages.
+    pub page_count: u32,
+    /// Length of the file.
+    pub bytes: u64,
+    /// What a user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Restores a state of the database in `store` to a new file at `out`.
+///
+/// The file appears when it is whole, or not at all.
+///
+/// # Errors
+///
+/// See [`RestoreError`]. A file that is there, or a `-wal`, `-journal` or `-shm` beside it, is one, unless
+/// [`RestoreOptions::force`] is given.
+pub async fn restore(store: &Store, out: &Path, options: &RestoreOptions) -> Result<Restored, RestoreError> {
+    let (place, force) = (out.to_owned(), options.force);
+    let target = blocking(Key::Replica, move || TargetFile::create(&place, force)).await?;
+    let plan = History::open(store)
+        .await?
+        .plan(options.target, options.generation)
+        .await?;
+    let manifest = &plan.manifest;
+    let image = Key::Image(plan.generation, manifest.txid);
+    let pages = PageFile {
+        file: target.file(),
+        path: target.path().to_owned(),
+        page_size: manifest.page_size,
+    };
+    let report = Reporter::new(options, &plan);
+    write_image(store, manifest, &pages, &report).await?;
+    let applier = Applier::new(pages.clone(), manifest.page_count, (manifest.txid, manifest.taken_at))
+        .map_err(RestoreError::format(image))?;
+    let Applier { page_count, last, .. } = log::apply_log(store, &plan, applier, &report).await?;
+    let page_size = manifest.page_size;
+    blocking(image, move || {
+        if page_count > 0 {
+            check_header(&pages, image)?;
+        }
+        drop(pages);
+        target.put_in_place()
+    })
+    .await?;
+    Ok(Restored {
+        generation: plan.generation,
+        txid: last.0,
+        committed_at: last.1,
+        page_size,
+        page_count,
+        bytes: u64::from(page_count) * u64::from(page_size.get()),
+        warnings: plan.warnings,
+    })
+}
+
+async fn write_image(
+    store: &Store,
+    manifest: &Manifest,
+    pages: &PageFile,
+    report: &Reporter,
+) -> Result<(), RestoreError> {
+    let (image, page_count) = (Key::Image(manifest.generation, manifest.txid), manifest.page_count);
+    let file = pages.clone();
+    blocking(image, move || file.set_page_count(page_count)).await?;
+    futures::stream::iter(manifest.chunks.iter().enumerate())
+        .map(|(chunk, hash)| async move {
+            let len = manifest.chunk_len(chunk);
+            write_chunk(
+                store,
+                image,
+                *hash,
+                chunk as u64 * CHUNK_BYTES as u64,
+                len,
+                pages.clone(),
+            )
+            .await?;
+            report.image(len as u64);
+            Ok(())
+        })
+        .buffer_unordered(PARALLEL_CHUNKS)
+        .try_collect()
+        .await
+}
+
+async fn write_chunk(
+    store: &Store,
+    image: Key,
+    hash: ChunkHash,
+    offset: u64,
+    len: usize,
+    pages: PageFile,
+) -> Result<(), RestoreError> {
+    let key = Key::Chunk(hash);
+    let stored = crate::history::walk::read(store, key).await?;
+    let stored = stored.ok_or(HistoryError::Missing { key, needed_by: image })?;
+    blocking(key, move || {
+        let raw = decode_chunk(hash, len, &stored).map_err(RestoreError::format(key))?;
+        pages.write_chunk(offset, &raw)
+    })
+    .await
+}
+
+/// The file must be the database that the replica is of: at least its page size tells.
+fn check_header(pages: &PageFile, key: Key) -> Result<(), RestoreError> {
+    let field = pages.header_page_size()?;
+    if PageSize::from_header_field(field) == Some(pages.page_size) {
+        return Ok(());
+    }
+    let found = if field == 1 { 65_536 } else { u32::from(field) };
+    Err(RestoreError::PageSize {
+        key,
+        found,
+        expected: pages.page_size,
+    })
+}
+
+/// Runs what blocks on a thread for that.
+async fn blocking<T: Send + 'static>(
+    key: Key,
+    work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static,
+) -> Result<T, RestoreError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(RestoreError::Task {
+            key,
+            problem: error.to_string(),
+        }),
+    }
+}
+
+/// Tells the caller how far it is.
+struct Reporter {
+    progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
+    image_bytes: AtomicU64,
+    image_len: u64,
+    txid: AtomicU64,
+    last: Option<Txid>,
+}
+
+impl Reporter {
+    fn new(options: &RestoreOptions, plan: &Plan) -> Reporter {
+        Reporter {
+            progress: options.progress.clone(),
+            image_bytes: AtomicU64::new(0),
+            image_len: plan.manifest.database_len(),
+            txid: AtomicU64::new(plan.manifest.txid.0),
+            last: plan.last,
+        }
+    }
+
+    fn image(&self, bytes: u64) {
+        self.image_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.tell();
+    }
+
+    fn transaction(&self, txid: Txid) {
+        self.txid.store(txid.0, Ordering::Relaxed);
+        self.tell();
+    }
+
+    fn tell(&self) {
+        if let Some(progress) = &self.progress {
+            progress(Progress {
+                image_bytes: self.image_bytes.load(Ordering::Relaxed),
+                image_len: self.image_len,
+                txid: Txid(self.txid.load(Ordering::Relaxed)),
+                last: self.last,
+            });
+        }
+    }
+}

@@ -1,1 +1,513 @@
-//! store
+//! The whole surface of the object store that replvfs uses, in one place.
+//!
+//! Owns creation that is conditional and whole-or-nothing, reading, listing, retries of passing trouble, and the wording of errors.
+//! Leaves to [`format`](crate::format) how objects are named, and to its callers what they mean and how long trouble is endured.
+
+mod error;
+mod folder;
+mod uri;
+
+use std::fs::File;
+use std::future::Future;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use opendal::layers::{ConcurrentLimitLayer, RetryEvent, RetryLayer, TimeoutLayer, TracingLayer};
+use opendal::{ErrorKind, Operator};
+
+use crate::format::Key;
+use error::Action;
+pub use error::StoreError;
+use folder::Folder;
+pub use uri::{SCHEMES, redacted};
+
+/// Bytes of one request of a large upload, and of one comparison step.
+const PART_BYTES: usize = 8 << 20;
+/// Parts of one large upload that are under way together.
+const PARTS_AT_ONCE: usize = 4;
+
+/// How a store is used. The defaults are right for a writer.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// Whether opening makes the folder of an `fs://` replica if it is missing. For a reader a missing folder is an error.
+    /// Default: true.
+    pub create: bool,
+    /// How long a request without content may take. Default: 30 s.
+    pub request_timeout: Duration,
+    /// How long one step of an upload or a download may take: a whole small object, or 8 MiB of a large one.
+    /// Default: 90 s.
+    pub transfer_timeout: Duration,
+    /// How often passing trouble is tried again before it is reported. Default: 3.
+    pub retries: usize,
+    /// Operations on this store at once. Default: 16.
+    pub concurrency: usize,
+}
+
+impl Default for StoreOptions {
+    fn default() -> StoreOptions {
+        StoreOptions {
+            create: true,
+            request_timeout: Duration::from_secs(30),
+            transfer_timeout: Duration::from_secs(90),
+            retries: 3,
+            concurrency: 16,
+        }
+    }
+}
+
+impl StoreOptions {
+    /// For whoever only reads: nothing is made that is missing.
+    #[must_use]
+    pub fn reading() -> StoreOptions {
+        StoreOptions {
+            create: false,
+            ..StoreOptions::default()
+        }
+    }
+}
+
+/// What an object is created from. Can be sent any number of times.
+#[derive(Debug, Clone)]
+pub enum Body {
+    /// Bytes in memory.
+    Bytes(Bytes),
+    /// The first so many bytes of a file that nobody else moves through meanwhile.
+    File(Arc<File>, u64),
+}
+
+impl Body {
+    /// In bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        match self {
+            Body::Bytes(bytes) => bytes.len() as u64,
+            Body::File(_, len) => *len,
+        }
+    }
+
+    /// Whether there is nothing in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What came of a creation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Created {
+    /// The object did not exist, and is now there as a whole.
+    New,
+    /// The object exists, and was not touched. It may be this caller's, from an attempt whose answer was lost: see [`Store::holds`].
+    Exists,
+}
+
+/// Whether two writers can both believe that they created an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fencing {
+    /// The store decides, in one step.
+    Enforced,
+    /// The store cannot, or was seen not to: existence is looked up first, and a race can be lost unseen.
+    BestEffort,
+}
+
+/// An object store with one replica in it. Clones are the same store.
+#[derive(Debug, Clone)]
+pub struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    operator: Operator,
+    replica: String,
+    folder: Option<Folder>,
+    best_effort: AtomicBool,
+}
+
+impl Store {
+    /// Opens the replica at a URI:
+    ///
+    /// - `fs:///absolute/path`: a folder. Its permissions follow the process's umask.
+    /// - `memory://name`: this process's memory, for tests; the same name is the same replica.
+    /// - `s3://bucket/prefix?region=…&endpoint=…`: S3 and what speaks its protocol. The parameters are OpenDAL's S3 configuration;
+    ///   credentials come from the environment, a profile, or the machine's role.
+    ///
+    /// No request is made.
+    ///
+    /// # Errors
+    ///
+    /// When the URI is not understood, or the folder cannot be made.
+    pub fn open(uri: &str, options: &StoreOptions) -> Result<Store, StoreError> {
+        let opened = uri::open(uri, options.create)?;
+        // From the inside out. The timeout is inside the retry, since a retry that is dropped half-way loses its writer; the limit is outside, so that
+        // waiting for one's turn is no timeout.
+        let operator = opened
+            .operator
+            .layer(
+                TimeoutLayer::new()
+                    .with_timeout(options.request_timeout)
+                    .with_io_timeout(options.transfer_timeout),
+            )
+            .layer(
+                RetryLayer::new()
+                    .with_min_delay(Duration::from_millis(200))
+                    .with_max_delay(Duration::from_secs(5))
+                    .with_max_times(options.retries)
+                    .with_jitter()
+                    .with_notify(trace_retry),
+            )
+            .layer(ConcurrentLimitLayer::new(options.concurrency.max(1)))
+            .layer(TracingLayer::new());
+        Ok(Store::new(operator, opened.replica))
+    }
+
+    /// Takes a ready operator as it is: timeouts and retries are the caller's. Objects of an `fs` operator are created in its
+    /// root folder past its layers, because OpenDAL's own writer is not both exclusive and atomic.
+    #[must_use]
+    pub fn from_operator(operator: Operator) -> Store {
+        let info = operator.info();
+        let replica = redacted(&format!("{}://{}{}", info.scheme(), info.name(), info.root()));
+        Store::new(operator, replica)
+    }
+
+    fn new(operator: Operator, replica: String) -> Store {
+        let info = operator.info();
+        let folder = (info.scheme() == "fs").then(|| Folder::new(PathBuf::from(info.root())));
+        let conditional = folder.is_some() || info.capability().write_with_if_not_exists;
+        Store(Arc::new(Inner {
+            operator,
+            replica,
+            folder,
+            best_effort: AtomicBool::new(!conditional),
+        }))
+    }
+
+    /// The replica's URI, without query and credentials.
+    #[must_use]
+    pub fn replica(&self) -> &str {
+        &self.0.replica
+    }
+
+    /// What is known of the store's conditional creation.
+    #[must_use]
+    pub fn fencing(&self) -> Fencing {
+        if self.0.best_effort.load(Ordering::Relaxed) {
+            Fencing::BestEffort
+        } else {
+            Fencing::Enforced
+        }
+    }
+
+    /// Whether the condition is decided by a server, whose word for it is no proof: some accept the condition and ignore it.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        self.0.folder.is_none() && self.0.operator.info().scheme() != "memory"
+    }
+
+    /// The store was seen to ignore the condition.
+    pub fn condition_is_ignored(&self) {
+        self.0.best_effort.store(true, Ordering::Relaxed);
+    }
+
+    /// Creates an object, if none of that name exists: the whole of it or nothing.
+    ///
+    /// # Errors
+    ///
+    /// After an error the object may exist nevertheless, as a whole: the answer may have been lost.
+    pub async fn create(&self, key: &Key, body: Body) -> Result<Created, StoreError> {
+        let path = key.path();
+        if self.0.folder.is_some() {
+            return self.create_in_folder(path, body).await;
+        }
+        match self.create_remote(&path, body).await {
+            Ok(created) => Ok(created),
+            Err(Failure::Store(error)) => Err(self.opendal(Action::Create, Some(&path), &error)),
+            Err(Failure::Body(error)) => Err(self.io(Action::Create, Some(&path), &error)),
+        }
+    }
+
+    async fn create_in_folder(&self, path: String, body: Body) -> Result<Created, StoreError> {
+        let inner = Arc::clone(&self.0);
+        let name = path.clone();
+        let done = blocking(move || match &inner.folder {
+            Some(folder) => folder.create(&name, &body),
+            None => Err(io::ErrorKind::Unsupported.into()),
+        });
+        done.await.map_err(|error| self.io(Action::Create, Some(&path), &error))
+    }
+
+    async fn create_remote(&self, path: &str, body: Body) -> Result<Created, Failure> {
+        let operator = &self.0.operator;
+        if self.fencing() == Fencing::BestEffort && operator.exists(path).await? {
+            return Ok(Created::Exists);
+        }
+        let capability = operator.info().capability();
+        let conditional = capability.write_with_if_not_exists;
+        let body = match body {
+            Body::File(file, len) if len <= PART_BYTES as u64 || !capability.write_can_multi => {
+                Body::Bytes(blocking(move || read_whole(&file, len)).await?)
+            }
+            body => body,
+        };
+        let written = match body {
+            Body::Bytes(bytes) => operator
+                .write_with(path, bytes)
+                .if_not_exists(conditional)
+                .await
+                .map(drop)
+                .map_err(Failure::Store),
+            Body::File(file, len) => self.write_parts(path, conditional, &file, len).await,
+        };
+        match written {
+            Ok(()) => Ok(Created::New),
+            Err(Failure::Store(error))
+                if matches!(error.kind(), ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists) =>
+            {
+                Ok(Created::Exists)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// OpenDAL makes a multipart upload of this, and puts the condition on its completion.
+    async fn write_parts(&self, path: &str, conditional: bool, file: &Arc<File>, len: u64) -> Result<(), Failure> {
+        let mut writer = self
+            .0
+            .operator
+            .writer_with(path)
+            .chunk(PART_BYTES)
+            .concurrent(PARTS_AT_ONCE)
+            .if_not_exists(conditional)
+            .await?;
+        let mut at = 0;
+        while at < len {
+            let file = Arc::clone(file);
+            let step = (len - at).min(PART_BYTES as u64);
+            let part = blocking(move || read_part(&file, at, step)).await;
+            let sent = match part {
+                Ok(part) => writer.write(part).await.map_err(Failure::Store),
+                Err(error) => Err(Failure::Body(error)),
+            };
+            if let Err(failure) = sent {
+                // What cannot be aborted is left to the bucket's rule for incomplete uploads.
+                let _ = writer.abort().await;
+                return Err(failure);
+            }
+            at += step;
+        }
+        match writer.close().await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let _ = writer.abort().await;
+                Err(Failure::Store(error))
+            }
+        }
+    }
+
+    /// Whether the object has exactly these bytes.
+    ///
+    /// # Errors
+    ///
+    /// Also when there is no such object.
+    pub async fn holds(&self, key: &Key, body: &Body) -> Result<bool, StoreError> {
+        if self.size(key).await? != body.len() {
+            return Ok(false);
+        }
+        let mut at = 0;
+        while at < body.len() {
+            let end = (at + PART_BYTES as u64).min(body.len());
+            let theirs = self.read_range(key, at..end).await?;
+            let ours = match body {
+                // Both ends are at most the length of a slice.
+                Body::Bytes(bytes) => bytes.slice(at as usize..end as usize),
+                Body::File(file, _) => {
+                    let file = Arc::clone(file);
+                    blocking(move || read_part(&file, at, end - at))
+                        .await
+                        .map_err(|error| self.io(Action::Read, Some(&key.path()), &error))?
+                }
+            };
+            if theirs != ours {
+                return Ok(false);
+            }
+            at = end;
+        }
+        Ok(true)
+    }
+
+    /// Reads a whole object.
+    ///
+    /// # Errors
+    ///
+    /// See [`StoreError::is_not_found`].
+    pub async fn read(&self, key: &Key) -> Result<Bytes, StoreError> {
+        let path = key.path();
+        match self.0.operator.read(&path).await {
+            Ok(buffer) => Ok(buffer.to_bytes()),
+            Err(error) => Err(self.opendal(Action::Read, Some(&path), &error)),
+        }
+    }
+
+    /// Reads a part of an object.
+    ///
+    /// # Errors
+    ///
+    /// Also when the range goes past the end.
+    pub async fn read_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StoreError> {
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let path = key.path();
+        match self.0.operator.read_with(&path).range(range.clone()).await {
+            Ok(buffer) if buffer.len() as u64 == range.end - range.start => Ok(buffer.to_bytes()),
+            Ok(_) => Err(self.io(Action::Read, Some(&path), &io::ErrorKind::UnexpectedEof.into())),
+            Err(error) => Err(self.opendal(Action::Read, Some(&path), &error)),
+        }
+    }
+
+    /// The size of an object in bytes.
+    ///
+    /// # Errors
+    ///
+    /// See [`StoreError::is_not_found`].
+    pub async fn size(&self, key: &Key) -> Result<u64, StoreError> {
+        let path = key.path();
+        match self.0.operator.stat(&path).await {
+            Ok(metadata) => Ok(metadata.content_length()),
+            Err(error) => Err(self.opendal(Action::Stat, Some(&path), &error)),
+        }
+    }
+
+    /// The objects whose names start with `prefix` (a folder's name with its `/`, or nothing), with their sizes in bytes, in the order
+    /// of their names. Foreign names are left out. Some stores list late or lose entries: what is not listed may exist.
+    ///
+    /// # Errors
+    ///
+    /// When the store does not answer; a prefix with nothing in it is no error.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<(Key, u64)>, StoreError> {
+        let mut found = Vec::new();
+        for (path, size) in self.entries(prefix, true).await? {
+            if let Some(key) = Key::parse(&path) {
+                found.push((path, key, size));
+            }
+        }
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(found.into_iter().map(|(_, key, size)| (key, size)).collect())
+    }
+
+    /// The names of the folders right below `prefix`, sorted, without it and without a `/`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Store::list`].
+    pub async fn list_folders(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let mut names: Vec<String> = self
+            .entries(prefix, false)
+            .await?
+            .into_iter()
+            .filter_map(|(path, _)| Some(path.strip_prefix(prefix)?.strip_suffix('/')?.to_owned()))
+            .filter(|name| !name.is_empty())
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    async fn entries(&self, prefix: &str, recursive: bool) -> Result<Vec<(String, u64)>, StoreError> {
+        let listing = async {
+            let lister = self.0.operator.lister_with(prefix).recursive(recursive).await?;
+            lister
+                .map_ok(|entry| {
+                    let (path, metadata) = entry.into_parts();
+                    let size = if metadata.is_file() {
+                        metadata.content_length()
+                    } else {
+                        0
+                    };
+                    (path, size)
+                })
+                .try_collect::<Vec<_>>()
+                .await
+        };
+        match listing.await {
+            Ok(entries) => Ok(entries),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(self.opendal(Action::List, (!prefix.is_empty()).then_some(prefix), &error)),
+        }
+    }
+
+    fn opendal(&self, action: Action, object: Option<&str>, error: &opendal::Error) -> StoreError {
+        StoreError::from_opendal(action, object, &self.0.replica, error)
+    }
+
+    fn io(&self, action: Action, object: Option<&str>, error: &io::Error) -> StoreError {
+        StoreError::from_io(action, object, &self.0.replica, error)
+    }
+}
+
+/// Which side of an upload failed.
+enum Failure {
+    Store(opendal::Error),
+    Body(io::Error),
+}
+
+impl From<opendal::Error> for Failure {
+    fn from(error: opendal::Error) -> Failure {
+        Failure::Store(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::Body(error)
+    }
+}
+
+fn trace_retry(event: RetryEvent<'_>) {
+    tracing::debug!(
+        operation = %event.op,
+        attempt = event.attempt,
+        after_ms = event.retry_after.as_millis() as u64,
+        error = event.err.message(),
+        "the store is asked again"
+    );
+}
+
+/// A file's content from its start.
+fn body_reader(file: &File, len: u64) -> io::Result<impl Read> {
+    let mut file = file.try_clone()?;
+    file.seek(SeekFrom::Start(0))?;
+    Ok(file.take(len))
+}
+
+fn read_whole(file: &File, len: u64) -> io::Result<Bytes> {
+    read_part(file, 0, len)
+}
+
+fn read_part(file: &File, at: u64, len: u64) -> io::Result<Bytes> {
+    let mut file = file.try_clone()?;
+    file.seek(SeekFrom::Start(at))?;
+    let len = usize::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    let mut part = vec![0; len];
+    file.read_exact(&mut part)?;
+    Ok(part.into())
+}
+
+/// Runs `work` where it may block.
+fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> impl Future<Output = io::Result<T>> {
+    let handle = tokio::task::spawn_blocking(work);
+    async move {
+        match handle.await {
+            Ok(result) => result,
+            Err(stopped) => Err(io::Error::other(stopped)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

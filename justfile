@@ -1,0 +1,50 @@
+# Tasks of replvfs. `just --list` shows them.
+
+default: test
+
+# All tests but the long ones
+test *args:
+    cargo test --workspace --locked {{ args }}
+
+# All tests, with the long ones
+test-long *args:
+    REPLVFS_LONG_TESTS=1 cargo test --workspace --locked {{ args }}
+
+# Formatting and lints, as CI has them
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# Formats everything
+fmt:
+    cargo fmt --all
+    cargo fmt --manifest-path fuzz/Cargo.toml
+
+# The API documentation
+doc *args:
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked {{ args }}
+
+# What replication costs a writer
+bench *args:
+    cargo bench --bench write_overhead {{ args }}
+
+# The example that shows the whole way
+quickstart *args:
+    cargo run --release --example quickstart -- {{ args }}
+
+# libreplvfs.so and libreplvfs.a in target/release
+libraries:
+    cargo build --release --locked -p replvfs-extension
+    cargo build --release --locked -p replvfs-c
+
+# Fuzzes one target for some seconds (needs nightly and cargo-fuzz)
+fuzz target seconds="60":
+    cargo +nightly fuzz run {{ target }} -- -max_total_time={{ seconds }}
+
+# Licences, advisories, sources (needs cargo-deny)
+deny:
+    cargo deny --workspace --all-features check
+
+# Everything that CI runs
+ci:
+    .ci/run

@@ -1,0 +1,141 @@
+//! `replvfs restore`: a database file out of a replica.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use replvfs::history::Target;
+use replvfs::restore::{Progress, RestoreError, RestoreOptions, Restored, restore};
+use replvfs::store::{Store, StoreOptions};
+use replvfs_vfs::types::Txid;
+use serde::Serialize;
+
+use crate::generation::GenerationArgument;
+use crate::time::{At, show};
+use crate::{Failure, about};
+
+/// Writes the database as of a transaction: the newest one unless another is asked for.
+///
+/// The file is written beside OUT, synced, and renamed when it is whole.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Where the history is, as a URI.
+    replica: String,
+    /// The file to write.
+    out: PathBuf,
+    /// As of this time: RFC 3339, or without an offset for UTC. The newest transaction that was committed by then.
+    #[arg(long, value_name = "TIME", conflicts_with = "txid")]
+    at: Option<At>,
+    /// As of this transaction.
+    #[arg(long, value_name = "N")]
+    txid: Option<u64>,
+    /// Out of this generation instead of the newest one.
+    #[arg(long, value_name = "G")]
+    generation: Option<GenerationArgument>,
+    /// Replaces OUT if it exists.
+    #[arg(long)]
+    force: bool,
+    /// Prints what was restored as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `--json` prints. Fields are added, never changed.
+#[derive(Serialize)]
+struct Report {
+    generation: String,
+    txid: u64,
+    committed_at: String,
+    pages: u32,
+    bytes: u64,
+}
+
+pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let target = match (arguments.at, arguments.txid) {
+        (Some(at), _) => {
+            if at.assumed_utc {
+                writeln!(
+                    std::io::stderr(),
+                    "replvfs: --at has no offset; it is taken as UTC: {}",
+                    show(at.time)
+                )?;
+            }
+            Target::At(at.time)
+        }
+        (None, Some(txid)) => Target::Txid(Txid(txid)),
+        (None, None) => Target::Newest,
+    };
+    let store = Store::open(&arguments.replica, &StoreOptions::reading())?;
+    let bar = progress_bar();
+    let options = RestoreOptions {
+        target,
+        generation: arguments.generation.map(|generation| generation.0),
+        force: arguments.force,
+        progress: Some(Arc::new({
+            let bar = bar.clone();
+            move |progress| show_progress(&bar, progress)
+        })),
+    };
+    let restored = restore(&store, &arguments.out, &options).await;
+    bar.finish_and_clear();
+    let restored = restored.map_err(|error| match error {
+        // These speak of local files only.
+        RestoreError::Exists { .. } | RestoreError::Leftover { .. } | RestoreError::File { .. } => error.into(),
+        error => about(&store)(error),
+    })?;
+    for warning in &restored.warnings {
+        writeln!(std::io::stderr(), "replvfs: {warning}")?;
+    }
+    print(arguments, &restored)
+}
+
+fn print(arguments: &Arguments, restored: &Restored) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    if arguments.json {
+        let report = Report {
+            generation: restored.generation.to_string(),
+            txid: restored.txid.0,
+            committed_at: show(restored.committed_at),
+            pages: restored.page_count,
+            bytes: restored.bytes,
+        };
+        serde_json::to_writer(&mut out, &report).map_err(std::io::Error::from)?;
+        writeln!(out)?;
+    } else {
+        writeln!(
+            out,
+            "{}: transaction {} of {}, {} pages, {}",
+            arguments.out.display(),
+            restored.txid,
+            show(restored.committed_at),
+            restored.page_count,
+            indicatif::HumanBytes(restored.bytes),
+        )?;
+    }
+    Ok(())
+}
+
+/// A bar on standard error, if somebody is there to see it.
+fn progress_bar() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    // The template is a constant; if it were wrong, the default one would do.
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} image {bytes}/{total_bytes} {msg}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn show_progress(bar: &ProgressBar, progress: Progress) {
+    bar.set_length(progress.image_len);
+    bar.set_position(progress.image_bytes);
+    if progress.image_bytes == progress.image_len {
+        bar.set_message(match progress.last {
+            Some(last) => format!("transaction {}/{last}", progress.txid),
+            None => format!("transaction {}", progress.txid),
+        });
+    }
+}

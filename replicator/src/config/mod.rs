@@ -1,0 +1,223 @@
+//! What can be set, from where, and within which bounds.
+//!
+//! Owns the names, the defaults, the precedence (URI, then program, then environment), and the sentence for everything that is not
+//! understood or not built yet: nothing is ignored in silence. Leaves to the [`store`](crate::store) what a replica's URI
+//! means.
+
+mod parse;
+mod settings;
+
+use std::time::Duration;
+
+use opendal::Operator;
+
+pub(crate) use settings::{Given, Settings, Target, is_immutable};
+
+/// A setting that cannot be used: which, from where, and what is accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub(crate) String);
+
+/// When a commit returns. This version has one level; others will be added.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Durability {
+    /// When SQLite says so. The upload follows.
+    #[default]
+    Async,
+}
+
+/// What is done when a database is opened and its file does not have what the replica has. This version does nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Restore {
+    /// Nothing: a new generation starts from the local file.
+    #[default]
+    Never,
+}
+
+/// What is done when another writer took the replica over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnFenced {
+    /// The database goes on locally, without replication, and says so.
+    #[default]
+    Continue,
+}
+
+/// How long history is kept. This version deletes nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Retention {
+    /// For ever. Needs no right to delete in the store.
+    #[default]
+    Forever,
+}
+
+/// How replvfs is registered, and the settings of the databases that do not say otherwise in their URI.
+///
+/// ```
+/// # use std::time::Duration;
+/// let config = replvfs::Config::default()
+///     .replica("s3://bucket/{name}")
+///     .flush_interval(Duration::from_millis(500));
+/// ```
+///
+/// What is not set here is taken from the environment (`REPLVFS_REPLICA`, `REPLVFS_FLUSH_INTERVAL`, …; read when replvfs is
+/// registered), and what is not there either has the default given below.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub(crate) vfs_name: String,
+    pub(crate) make_default: bool,
+    pub(crate) operator: Option<Operator>,
+    pub(crate) given: Given,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            vfs_name: "replvfs".to_owned(),
+            make_default: false,
+            operator: None,
+            given: Given::default(),
+        }
+    }
+}
+
+impl Config {
+    /// The same as [`Config::default`].
+    #[must_use]
+    pub fn new() -> Config {
+        Config::default()
+    }
+
+    /// The name for `vfs=` in URIs. Default: `replvfs`.
+    #[must_use]
+    pub fn vfs_name(mut self, name: impl Into<String>) -> Config {
+        self.vfs_name = name.into();
+        self
+    }
+
+    /// Whether databases that name no VFS use this one. Those for which no replica is set anywhere are then passed through
+    /// without replication. Default: false.
+    #[must_use]
+    pub fn make_default(mut self, yes: bool) -> Config {
+        self.make_default = yes;
+        self
+    }
+
+    /// Where the history goes: `s3://bucket/prefix?region=…`, `fs:///absolute/folder`, `memory://name`. `{name}` stands for the database's file
+    /// name; without it there can be one database only. No default.
+    #[must_use]
+    pub fn replica(mut self, uri: impl Into<String>) -> Config {
+        self.given.replica = Some(uri.into());
+        self
+    }
+
+    /// A ready operator in place of a replica's URI, for one database. It is used as it is: see
+    /// [`Store::from_operator`](crate::store::Store::from_operator). A `replica` in a database's URI goes before it.
+    #[must_use]
+    pub fn operator(mut self, operator: Operator) -> Config {
+        self.operator = Some(operator);
+        self
+    }
+
+    /// When a commit returns. Default: [`Durability::Async`].
+    #[must_use]
+    pub fn durability(mut self, level: Durability) -> Config {
+        self.given.durability = Some(level);
+        self
+    }
+
+    /// How long a flush waits for the store. 1 ms to 1 h. Default: 30 s.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Config {
+        self.given.timeout = Some(timeout);
+        self
+    }
+
+    /// A busy database uploads once in this time. 10 ms to 1 h. Default: 1 s.
+    #[must_use]
+    pub fn flush_interval(mut self, interval: Duration) -> Config {
+        self.given.flush_interval = Some(interval);
+        self
+    }
+
+    /// WAL bytes after which a segment is uploaded without waiting for the interval. 64 KiB to 256 MiB. Default: 4 MiB.
+    #[must_use]
+    pub fn segment_size(mut self, bytes: u64) -> Config {
+        self.given.segment_size = Some(bytes);
+        self
+    }
+
+    /// Memory for captured pages in the whole process, in bytes. 1 MiB to 1 TiB. Default: 64 MiB.
+    ///
+    /// In this version it bounds a single transaction: one that outgrows a quarter of it is read back from the WAL. What waits for a store
+    /// that does not answer is not bounded yet.
+    #[must_use]
+    pub fn memory_limit(mut self, bytes: u64) -> Config {
+        self.given.memory_limit = Some(bytes);
+        self
+    }
+
+    /// How far the WAL of a database may grow because its content is not uploaded yet, in bytes. 1 MiB to 1 TiB. Default: 1 GiB.
+    ///
+    /// This version never holds the WAL back for an upload, so the bound always holds.
+    #[must_use]
+    pub fn wal_limit(mut self, bytes: u64) -> Config {
+        self.given.wal_limit = Some(bytes);
+        self
+    }
+
+    /// How long closing a database waits for the upload of its last transactions. 0 to 10 min. Default: 5 s.
+    #[must_use]
+    pub fn close_timeout(mut self, timeout: Duration) -> Config {
+        self.given.close_timeout = Some(timeout);
+        self
+    }
+
+    /// What is done when the file does not have what the replica has. Default: [`Restore::Never`].
+    #[must_use]
+    pub fn restore(mut self, restore: Restore) -> Config {
+        self.given.restore = Some(restore);
+        self
+    }
+
+    /// What is done when another writer took over. Default: [`OnFenced::Continue`].
+    #[must_use]
+    pub fn on_fenced(mut self, on_fenced: OnFenced) -> Config {
+        self.given.on_fenced = Some(on_fenced);
+        self
+    }
+
+    /// How long history is kept. Default: [`Retention::Forever`].
+    #[must_use]
+    pub fn retention(mut self, retention: Retention) -> Config {
+        self.given.retention = Some(retention);
+        self
+    }
+
+    /// Adds what only the environment says, and checks everything.
+    pub(crate) fn with_environment(
+        mut self,
+        variable: impl Fn(&str) -> Option<std::ffi::OsString>,
+    ) -> Result<Config, ConfigError> {
+        let environment = Given::from_environment(variable)?;
+        if self.operator.is_some() && self.given.replica.is_some() {
+            return Err(ConfigError(
+                "both replica and operator are set in the program: set one of them".to_owned(),
+            ));
+        }
+        self.given.check("the program")?;
+        if self.vfs_name.is_empty() || self.vfs_name.contains('\0') {
+            return Err(ConfigError(
+                "vfs_name is empty or contains a NUL: name it, for example, replvfs".to_owned(),
+            ));
+        }
+        self.given = self.given.or(environment);
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests;

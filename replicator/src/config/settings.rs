@@ -1,0 +1,398 @@
+//! From names and values to the settings of one database. Pure: the environment is passed in.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Duration;
+
+use opendal::Operator;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+
+use super::parse::{self, DURATION_FORMS, SIZE_FORMS, show_duration, show_size};
+use super::{Config, ConfigError, Durability, OnFenced, Restore, Retention};
+use crate::store::redacted;
+
+const NAMES: &[&str] = &[
+    "replica",
+    "durability",
+    "timeout",
+    "on_timeout",
+    "flush_interval",
+    "segment_size",
+    "memory_limit",
+    "wal_limit",
+    "close_timeout",
+    "restore",
+    "on_fenced",
+    "retention",
+];
+
+/// SQLite's own URI parameters, <https://www.sqlite.org/uri.html> and those that its Unix VFS looks for.
+const SQLITE_NAMES: &[&str] = &[
+    "vfs",
+    "mode",
+    "cache",
+    "immutable",
+    "psow",
+    "nolock",
+    "modeof",
+    "readonly_shm",
+    "8_3_names",
+];
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+const MS: Duration = Duration::from_millis(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// What one source says; `None` where it says nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Given {
+    pub(crate) replica: Option<String>,
+    pub(crate) durability: Option<Durability>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) flush_interval: Option<Duration>,
+    pub(crate) segment_size: Option<u64>,
+    pub(crate) memory_limit: Option<u64>,
+    pub(crate) wal_limit: Option<u64>,
+    pub(crate) close_timeout: Option<Duration>,
+    pub(crate) restore: Option<Restore>,
+    pub(crate) on_fenced: Option<OnFenced>,
+    pub(crate) retention: Option<Retention>,
+}
+
+/// Where the history goes.
+#[derive(Debug, Clone)]
+pub(crate) enum Target {
+    /// To a URI, with the database's name already in it.
+    Uri(String),
+    /// To the program's own operator.
+    Operator(Operator),
+}
+
+/// Everything that the replication of one database needs to know.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) target: Target,
+    pub(crate) timeout: Duration,
+    pub(crate) flush_interval: Duration,
+    pub(crate) segment_size: u64,
+    pub(crate) close_timeout: Duration,
+    /// With the defaults filled in, for comparison with a later connection.
+    effective: Given,
+}
+
+/// Where a value was found, for its error.
+#[derive(Clone, Copy)]
+enum Source {
+    Uri,
+    Environment,
+}
+
+impl Source {
+    fn name(self, parameter: &str) -> String {
+        match self {
+            Source::Uri => format!("the URI parameter {parameter}"),
+            Source::Environment => variable_name(parameter),
+        }
+    }
+}
+
+fn variable_name(parameter: &str) -> String {
+    format!("REPLVFS_{}", parameter.to_ascii_uppercase())
+}
+
+fn fail<T>(text: String) -> Result<T, ConfigError> {
+    Err(ConfigError(text))
+}
+
+impl Given {
+    fn from_uri(parameters: &[(String, String)]) -> Result<Given, ConfigError> {
+        let mut given = Given::default();
+        let mut seen: Vec<&str> = Vec::new();
+        for (name, value) in parameters {
+            // Database drivers pass their own parameters through, by convention with an underscore before them.
+            if SQLITE_NAMES.contains(&name.as_str()) || name.starts_with('_') {
+                continue;
+            }
+            if seen.contains(&name.as_str()) {
+                return fail(format!(
+                    "the URI parameter {name} is given twice: leave one of them out"
+                ));
+            }
+            seen.push(name);
+            if name == "memory_limit" {
+                return fail(format!(
+                    "memory_limit={value} in a URI: the limit is for the whole process; set it in the program or as \
+                     REPLVFS_MEMORY_LIMIT"
+                ));
+            }
+            given.set(Source::Uri, name, value)?;
+        }
+        Ok(given)
+    }
+
+    pub(super) fn from_environment(variable: impl Fn(&str) -> Option<OsString>) -> Result<Given, ConfigError> {
+        if variable("REPLVFS_CONFIG").is_some() {
+            return fail(
+                "REPLVFS_CONFIG is set, and configuration files are not supported by this version: unset it, and use the \
+                 URI, the program or other REPLVFS_ variables"
+                    .to_owned(),
+            );
+        }
+        let mut given = Given::default();
+        for name in NAMES {
+            let Some(value) = variable(&variable_name(name)).filter(|value| !value.is_empty()) else {
+                continue;
+            };
+            match value.into_string() {
+                Ok(value) => given.set(Source::Environment, name, &value)?,
+                Err(_) => return fail(format!("{} is not UTF-8", variable_name(name))),
+            }
+        }
+        Ok(given)
+    }
+
+    fn set(&mut self, source: Source, name: &str, value: &str) -> Result<(), ConfigError> {
+        let at = source.name(name);
+        match name {
+            "replica" if value.is_empty() => return fail(format!("{at} is empty: give a URI such as s3://bucket/app")),
+            "replica" => self.replica = Some(value.to_owned()),
+            "durability" => {
+                self.durability = Some(choose(&at, value, ("async", Durability::Async), &["remote", "strict"])?);
+            }
+            "on_timeout" => {
+                return fail(format!(
+                    "{at}={value}: it has a meaning only with durability=remote or strict, which this version does not have \
+                     yet; leave it out"
+                ));
+            }
+            "restore" => {
+                self.restore = Some(choose(
+                    &at,
+                    value,
+                    ("never", Restore::Never),
+                    &["if-missing", "if-behind"],
+                )?);
+            }
+            "on_fenced" => self.on_fenced = Some(choose(&at, value, ("continue", OnFenced::Continue), &["stop"])?),
+            "retention" if parse::duration(value).is_some() => {
+                return fail(format!(
+                    "{at}={value} is not built into this version yet, which deletes nothing: use forever, or leave it out"
+                ));
+            }
+            "retention" => self.retention = Some(choose(&at, value, ("forever", Retention::Forever), &[])?),
+            "timeout" => self.timeout = Some(read_duration(&at, value)?),
+            "flush_interval" => self.flush_interval = Some(read_duration(&at, value)?),
+            "close_timeout" => self.close_timeout = Some(read_duration(&at, value)?),
+            "segment_size" => self.segment_size = Some(read_size(&at, value)?),
+            "memory_limit" => self.memory_limit = Some(read_size(&at, value)?),
+            "wal_limit" => self.wal_limit = Some(read_size(&at, value)?),
+            _ => {
+                return fail(format!(
+                    "{name} is not a URI parameter of replvfs or SQLite; replvfs has {}",
+                    NAMES.join(", ")
+                ));
+            }
+        }
+        self.check_one(&at, name)
+    }
+
+    /// Checks all bounds.
+    pub(super) fn check(&self, place: &str) -> Result<(), ConfigError> {
+        NAMES
+            .iter()
+            .try_for_each(|name| self.check_one(&format!("{name} in {place}"), name))
+    }
+
+    fn check_one(&self, at: &str, name: &str) -> Result<(), ConfigError> {
+        match name {
+            "timeout" => bound(at, self.timeout, (MS, HOUR), show_duration),
+            "flush_interval" => bound(at, self.flush_interval, (10 * MS, HOUR), show_duration),
+            "close_timeout" => bound(at, self.close_timeout, (Duration::ZERO, 10 * MINUTE), show_duration),
+            "segment_size" => bound(at, self.segment_size, (64 * KIB, 256 * MIB), show_size),
+            "memory_limit" => bound(at, self.memory_limit, (MIB, TIB), show_size),
+            "wal_limit" => bound(at, self.wal_limit, (MIB, TIB), show_size),
+            _ => Ok(()),
+        }
+    }
+
+    /// This one where it says something, `weaker` elsewhere.
+    pub(super) fn or(self, weaker: Given) -> Given {
+        Given {
+            replica: self.replica.or(weaker.replica),
+            durability: self.durability.or(weaker.durability),
+            timeout: self.timeout.or(weaker.timeout),
+            flush_interval: self.flush_interval.or(weaker.flush_interval),
+            segment_size: self.segment_size.or(weaker.segment_size),
+            memory_limit: self.memory_limit.or(weaker.memory_limit),
+            wal_limit: self.wal_limit.or(weaker.wal_limit),
+            close_timeout: self.close_timeout.or(weaker.close_timeout),
+            restore: self.restore.or(weaker.restore),
+            on_fenced: self.on_fenced.or(weaker.on_fenced),
+            retention: self.retention.or(weaker.retention),
+        }
+    }
+
+    /// In bytes, for the whole process.
+    pub(crate) fn memory_limit(&self) -> u64 {
+        self.memory_limit.unwrap_or(64 * MIB)
+    }
+}
+
+impl Settings {
+    /// `None` when no replica is set anywhere.
+    pub(crate) fn resolve(
+        config: &Config,
+        path: &Path,
+        parameters: &[(String, String)],
+    ) -> Result<Option<Settings>, ConfigError> {
+        refuse_nolock(parameters)?;
+        let uri = Given::from_uri(parameters)?;
+        let target = match (&uri.replica, &config.operator, &config.given.replica) {
+            (None, Some(operator), _) => Target::Operator(operator.clone()),
+            (Some(replica), _, _) | (None, None, Some(replica)) => Target::Uri(fill_in_name(replica, path)?),
+            (None, None, None) => return Ok(None),
+        };
+        let mut effective = uri.or(config.given.clone());
+        effective.replica = match &target {
+            Target::Uri(uri) => Some(uri.clone()),
+            Target::Operator(_) => None,
+        };
+        Ok(Some(Settings {
+            target,
+            timeout: *effective.timeout.get_or_insert(30 * 1000 * MS),
+            flush_interval: *effective.flush_interval.get_or_insert(1000 * MS),
+            segment_size: *effective.segment_size.get_or_insert(4 * MIB),
+            close_timeout: *effective.close_timeout.get_or_insert(5 * 1000 * MS),
+            effective: Given {
+                wal_limit: effective.wal_limit.or(Some(GIB)),
+                ..effective
+            },
+        }))
+    }
+
+    /// Checks what a further connection to the same database says in its URI. What it does not say is as it was.
+    pub(crate) fn agree(&self, path: &Path, parameters: &[(String, String)]) -> Result<(), ConfigError> {
+        refuse_nolock(parameters)?;
+        let mut uri = Given::from_uri(parameters)?;
+        if let Some(replica) = &mut uri.replica {
+            *replica = fill_in_name(replica, path)?;
+        }
+        let ours = &self.effective;
+        let differing = [
+            ("replica", uri.replica.is_some() && uri.replica != ours.replica),
+            ("timeout", differs(uri.timeout, ours.timeout)),
+            ("flush_interval", differs(uri.flush_interval, ours.flush_interval)),
+            ("segment_size", differs(uri.segment_size, ours.segment_size)),
+            ("wal_limit", differs(uri.wal_limit, ours.wal_limit)),
+            ("close_timeout", differs(uri.close_timeout, ours.close_timeout)),
+        ];
+        match differing.iter().find(|(_, differs)| *differs) {
+            None => Ok(()),
+            Some((name, _)) => fail(format!(
+                "this process already replicates {} with another {name}: give all its connections the same, or leave it out \
+                 after the first",
+                path.display()
+            )),
+        }
+    }
+}
+
+fn differs<T: PartialEq>(theirs: Option<T>, ours: Option<T>) -> bool {
+    theirs.is_some() && theirs != ours
+}
+
+/// `immutable=1` promises that nobody changes the file, so there is nothing to replicate, and SQLite takes no locks.
+pub(crate) fn is_immutable(parameters: &[(String, String)]) -> bool {
+    is_true(parameters, "immutable")
+}
+
+fn refuse_nolock(parameters: &[(String, String)]) -> Result<(), ConfigError> {
+    if is_true(parameters, "nolock") {
+        return fail(
+            "nolock=1 takes away the locks that a replicated copy needs to be consistent: leave it out, or use another VFS"
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
+
+/// As `sqlite3_uri_boolean` reads it.
+fn is_true(parameters: &[(String, String)], name: &str) -> bool {
+    parameters
+        .iter()
+        .find(|(key, _)| key == name)
+        .is_some_and(|(_, value)| {
+            ["1", "yes", "true", "on"]
+                .iter()
+                .any(|word| value.eq_ignore_ascii_case(word))
+                || value.parse::<i64>().is_ok_and(|number| number != 0)
+        })
+}
+
+fn choose<T>(at: &str, value: &str, built: (&str, T), planned: &[&str]) -> Result<T, ConfigError> {
+    if value == built.0 {
+        return Ok(built.1);
+    }
+    if planned.contains(&value) {
+        return fail(format!(
+            "{at}={value} is not built into this version yet: use {}, or leave it out",
+            built.0
+        ));
+    }
+    fail(format!(
+        "{at}={value} is not understood: this version accepts {}",
+        built.0
+    ))
+}
+
+fn read_duration(at: &str, value: &str) -> Result<Duration, ConfigError> {
+    parse::duration(value).ok_or_else(|| ConfigError(format!("{at}={value} is not a duration: write {DURATION_FORMS}")))
+}
+
+fn read_size(at: &str, value: &str) -> Result<u64, ConfigError> {
+    parse::size(value).ok_or_else(|| ConfigError(format!("{at}={value} is not a size: write {SIZE_FORMS}")))
+}
+
+fn bound<T: PartialOrd + Copy>(
+    at: &str,
+    value: Option<T>,
+    (least, most): (T, T),
+    show: impl Fn(T) -> String,
+) -> Result<(), ConfigError> {
+    match value {
+        Some(value) if value < least || value > most => fail(format!(
+            "{at}={} is out of bounds: from {} to {} is accepted",
+            show(value),
+            show(least),
+            show(most)
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Puts the database's file name into the replica, encoded so that no name leads anywhere else.
+fn fill_in_name(replica: &str, path: &Path) -> Result<String, ConfigError> {
+    const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+    const PLACEHOLDER: &str = "{name}";
+    let rest = replica.replace(PLACEHOLDER, "");
+    if rest.contains(['{', '}']) {
+        return fail(format!(
+            "the replica {} contains braces: only {{name}} has a meaning in them",
+            redacted(replica)
+        ));
+    }
+    if rest.len() == replica.len() {
+        return Ok(replica.to_owned());
+    }
+    match path.file_name() {
+        Some(name) => {
+            let name = percent_encode(name.as_encoded_bytes(), UNRESERVED).to_string();
+            Ok(replica.replace(PLACEHOLDER, &name))
+        }
+        None => fail(format!("{} has no file name to put into the replica", path.display())),
+    }
+}

@@ -1,0 +1,273 @@
+//! Every error by name, and who goes before whom.
+
+use std::path::Path;
+
+use super::*;
+
+const DB: &str = "/srv/app.db";
+
+fn pairs(text: &str) -> Vec<(String, String)> {
+    text.split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| {
+            let (name, value) = pair.split_once('=').expect("a pair");
+            (name.to_owned(), value.to_owned())
+        })
+        .collect()
+}
+
+fn resolve(config: &Config, uri: &str) -> Result<Option<Settings>, ConfigError> {
+    Settings::resolve(config, Path::new(DB), &pairs(uri))
+}
+
+fn uri_of(settings: Option<Settings>) -> String {
+    match settings.expect("a replica is set").target {
+        Target::Uri(uri) => uri,
+        Target::Operator(_) => "operator".to_owned(),
+    }
+}
+
+fn environment(variables: &str) -> Result<Config, ConfigError> {
+    let variables = pairs(variables);
+    Config::default().with_environment(|name| {
+        let (_, value) = variables.iter().find(|(key, _)| key == name)?;
+        Some(value.into())
+    })
+}
+
+#[test]
+fn the_defaults() {
+    let settings = resolve(&Config::default(), "vfs=replvfs&replica=memory://x")
+        .expect("valid")
+        .expect("a replica");
+    assert_eq!(settings.flush_interval, Duration::from_secs(1));
+    assert_eq!(settings.segment_size, 4 << 20);
+    assert_eq!(settings.timeout, Duration::from_secs(30));
+    assert_eq!(settings.close_timeout, Duration::from_secs(5));
+    assert_eq!(Config::default().given.memory_limit(), 64 << 20);
+    assert!(
+        resolve(&Config::default(), "vfs=replvfs&mode=rwc&_txlock=immediate")
+            .expect("valid")
+            .is_none()
+    );
+}
+
+#[test]
+fn what_is_accepted_though_there_is_one_choice() {
+    resolve(
+        &Config::default(),
+        "replica=memory://x&durability=async&restore=never&on_fenced=continue&retention=forever&wal_limit=2GiB\
+         &cache=private&psow=1&modeof=x&readonly_shm=1&8_3_names=1&nolock=0&immutable=0",
+    )
+    .expect("valid");
+}
+
+#[test]
+fn uri_beats_program_beats_environment() {
+    let config = environment("REPLVFS_REPLICA=memory://env&REPLVFS_FLUSH_INTERVAL=3s&REPLVFS_TIMEOUT=").expect("valid");
+    assert_eq!(uri_of(resolve(&config, "").expect("valid")), "memory://env");
+    let config = Config::default()
+        .replica("memory://program")
+        .segment_size(1 << 20)
+        .with_environment(|name| match name {
+            "REPLVFS_REPLICA" => Some("memory://env".into()),
+            "REPLVFS_SEGMENT_SIZE" => Some("2MiB".into()),
+            "REPLVFS_FLUSH_INTERVAL" => Some("3s".into()),
+            _ => None,
+        })
+        .expect("valid");
+    let settings = resolve(&config, "flush_interval=4s")
+        .expect("valid")
+        .expect("a replica");
+    assert_eq!(
+        (settings.segment_size, settings.flush_interval),
+        (1 << 20, Duration::from_secs(4))
+    );
+    assert_eq!(uri_of(Some(settings)), "memory://program");
+    assert_eq!(
+        uri_of(resolve(&config, "replica=memory://uri").expect("valid")),
+        "memory://uri"
+    );
+}
+
+#[test]
+fn an_operator_stands_between_uri_and_environment() {
+    let operator = Operator::new(opendal::services::Memory::default()).expect("an operator");
+    let config = Config::default().operator(operator);
+    let both = config.clone().replica("memory://x").with_environment(|_| None);
+    assert!(both.expect_err("one of them").to_string().contains("set one of them"));
+    let config = config
+        .with_environment(|name| (name == "REPLVFS_REPLICA").then(|| "memory://env".into()))
+        .expect("valid");
+    assert_eq!(uri_of(resolve(&config, "").expect("valid")), "operator");
+    assert_eq!(
+        uri_of(resolve(&config, "replica=memory://uri").expect("valid")),
+        "memory://uri"
+    );
+}
+
+#[test]
+fn the_name_is_put_in_encoded() {
+    for (path, replica, filled) in [
+        ("/srv/app.db", "s3://b/{name}?region=x", "s3://b/app.db?region=x"),
+        (
+            "/srv/a b?c%#&{}.db",
+            "s3://b/{name}/x",
+            "s3://b/a%20b%3Fc%25%23%26%7B%7D.db/x",
+        ),
+        ("/srv/é.db", "fs:///r/{name}", "fs:///r/%C3%A9.db"),
+    ] {
+        let settings = Settings::resolve(&Config::default().replica(replica), Path::new(path), &[]);
+        assert_eq!(uri_of(settings.expect("valid")), filled);
+    }
+}
+
+#[test]
+fn errors_of_a_uri() {
+    for (uri, says) in [
+        (
+            "flush=1s",
+            "flush is not a URI parameter of replvfs or SQLite; replvfs has replica, durability",
+        ),
+        ("replica=", "replica is empty"),
+        ("replica=s3://b/{nmae}?secret_access_key=hush", "only {name}"),
+        (
+            "flush_interval=1",
+            "parameter flush_interval=1 is not a duration: write a whole number with ms",
+        ),
+        (
+            "flush_interval=1ms",
+            "flush_interval=1ms is out of bounds: from 10ms to 1h",
+        ),
+        ("flush_interval=1d", "=24h is out of bounds"),
+        ("timeout=0s", "timeout=0s is out of bounds: from 1ms to 1h"),
+        ("timeout=soon", "timeout=soon is not a duration"),
+        ("close_timeout=11m", "from 0s to 10m"),
+        (
+            "segment_size=4M",
+            "segment_size=4M is not a size: write a number of bytes",
+        ),
+        (
+            "segment_size=1KiB",
+            "segment_size=1KiB is out of bounds: from 64KiB to 256MiB",
+        ),
+        ("wal_limit=1", "wal_limit=1 is out of bounds: from 1MiB to 1TiB"),
+        (
+            "memory_limit=1GiB",
+            "for the whole process; set it in the program or as REPLVFS_MEMORY_LIMIT",
+        ),
+        (
+            "durability=remote",
+            "durability=remote is not built into this version yet: use async",
+        ),
+        ("durability=strict", "not built into this version yet"),
+        (
+            "durability=full",
+            "durability=full is not understood: this version accepts async",
+        ),
+        ("on_timeout=continue", "only with durability=remote or strict"),
+        (
+            "restore=if-missing",
+            "restore=if-missing is not built into this version yet: use never",
+        ),
+        ("restore=if-behind", "not built"),
+        ("restore=yes", "not understood"),
+        (
+            "on_fenced=stop",
+            "on_fenced=stop is not built into this version yet: use continue",
+        ),
+        (
+            "retention=7d",
+            "retention=7d is not built into this version yet, which deletes nothing: use forever",
+        ),
+        ("retention=long", "not understood: this version accepts forever"),
+        ("nolock=1", "nolock=1 takes away the locks"),
+        ("nolock=on", "nolock=1 takes away the locks"),
+        ("timeout=1s&timeout=2s", "timeout is given twice"),
+    ] {
+        let error = resolve(&Config::default().replica("memory://x"), uri)
+            .expect_err(uri)
+            .to_string();
+        assert!(error.contains(says), "{uri}: {error}");
+        assert!(!error.contains("hush"), "{error}");
+    }
+}
+
+#[test]
+fn errors_of_the_environment() {
+    for (variables, says) in [
+        ("REPLVFS_CONFIG=/etc/x.toml", "not supported by this version: unset it"),
+        ("REPLVFS_FLUSH_INTERVAL=x", "REPLVFS_FLUSH_INTERVAL=x is not a duration"),
+        (
+            "REPLVFS_MEMORY_LIMIT=1KiB",
+            "REPLVFS_MEMORY_LIMIT=1KiB is out of bounds: from 1MiB",
+        ),
+        ("REPLVFS_DURABILITY=strict", "REPLVFS_DURABILITY=strict is not built"),
+        (
+            "REPLVFS_ON_TIMEOUT=fail",
+            "REPLVFS_ON_TIMEOUT=fail: it has a meaning only",
+        ),
+    ] {
+        let error = environment(variables).expect_err(variables).to_string();
+        assert!(error.contains(says), "{variables}: {error}");
+    }
+}
+
+#[test]
+fn errors_of_the_program() {
+    for (config, says) in [
+        (
+            Config::default().flush_interval(Duration::ZERO),
+            "flush_interval in the program=0s is out of bounds",
+        ),
+        (
+            Config::default().segment_size(1),
+            "segment_size in the program=1 is out of bounds",
+        ),
+        (Config::default().vfs_name(""), "vfs_name is empty"),
+        (Config::default().vfs_name("a\0b"), "contains a NUL"),
+    ] {
+        let error = config.with_environment(|_| None).expect_err(says).to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn a_further_connection_may_repeat_or_leave_out_but_not_contradict() {
+    let path = Path::new(DB);
+    let config = Config::default().replica("memory://{name}");
+    let settings = resolve(&config, "flush_interval=2s")
+        .expect("valid")
+        .expect("a replica");
+    for uri in [
+        "",
+        "vfs=replvfs",
+        "replica=memory://app.db&flush_interval=2000ms",
+        "replica=memory://{name}&wal_limit=1GiB",
+    ] {
+        settings.agree(path, &pairs(uri)).expect(uri);
+    }
+    for (uri, says) in [
+        ("replica=memory://other", "another replica"),
+        ("flush_interval=1s", "another flush_interval"),
+        ("segment_size=1MiB", "another segment_size"),
+        ("wal_limit=2GiB", "another wal_limit"),
+        ("nolock=1", "nolock=1"),
+        ("unknown=1", "not a URI parameter"),
+    ] {
+        let error = settings.agree(path, &pairs(uri)).expect_err(uri).to_string();
+        assert!(error.contains(says), "{uri}: {error}");
+    }
+}
+
+#[test]
+fn immutable_is_read_as_sqlite_reads_it() {
+    for (uri, immutable) in [
+        ("immutable=1", true),
+        ("immutable=Yes", true),
+        ("immutable=0", false),
+        ("x=1", false),
+    ] {
+        assert_eq!(is_immutable(&pairs(uri)), immutable, "{uri}");
+    }
+}

@@ -1,0 +1,244 @@
+//! Segments against a model: the transactions that went in.
+#![allow(clippy::unwrap_used)]
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use replvfs_vfs::types::{PageSize, Pgno, Position, Salts, Txid, UnixMillis};
+
+use super::*;
+
+/// A transaction as it goes in and comes out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Model {
+    header: TransactionHeader,
+    pages: Vec<(u32, Vec<u8>)>,
+}
+
+fn position(frame: u32) -> Position {
+    Position {
+        salts: Salts(11, 12),
+        frame,
+        checksum: [frame ^ 0x55, 14],
+    }
+}
+
+fn header(page_size: u32, transactions: &[Model]) -> SegmentHeader {
+    SegmentHeader {
+        generation: Generation(2),
+        page_size: PageSize::new(page_size).unwrap(),
+        first: Txid(100),
+        last: Txid(99 + transactions.len() as u64),
+        start: position(7),
+        end: transactions.last().unwrap().header.end,
+        previous: ObjectHash([9; 32]),
+    }
+}
+
+fn write(header: SegmentHeader, transactions: &[Model]) -> Result<(Vec<u8>, Sealed), FormatError> {
+    let mut writer = SegmentWriter::new(Vec::new(), header, 1)?;
+    for transaction in transactions {
+        writer.begin(transaction.header)?;
+        for (number, page) in &transaction.pages {
+            writer.page(Pgno::new(*number).unwrap(), page)?;
+        }
+    }
+    writer.finish()
+}
+
+fn read(object: &[u8]) -> Result<(SegmentHeader, Vec<Model>), FormatError> {
+    let index = SegmentIndex::from_object(object)?;
+    let (first, last) = (index.header().first, index.header().last);
+    Ok((*index.header(), read_range(object, &index, first..=last)?))
+}
+
+fn read_range(
+    object: &[u8],
+    index: &SegmentIndex,
+    range: std::ops::RangeInclusive<Txid>,
+) -> Result<Vec<Model>, FormatError> {
+    let mut transactions: Vec<Model> = Vec::new();
+    let mut loads = index.blocks_of(range.clone());
+    let load = |block: usize| -> Result<Bytes, FormatError> {
+        assert_eq!(Some(block), loads.next());
+        let range = index.block_range(block);
+        Ok(Bytes::copy_from_slice(
+            &object[range.start as usize..range.end as usize],
+        ))
+    };
+    SegmentReader::new()?.for_each(index, range.clone(), load, |step| {
+        match step {
+            Step::Begin(entry) => {
+                assert_eq!(entry.txid.0, range.start().0.max(100) + transactions.len() as u64);
+                transactions.push(Model {
+                    header: entry.header,
+                    pages: Vec::new(),
+                });
+            }
+            Step::Page(pgno, page) => transactions.last_mut().unwrap().pages.push((pgno.get(), page.to_vec())),
+        }
+        Ok::<(), FormatError>(())
+    })?;
+    assert_eq!(loads.next(), None);
+    Ok(transactions)
+}
+
+fn models(page_size: u32) -> impl Strategy<Value = Vec<Model>> {
+    let transaction = (
+        any::<i64>(),
+        1u32..6000,
+        any::<u32>(),
+        proptest::collection::btree_map(1u32..6000, (any::<u8>(), any::<u16>()), 0..40),
+    );
+    proptest::collection::vec(transaction, 1..12).prop_map(move |transactions| {
+        let model = |(time, page_count, frame, pages): (i64, u32, u32, std::collections::BTreeMap<u32, (u8, u16)>)| {
+            let page = |(number, (fill, at)): (u32, (u8, u16))| {
+                let mut page = vec![fill; page_size as usize];
+                page[usize::from(at) % page_size as usize] = !fill;
+                (number, page)
+            };
+            Model {
+                header: TransactionHeader {
+                    committed_at: UnixMillis(time),
+                    page_count,
+                    end: position(frame),
+                },
+                pages: pages
+                    .into_iter()
+                    .filter(|(number, _)| *number <= page_count)
+                    .map(page)
+                    .collect(),
+            }
+        };
+        transactions.into_iter().map(model).collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn what_goes_in_comes_out(page_size in prop_oneof![Just(512u32), Just(4096), Just(65_536)], seed in models(512), from in 0u64..12, len in 0u64..12) {
+        // The same pages at another size, so that some segments have many blocks.
+        let mut transactions = seed;
+        for page in transactions.iter_mut().flat_map(|transaction| &mut transaction.pages) {
+            page.1.resize(page_size as usize, 3);
+        }
+        let header = header(page_size, &transactions);
+        let (object, sealed) = write(header, &transactions).unwrap();
+        prop_assert_eq!(sealed, Sealed { hash: ObjectHash::of(&object), len: object.len() as u64 });
+        prop_assert_eq!(read(&object).unwrap(), (header, transactions.clone()));
+
+        let index = SegmentIndex::from_object(&object).unwrap();
+        let range = Txid(100 + from)..=Txid(100 + from + len);
+        let wanted: Vec<Model> = transactions.into_iter().skip(from as usize).take(len as usize + 1).collect();
+        prop_assert_eq!(read_range(&object, &index, range).unwrap(), wanted);
+    }
+
+    #[test]
+    fn damage_is_an_error(transactions in models(512), at in any::<prop::sample::Index>(), mask in 1u8.., from_end in any::<bool>()) {
+        let (object, _) = write(header(512, &transactions), &transactions).unwrap();
+        let mut damaged = object.clone();
+        let at = at.index(if from_end { object.len().min(800) } else { object.len() });
+        let at = if from_end { object.len() - 1 - at } else { at };
+        damaged[at] ^= mask;
+        prop_assert!(read(&damaged).is_err());
+        prop_assert!(read(&object[..at]).is_err());
+    }
+
+    #[test]
+    fn noise_is_an_error(noise in proptest::collection::vec(any::<u8>(), 0..600)) {
+        prop_assert!(read(&noise).is_err());
+    }
+}
+
+fn small() -> Vec<Model> {
+    let transaction = |n: u32, numbers: &[u32]| Model {
+        header: TransactionHeader {
+            committed_at: UnixMillis(1000 + i64::from(n)),
+            page_count: 9,
+            end: position(n),
+        },
+        pages: numbers
+            .iter()
+            .map(|number| (*number, vec![*number as u8; 512]))
+            .collect(),
+    };
+    vec![transaction(1, &[1, 3, 9]), transaction(2, &[]), transaction(3, &[2])]
+}
+
+#[test]
+fn every_changed_bit_and_every_cut_of_a_small_segment_is_noticed() {
+    let transactions = small();
+    let (object, _) = write(header(512, &transactions), &transactions).unwrap();
+    for at in 0..object.len() {
+        assert!(read(&object[..at]).is_err(), "cut at {at}");
+        for bit in 0..8 {
+            let mut damaged = object.clone();
+            damaged[at] ^= 1 << bit;
+            assert!(read(&damaged).is_err(), "byte {at}, bit {bit}");
+        }
+    }
+    assert!(read(&[object.as_slice(), &[0]].concat()).is_err());
+    assert!(read(&[&[0], object.as_slice()].concat()).is_err());
+}
+
+/// A forger can make all checksums fit; what is said must still be possible.
+#[test]
+fn numbers_that_cannot_be_are_refused_even_with_fitting_checksums() {
+    let transactions = small();
+    let (object, _) = write(header(512, &transactions), &transactions).unwrap();
+    let footer_at = object.len() - FOOTER_LEN;
+    for field in (HEADER_FIELDS_LEN..FOOTER_LEN - 12).step_by(4) {
+        for value in [1u32, 0x7fff_ffff, u32::MAX] {
+            let mut forged = object.clone();
+            let at = footer_at + field;
+            let old = u32::from_le_bytes(forged[at..at + 4].try_into().unwrap());
+            forged[at..at + 4].copy_from_slice(&old.wrapping_add(value).to_le_bytes());
+            let crc = crc32fast::hash(&forged[footer_at..footer_at + FOOTER_LEN - 12]);
+            forged[footer_at + FOOTER_LEN - 12..footer_at + FOOTER_LEN - 8].copy_from_slice(&crc.to_le_bytes());
+            assert!(read(&forged).is_err(), "footer field at {field}");
+        }
+    }
+}
+
+#[test]
+fn the_writer_refuses_what_no_reader_accepts() {
+    let refused = |result: Result<_, FormatError>| assert!(matches!(result, Err(FormatError::Refused { .. })));
+    let ok = small();
+    let mut wrong = header(512, &ok);
+    wrong.last = Txid(103);
+    refused(write(wrong, &ok));
+    wrong.last = Txid(101);
+    refused(write(wrong, &ok));
+    wrong.last = Txid(99);
+    refused(write(wrong, &ok));
+    let mut wrong = header(512, &ok);
+    wrong.end = position(77);
+    refused(write(wrong, &ok));
+    for pages in [
+        vec![(10, vec![0; 512])],
+        vec![(2, vec![0; 511])],
+        vec![(2, vec![0; 512]), (2, vec![0; 512])],
+    ] {
+        let mut transactions = small();
+        transactions[1].pages = pages;
+        refused(write(header(512, &ok), &transactions));
+    }
+    let lock_page = PageSize::new(65_536).unwrap().lock_page().get();
+    let header_of = TransactionHeader {
+        committed_at: UnixMillis(0),
+        page_count: u32::MAX,
+        end: position(1),
+    };
+    let transactions = [Model {
+        header: header_of,
+        pages: vec![(lock_page, vec![0; 65_536])],
+    }];
+    refused(write(header(65_536, &transactions), &transactions));
+}
+
+#[test]
+fn a_seal_in_the_slot_is_named() {
+    let seal = [b"replvfsE".as_slice(), &[0; 300], b"replvfsE"].concat();
+    assert!(matches!(read(&seal), Err(FormatError::Seal)));
+}

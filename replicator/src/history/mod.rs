@@ -1,0 +1,324 @@
+//! What is in a replica: its generations, their images and logs. Owns finding the way from an image to a target, and the
+//! rule that damage is an error and never an older database. Leaves writing the database to [`restore`](crate::restore).
+
+mod error;
+mod plan;
+pub(crate) mod walk;
+
+use std::ops::RangeInclusive;
+
+use futures::StreamExt;
+use replvfs_vfs::types::{Txid, UnixMillis};
+
+pub use error::{HistoryError, LeftOut};
+pub use plan::Plan;
+
+use crate::format::{FormatError, Generation, GenerationMeta, Key, MAX_META_BYTES, ObjectHash, ReplicaMeta};
+use crate::store::Store;
+use walk::{Listed, SegmentEnd, Walk, fetch_end, read, size};
+
+/// Requests at the same time when many small objects are read.
+const PARALLEL: usize = 16;
+
+/// Which state of the database is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Target {
+    /// The last one.
+    #[default]
+    Newest,
+    /// The one after this transaction.
+    Txid(Txid),
+    /// The one at this time: see [`History::plan`] for what that means when clocks jump.
+    At(UnixMillis),
+}
+
+/// The history in a replica, as it was when it was opened.
+#[derive(Debug)]
+pub struct History {
+    store: Store,
+    meta: ReplicaMeta,
+    generations: Vec<GenerationHistory>,
+    left_out: LeftOut,
+    warnings: Vec<String>,
+}
+
+/// One generation: what it says of itself, and its images as far as a listing shows them.
+#[derive(Clone, Debug)]
+pub struct GenerationHistory {
+    meta: GenerationMeta,
+    root: ObjectHash,
+    images: Vec<Txid>,
+}
+
+impl GenerationHistory {
+    /// What it says of itself.
+    #[must_use]
+    pub fn meta(&self) -> &GenerationMeta {
+        &self.meta
+    }
+
+    /// The transactions of its images, ascending. Without one it cannot be restored from.
+    #[must_use]
+    pub fn images(&self) -> &[Txid] {
+        &self.images
+    }
+
+    fn number(&self) -> Generation {
+        self.meta.generation
+    }
+}
+
+/// A transaction in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogEntry {
+    /// The generation that it belongs to.
+    pub generation: Generation,
+    /// Its number.
+    pub txid: Txid,
+    /// When it was seen to commit.
+    pub committed_at: UnixMillis,
+    /// Pages in the database after it.
+    pub page_count: u32,
+    /// Pages that it wrote.
+    pub pages: u32,
+    /// The segment that holds it.
+    pub segment: Key,
+    /// The length of that segment, which may hold other transactions too.
+    pub stored_bytes: u64,
+}
+
+impl History {
+    /// Reads what the replica is, and lists its generations and their images.
+    ///
+    /// # Errors
+    ///
+    /// [`HistoryError::NoReplica`] when there is none; others when the store fails, or when the newest generation
+    /// cannot be read. An older one that cannot be read is left out, which [`warnings`](Self::warnings) tell.
+    pub async fn open(store: &Store) -> Result<History, HistoryError> {
+        let bytes = match size(store, Key::Replica).await? {
+            Some(len) => read_meta(store, Key::Replica, len).await?,
+            None => None,
+        };
+        let bytes = bytes.ok_or(HistoryError::NoReplica)?;
+        let meta = ReplicaMeta::from_bytes(&bytes).map_err(HistoryError::format(Key::Replica))?;
+        let found = list_generations(store).await?;
+        let newest = found.last().copied();
+        let read = futures::stream::iter(found)
+            .map(|number| async move { (number, load_generation(store, number).await) })
+            .buffered(PARALLEL);
+        let read: Vec<_> = read.collect().await;
+        let mut history = History {
+            store: store.clone(),
+            meta,
+            generations: Vec::new(),
+            left_out: LeftOut::default(),
+            warnings: Vec::new(),
+        };
+        for (number, loaded) in read {
+            match loaded {
+                Ok(Some(generation)) => history.generations.push(generation),
+                Ok(None) => {}
+                Err(error) if Some(number) == newest => return Err(error),
+                Err(error @ HistoryError::Store(_)) => return Err(error),
+                Err(error) => history
+                    .left_out
+                    .0
+                    .push(format!("generation {number} was left out: {error}")),
+            }
+        }
+        history.warnings.clone_from(&history.left_out.0);
+        for generation in history
+            .generations
+            .iter()
+            .rev()
+            .take_while(|generation| generation.images.is_empty())
+        {
+            history.warnings.push(format!(
+                "generation {} has no image yet: it cannot be restored from, and an older one is taken instead",
+                generation.number()
+            ));
+        }
+        Ok(history)
+    }
+
+    /// What the replica says of itself.
+    #[must_use]
+    pub fn meta(&self) -> &ReplicaMeta {
+        &self.meta
+    }
+
+    /// Its generations in the order of history.
+    #[must_use]
+    pub fn generations(&self) -> &[GenerationHistory] {
+        &self.generations
+    }
+
+    /// What a user should know before believing that this is everything.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Calls `visit` for the transactions of a generation that are in `range`, in order. Reads only the ends of
+    /// segments.
+    ///
+    /// # Errors
+    ///
+    /// [`HistoryError::Generation`] when there is no such generation; others when the store fails, or a segment in the
+    /// range is damaged or missing.
+    pub async fn transactions(
+        &self,
+        generation: Generation,
+        range: RangeInclusive<Txid>,
+        mut visit: impl FnMut(LogEntry),
+    ) -> Result<(), HistoryError> {
+        let found = self.generation(generation)?;
+        let slots = self.slots(found).await?;
+        let oldest = slots.first().map_or(found.meta.first_image.next(), |(first, _)| *first);
+        let start = slot_of(&slots, *range.start()).unwrap_or(oldest);
+        self.visit_ends(found, &slots, start, *range.end(), |segment, end| {
+            for entry in end
+                .index
+                .transactions()
+                .iter()
+                .filter(|entry| range.contains(&entry.txid))
+            {
+                visit(LogEntry {
+                    generation,
+                    txid: entry.txid,
+                    committed_at: entry.header.committed_at,
+                    page_count: entry.header.page_count,
+                    pages: entry.pages,
+                    segment,
+                    stored_bytes: end.len,
+                });
+            }
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Reads the ends of the segments from the slot `start` on, up to the one that holds `stop`. Returns the slot after
+    /// the last one that was read.
+    async fn visit_ends(
+        &self,
+        generation: &GenerationHistory,
+        slots: &[Listed],
+        start: Txid,
+        stop: Txid,
+        mut visit: impl FnMut(Key, &SegmentEnd),
+    ) -> Result<Txid, HistoryError> {
+        let listed = listed_from(slots, start);
+        let mut walk = Walk::new(&self.store, generation.number(), listed, stop, PARALLEL, fetch_end);
+        let mut slot = start;
+        while slot <= stop {
+            let Some(end) = walk.slot(slot).await? else {
+                break;
+            };
+            visit(Key::Log(generation.number(), slot), &end);
+            slot = end.index.header().last.next();
+        }
+        Ok(slot)
+    }
+
+    /// The slots of a generation's log that are listed, ascending.
+    async fn slots(&self, generation: &GenerationHistory) -> Result<Vec<Listed>, HistoryError> {
+        list_slots(&self.store, generation.number()).await
+    }
+
+    fn generation(&self, number: Generation) -> Result<&GenerationHistory, HistoryError> {
+        let found = self.generations.iter().find(|generation| generation.number() == number);
+        found.ok_or_else(|| HistoryError::Generation {
+            generation: number,
+            problem: "is not in the replica",
+            left_out: self.left_out.clone(),
+        })
+    }
+}
+
+/// The last listed slot that starts at or before `txid`.
+fn slot_of(slots: &[Listed], txid: Txid) -> Option<Txid> {
+    let after = slots.partition_point(|(first, _)| *first <= txid);
+    Some(slots.get(after.checked_sub(1)?)?.0)
+}
+
+fn listed_from(slots: &[Listed], slot: Txid) -> Vec<Listed> {
+    slots.iter().copied().filter(|(first, _)| *first >= slot).collect()
+}
+
+async fn list_slots(store: &Store, generation: Generation) -> Result<Vec<Listed>, HistoryError> {
+    let listed = store.list(&Key::log_prefix(generation)).await?;
+    let slot = |(key, len)| match key {
+        Key::Log(_, first) => Some((first, len)),
+        _ => None,
+    };
+    let mut slots: Vec<Listed> = listed.into_iter().filter_map(slot).collect();
+    slots.sort_unstable();
+    Ok(slots)
+}
+
+/// All generations of which anything is there, ascending.
+async fn list_generations(store: &Store) -> Result<Vec<Generation>, HistoryError> {
+    let folders = store.list_folders(Key::generations_prefix()).await?;
+    let mut found: Vec<Generation> = folders.iter().filter_map(|name| Generation::parse(name)).collect();
+    found.sort_unstable();
+    // A store may list late what it has: what was begun since is found by name.
+    let mut next = found.last().map_or(Generation(1), |newest| newest.next());
+    while size(store, Key::Generation(next)).await?.is_some() {
+        found.push(next);
+        next = next.next();
+    }
+    Ok(found)
+}
+
+/// `None` for a generation of which nothing is there that we know.
+async fn load_generation(store: &Store, number: Generation) -> Result<Option<GenerationHistory>, HistoryError> {
+    let key = Key::Generation(number);
+    let mut images: Vec<Txid> = Vec::new();
+    for (key, _) in store.list(&Key::image_prefix(number)).await? {
+        if let Key::Image(_, txid) = key {
+            images.push(txid);
+        }
+    }
+    images.sort_unstable();
+    let bytes = match size(store, key).await? {
+        Some(len) => read_meta(store, key, len).await?,
+        None => None,
+    };
+    let Some(bytes) = bytes else {
+        let needed_by = match images.first() {
+            Some(txid) => Some(Key::Image(number, *txid)),
+            None => list_slots(store, number)
+                .await?
+                .first()
+                .map(|(first, _)| Key::Log(number, *first)),
+        };
+        return needed_by.map_or(Ok(None), |needed_by| Err(HistoryError::Missing { key, needed_by }));
+    };
+    let meta = GenerationMeta::from_bytes(&bytes).map_err(HistoryError::format(key))?;
+    if meta.generation != number {
+        return Err(HistoryError::Misplaced {
+            key,
+            found: Key::Generation(meta.generation).path(),
+        });
+    }
+    if images.is_empty() && size(store, Key::Image(number, meta.first_image)).await?.is_some() {
+        images.push(meta.first_image);
+    }
+    Ok(Some(GenerationHistory {
+        root: GenerationMeta::root(&bytes),
+        meta,
+        images,
+    }))
+}
+
+async fn read_meta(store: &Store, key: Key, len: u64) -> Result<Option<bytes::Bytes>, HistoryError> {
+    if len > MAX_META_BYTES as u64 {
+        let problem = format!("it is longer than {MAX_META_BYTES} bytes");
+        return Err(HistoryError::format(key)(FormatError::Damaged {
+            part: "JSON",
+            problem,
+        }));
+    }
+    read(store, key).await
+}

@@ -1,0 +1,278 @@
+//! From a target to the image and the slots that lead there. Owns the meaning of "at that time"; leaves reading the pages
+//! to restore.
+
+use replvfs_vfs::types::{Txid, UnixMillis};
+
+use super::error::show_time;
+use super::walk::{Listed, read};
+use super::{GenerationHistory, History, HistoryError, Target, listed_from, slot_of};
+use crate::format::{Generation, Key, Manifest, ObjectHash};
+
+/// What to read, in which order, to have the database at the target.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The generation that all of it is in.
+    pub generation: Generation,
+    /// The image to begin with.
+    pub manifest: Manifest,
+    /// The slot of the first segment to read. Its first transactions may already be in the image.
+    pub start: Txid,
+    /// The last transaction to apply; `None` for all that there are.
+    pub last: Option<Txid>,
+    /// What the segment at `start` must name as its predecessor, where that is known.
+    pub previous: Option<ObjectHash>,
+    /// What a user should know.
+    pub warnings: Vec<String>,
+    /// Slots from `start` on that were listed: what can be read ahead, and what must be there.
+    pub(crate) listed: Vec<Listed>,
+}
+
+impl History {
+    /// Finds the image and the segments for a target. Without a generation it is looked for in the newest one that can be
+    /// restored from and, if it is older than that, where it was left: along the parents.
+    ///
+    /// [`Target::At`] a time T means, in the newest generation whose oldest image was taken at or before T: begin with the
+    /// newest image, in the order of transactions, that was taken at or before T; then the last transaction, in the order of
+    /// transactions, that has a commit time of at most T, of those up to the next image. Clocks can be set back, so a transaction before that
+    /// one may have a later commit time.
+    ///
+    /// # Errors
+    ///
+    /// [`HistoryError::NotInHistory`] when there is no such state; others when the store fails, or when an object that is
+    /// needed to tell is damaged or missing.
+    pub async fn plan(&self, target: Target, generation: Option<Generation>) -> Result<Plan, HistoryError> {
+        let found = match generation {
+            Some(number) => self.generation(number)?,
+            None => self.choose(target).await?,
+        };
+        if found.images.is_empty() {
+            let (generation, left_out) = (found.number(), self.left_out.clone());
+            return Err(HistoryError::Generation {
+                generation,
+                problem: "has no image yet",
+                left_out,
+            });
+        }
+        let slots = self.slots(found).await?;
+        let (manifest, last) = match target {
+            Target::Newest => (self.manifest(found, found.images.last()).await?, None),
+            Target::Txid(txid) => {
+                let manifest = self
+                    .manifest(found, found.images.iter().rfind(|image| **image <= txid))
+                    .await?;
+                if let Some(manifest) = &manifest {
+                    self.require(found, &slots, manifest, txid).await?;
+                }
+                (manifest, Some(txid))
+            }
+            Target::At(time) => match self.image_at(found, time).await? {
+                None => (None, None),
+                Some((manifest, next)) => {
+                    let last = self.last_at(found, &slots, &manifest, next, time).await?;
+                    (Some(manifest), Some(last))
+                }
+            },
+        };
+        let Some(manifest) = manifest else {
+            return Err(self.before(found, target).await?);
+        };
+        let start = start_of(&slots, &manifest);
+        Ok(Plan {
+            generation: found.number(),
+            start,
+            last,
+            previous: (start == found.meta.first_image.next()).then_some(found.root),
+            warnings: self.warnings.clone(),
+            listed: listed_from(&slots, start),
+            manifest,
+        })
+    }
+
+    async fn choose(&self, target: Target) -> Result<&GenerationHistory, HistoryError> {
+        let restorable = || {
+            self.generations
+                .iter()
+                .rev()
+                .filter(|generation| !generation.images.is_empty())
+        };
+        let newest = restorable().next();
+        let newest = newest.ok_or_else(|| HistoryError::Empty {
+            left_out: self.left_out.clone(),
+        })?;
+        match target {
+            Target::Newest => Ok(newest),
+            Target::Txid(txid) => self.choose_by_txid(newest, txid).await,
+            Target::At(time) => {
+                let mut oldest = newest;
+                for generation in restorable() {
+                    oldest = generation;
+                    let first = self.manifest(generation, generation.images.first()).await?;
+                    if first.is_some_and(|manifest| manifest.taken_at <= time) {
+                        break;
+                    }
+                }
+                Ok(oldest)
+            }
+        }
+    }
+
+    /// The transactions of a line of generations are those of the newest, then those of its parent up to where it was left.
+    async fn choose_by_txid<'a>(
+        &'a self,
+        newest: &'a GenerationHistory,
+        txid: Txid,
+    ) -> Result<&'a GenerationHistory, HistoryError> {
+        let mut found = newest;
+        while found.images.first().is_none_or(|image| *image > txid) {
+            let not_there = |why: String| HistoryError::NotInHistory {
+                target: Target::Txid(txid),
+                range: format!("generation {} begins after it, {why}", found.number()),
+                left_out: self.left_out.clone(),
+            };
+            let Some(parent) = found.meta.parent else {
+                return Err(not_there(
+                    "and follows from no other; to look elsewhere, name the generation".to_owned(),
+                ));
+            };
+            if txid > parent.txid {
+                return Err(not_there(format!(
+                    "and follows from transaction {} of generation {}; to look behind that, name the generation",
+                    parent.txid, parent.generation
+                )));
+            }
+            let generation = self
+                .generations
+                .iter()
+                .find(|generation| generation.number() == parent.generation);
+            found = generation.ok_or_else(|| {
+                not_there(format!(
+                    "and the one that it follows from, {}, is not there",
+                    parent.generation
+                ))
+            })?;
+        }
+        Ok(found)
+    }
+
+    async fn manifest(
+        &self,
+        generation: &GenerationHistory,
+        txid: Option<&Txid>,
+    ) -> Result<Option<Manifest>, HistoryError> {
+        let Some(txid) = txid else {
+            return Ok(None);
+        };
+        let key = Key::Image(generation.number(), *txid);
+        let Some(bytes) = read(&self.store, key).await? else {
+            return Err(HistoryError::Missing {
+                key,
+                needed_by: Key::Generation(generation.number()),
+            });
+        };
+        let manifest = Manifest::decode(&bytes).map_err(HistoryError::format(key))?;
+        let says = Key::Image(manifest.generation, manifest.txid);
+        if says != key {
+            return Err(HistoryError::Misplaced {
+                key,
+                found: says.path(),
+            });
+        }
+        if manifest.page_size.get() != generation.meta.page_size {
+            let found = format!("an image with pages of {} bytes", manifest.page_size);
+            return Err(HistoryError::Misplaced { key, found });
+        }
+        Ok(Some(manifest))
+    }
+
+    /// Fails when the log does not reach `txid`.
+    async fn require(
+        &self,
+        generation: &GenerationHistory,
+        slots: &[Listed],
+        manifest: &Manifest,
+        txid: Txid,
+    ) -> Result<(), HistoryError> {
+        if txid == manifest.txid {
+            return Ok(());
+        }
+        let start = start_of(slots, manifest);
+        let slot = slot_of(slots, txid).map_or(start, |slot| slot.max(start));
+        let after = self.visit_ends(generation, slots, slot, txid, |_, _| ()).await?;
+        if after > txid {
+            return Ok(());
+        }
+        let newest = Txid(after.0.saturating_sub(1)).max(manifest.txid);
+        Err(self.not_in_history(
+            Target::Txid(txid),
+            format!(
+                "the newest transaction of generation {} is {newest}",
+                generation.number()
+            ),
+        ))
+    }
+
+    /// The newest image taken at or before a time, and the transaction of the next one.
+    async fn image_at(
+        &self,
+        generation: &GenerationHistory,
+        time: UnixMillis,
+    ) -> Result<Option<(Manifest, Option<Txid>)>, HistoryError> {
+        let mut next = None;
+        for txid in generation.images.iter().rev() {
+            if let Some(manifest) = self.manifest(generation, Some(txid)).await?
+                && manifest.taken_at <= time
+            {
+                return Ok(Some((manifest, next)));
+            }
+            next = Some(*txid);
+        }
+        Ok(None)
+    }
+
+    async fn last_at(
+        &self,
+        generation: &GenerationHistory,
+        slots: &[Listed],
+        manifest: &Manifest,
+        next: Option<Txid>,
+        time: UnixMillis,
+    ) -> Result<Txid, HistoryError> {
+        let stop = next.unwrap_or(Txid(u64::MAX));
+        let mut last = manifest.txid;
+        self.visit_ends(generation, slots, start_of(slots, manifest), stop, |_, end| {
+            let entries = end.index.transactions().iter();
+            let mut wanted = entries.filter(|entry| entry.header.committed_at <= time && entry.txid <= stop);
+            last = wanted.next_back().map_or(last, |entry| entry.txid.max(last));
+        })
+        .await?;
+        Ok(last)
+    }
+
+    async fn before(&self, generation: &GenerationHistory, target: Target) -> Result<HistoryError, HistoryError> {
+        let oldest = self.manifest(generation, generation.images.first()).await?;
+        let range = match oldest {
+            Some(oldest) => format!(
+                "generation {} begins with the image of transaction {}, taken at {}",
+                generation.number(),
+                oldest.txid,
+                show_time(oldest.taken_at)
+            ),
+            None => format!("generation {} has no image", generation.number()),
+        };
+        Ok(self.not_in_history(target, range))
+    }
+
+    fn not_in_history(&self, target: Target, range: String) -> HistoryError {
+        HistoryError::NotInHistory {
+            target,
+            range,
+            left_out: self.left_out.clone(),
+        }
+    }
+}
+
+/// The last segment that starts at or before the first transaction after the image.
+fn start_of(slots: &[Listed], manifest: &Manifest) -> Txid {
+    let after = manifest.txid.next();
+    slot_of(slots, after).unwrap_or(after)
+}

@@ -1,0 +1,202 @@
+//! Going through a generation's log, slot by slot. Owns the rule that a listing is only a hint: the next slot is the one
+//! after the last transaction of the segment before, it is asked for by name, and one that is missing before a listed
+//! one is an error. Leaves what is read of a segment to the caller.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use replvfs_vfs::types::Txid;
+use tokio::task::JoinHandle;
+
+use super::HistoryError;
+use crate::format::{Generation, Key, SegmentFooter, SegmentHeader, SegmentIndex};
+use crate::store::Store;
+
+/// A slot and the length of its object, as listed.
+pub(crate) type Listed = (Txid, u64);
+
+/// One suffix of this length contains the tables of nearly every segment.
+const END_BYTES: u64 = 64 * 1024;
+
+/// Reads ahead what is listed, and gives out what is there.
+pub(crate) struct Walk<T> {
+    store: Store,
+    generation: Generation,
+    /// The last listed slot.
+    last_listed: Option<Txid>,
+    ahead: BoxStream<'static, (Txid, Result<Option<T>, HistoryError>)>,
+    peeked: Option<(Txid, Result<Option<T>, HistoryError>)>,
+    fetch: fn(Store, Key, u64) -> Fetch<T>,
+}
+
+/// Reads what the caller wants of the object with this length; `None` when it is not there.
+pub(crate) type Fetch<T> = Pin<Box<dyn Future<Output = Result<Option<T>, HistoryError>> + Send>>;
+
+impl<T: Send + 'static> Walk<T> {
+    /// Up to `parallel` objects are read at the same time, none of a slot after `stop`.
+    pub(crate) fn new(
+        store: &Store,
+        generation: Generation,
+        mut listed: Vec<Listed>,
+        stop: Txid,
+        parallel: usize,
+        fetch: fn(Store, Key, u64) -> Fetch<T>,
+    ) -> Walk<T> {
+        let last_listed = listed.last().map(|(first, _)| *first);
+        listed.retain(|(first, _)| *first <= stop);
+        let reader = store.clone();
+        let ahead = futures::stream::iter(listed).map(move |(first, len)| {
+            let key = Key::Log(generation, first);
+            let task = Task(tokio::spawn(fetch(reader.clone(), key, len)));
+            async move { (first, task.joined(key).await) }
+        });
+        let ahead = ahead.buffered(parallel.max(1)).boxed();
+        Walk {
+            store: store.clone(),
+            generation,
+            last_listed,
+            ahead,
+            peeked: None,
+            fetch,
+        }
+    }
+
+    /// What is in the slot; `None` when the log ends before it.
+    pub(crate) async fn slot(&mut self, slot: Txid) -> Result<Option<T>, HistoryError> {
+        loop {
+            if self.peeked.is_none() {
+                self.peeked = self.ahead.next().await;
+            }
+            match &self.peeked {
+                Some((first, _)) if *first < slot => self.peeked = None,
+                _ => break,
+            }
+        }
+        let key = Key::Log(self.generation, slot);
+        let found = match self.peeked.take_if(|(first, _)| *first == slot) {
+            Some((_, found)) => found?,
+            None => match size(&self.store, key).await? {
+                Some(len) => (self.fetch)(self.store.clone(), key, len).await?,
+                None => None,
+            },
+        };
+        match (found, self.last_listed) {
+            (None, Some(last)) if last >= slot => Err(HistoryError::Missing {
+                key,
+                needed_by: Key::Log(self.generation, last),
+            }),
+            (found, _) => Ok(found),
+        }
+    }
+}
+
+/// A task that does not outlive the wish for its result.
+struct Task<T>(JoinHandle<T>);
+
+impl<T> Task<Result<T, HistoryError>> {
+    async fn joined(self, key: Key) -> Result<T, HistoryError> {
+        match self.await {
+            Ok(result) => result,
+            Err(error) => Err(HistoryError::Task {
+                key,
+                problem: error.to_string(),
+            }),
+        }
+    }
+}
+
+impl<T> Future for Task<T> {
+    type Output = Result<T, tokio::task::JoinError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context)
+    }
+}
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The length of an object; `None` when it is not there.
+pub(crate) async fn size(store: &Store, key: Key) -> Result<Option<u64>, HistoryError> {
+    match store.size(&key).await {
+        Ok(len) => Ok(Some(len)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A whole object; `None` when it is not there.
+pub(crate) async fn read(store: &Store, key: Key) -> Result<Option<Bytes>, HistoryError> {
+    match store.read(&key).await {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A segment of which only the end was read.
+#[derive(Debug)]
+pub(crate) struct SegmentEnd {
+    pub(crate) len: u64,
+    pub(crate) index: SegmentIndex,
+    /// The bytes of the object from its tables on.
+    pub(crate) tail: Bytes,
+}
+
+/// Reads the end of a segment, in one request unless its tables are large.
+pub(crate) fn fetch_end(store: Store, key: Key, len: u64) -> Fetch<SegmentEnd> {
+    Box::pin(async move {
+        let suffix_start = len.saturating_sub(END_BYTES);
+        let Some(suffix) = read_range(&store, key, suffix_start..len).await? else {
+            return Ok(None);
+        };
+        let footer = SegmentFooter::parse(&suffix, len).map_err(HistoryError::format(key))?;
+        check_place(key, footer.header())?;
+        let tables = footer.tables();
+        let tail = match tables.start.checked_sub(suffix_start) {
+            Some(skip) => suffix.slice(skip as usize..), // at most END_BYTES
+            None => match read_range(&store, key, tables.start..len).await? {
+                Some(tail) => tail,
+                None => return Ok(None),
+            },
+        };
+        let index = SegmentIndex::parse(&footer, &tail).map_err(HistoryError::format(key))?;
+        Ok(Some(SegmentEnd { len, index, tail }))
+    })
+}
+
+/// Bytes of an object; `None` when it is not there.
+pub(crate) async fn read_range(
+    store: &Store,
+    key: Key,
+    range: std::ops::Range<u64>,
+) -> Result<Option<Bytes>, HistoryError> {
+    if range.is_empty() {
+        return Ok(Some(Bytes::new()));
+    }
+    match store.read_range(&key, range).await {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A segment must be the one that its slot is named after.
+pub(crate) fn check_place(key: Key, header: &SegmentHeader) -> Result<(), HistoryError> {
+    let says = Key::Log(header.generation, header.first);
+    if says == key {
+        Ok(())
+    } else {
+        Err(HistoryError::Misplaced {
+            key,
+            found: says.path(),
+        })
+    }
+}

@@ -1,0 +1,180 @@
+//! The beginning of a history: what the replica is, and a generation's number that nobody else has.
+//!
+//! Also owns the probe of the store's word: some servers accept the condition of a creation and ignore it.
+
+use bytes::Bytes;
+use replvfs_vfs::types::{PageSize, Txid};
+
+use super::Stopped;
+use super::shared::now;
+use super::uploader::{Owner, Uploader};
+use crate::format::{
+    DatabaseId, FORMAT_VERSION, FormatError, Generation, GenerationMeta, Key, ObjectHash, Parent, ReplicaMeta,
+};
+use crate::store::{Body, Created, Fencing, StoreError};
+
+/// A generation that has begun in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Begun {
+    pub(super) generation: Generation,
+    /// What its first segment follows.
+    pub(super) root: ObjectHash,
+}
+
+/// Makes sure that there is a replica, and that this version can write to it.
+pub(super) async fn attach(uploader: &Uploader) -> Result<(), Stopped> {
+    let store = &uploader.shared().store;
+    let bytes = uploader
+        .until_answered(|| async {
+            match store.read(&Key::Replica).await {
+                Ok(bytes) => Ok(Some(bytes)),
+                Err(error) if error.is_not_found() => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
+        .await?;
+    let bytes = match bytes {
+        Some(bytes) => bytes,
+        None => {
+            let meta = ReplicaMeta {
+                format: FORMAT_VERSION,
+                database_id: DatabaseId(random(uploader)?),
+            };
+            let body = Body::Bytes(encoded(uploader, meta.to_bytes())?);
+            uploader.create(Key::Replica, &body).await?;
+            uploader.until_answered(|| store.read(&Key::Replica)).await?
+        }
+    };
+    match ReplicaMeta::from_bytes(&bytes) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(fail(
+            uploader,
+            &format!("{} in the replica {}: {error}", Key::Replica, store.replica()),
+        )),
+    }
+}
+
+/// Takes the next free number.
+pub(super) async fn begin(
+    uploader: &Uploader,
+    parent: Option<Parent>,
+    page_size: PageSize,
+    first_image: Txid,
+) -> Result<Begun, Stopped> {
+    let shared = uploader.shared();
+    let newest = uploader.until_answered(|| newest(uploader)).await?;
+    let mut generation = newest.map_or(Generation(1), Generation::next);
+    // Not only for people: it keeps two writers from taking the other's generation for their own.
+    let writer = format!(
+        "replvfs {} {:016x} process {}{}",
+        env!("CARGO_PKG_VERSION"),
+        u64::from_ne_bytes(random(uploader)?),
+        std::process::id(),
+        host_name().map(|name| format!(" on {name}")).unwrap_or_default(),
+    );
+    let created_at = now();
+    loop {
+        let meta = GenerationMeta {
+            format: FORMAT_VERSION,
+            generation,
+            parent,
+            page_size: page_size.get(),
+            writer: writer.clone(),
+            created_at,
+            first_image,
+        };
+        let bytes = encoded(uploader, meta.to_bytes())?;
+        let key = Key::Generation(generation);
+        match uploader.create(key, &Body::Bytes(bytes.clone())).await? {
+            Owner::Us => {
+                let bytes = probe(uploader, key, bytes).await?;
+                shared.generation_began(generation);
+                tracing::info!(
+                    database = %shared.database,
+                    replica = shared.store.replica(),
+                    generation = generation.0,
+                    "a generation began"
+                );
+                return Ok(Begun {
+                    generation,
+                    root: GenerationMeta::root(&bytes),
+                });
+            }
+            Owner::Another => generation = generation.next(),
+        }
+    }
+}
+
+async fn newest(uploader: &Uploader) -> Result<Option<Generation>, StoreError> {
+    let prefix = Key::generations_prefix();
+    let folders = uploader.shared().store.list_folders(prefix).await?;
+    let generations = folders.iter().filter_map(|name| {
+        let Key::Generation(generation) = Key::parse(&format!("{prefix}{name}/generation.json"))? else {
+            return None;
+        };
+        Some(generation)
+    });
+    Ok(generations.max())
+}
+
+/// Tries to create what was just created, with other bytes, where a server decides. Returns the bytes that are in the store then:
+/// with those that were tried, which mean the same, the generation is as good.
+async fn probe(uploader: &Uploader, key: Key, bytes: Bytes) -> Result<Bytes, Stopped> {
+    let shared = uploader.shared();
+    let store = &shared.store;
+    if !store.is_remote() || store.fencing() == Fencing::BestEffort {
+        return Ok(bytes);
+    }
+    let mut other = bytes.to_vec();
+    other.push(b'\n');
+    let other = Bytes::from(other);
+    let answer = uploader
+        .until_answered(|| store.create(&key, Body::Bytes(other.clone())))
+        .await?;
+    let found = uploader.until_answered(|| store.read(&key)).await?;
+    if answer == Created::Exists && found == bytes {
+        return Ok(bytes);
+    }
+    store.condition_is_ignored();
+    tracing::warn!(
+        database = %shared.database,
+        replica = store.replica(),
+        "the store overwrites objects that it was asked to create only if they do not exist: two writers of this replica would not be \
+         kept apart (fencing: best-effort)"
+    );
+    if found == bytes || found == other {
+        return Ok(found);
+    }
+    Err(fail(
+        uploader,
+        &format!(
+            "another writer took {key} in the replica {}, and the store does not keep writers apart",
+            store.replica()
+        ),
+    ))
+}
+
+fn encoded(uploader: &Uploader, bytes: Result<Vec<u8>, FormatError>) -> Result<Bytes, Stopped> {
+    bytes
+        .map(Bytes::from)
+        .map_err(|error| fail(uploader, &error.to_string()))
+}
+
+fn random<const N: usize>(uploader: &Uploader) -> Result<[u8; N], Stopped> {
+    let mut bytes = [0; N];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => Ok(bytes),
+        Err(error) => Err(fail(uploader, &format!("the system gives no random numbers: {error}"))),
+    }
+}
+
+fn fail(uploader: &Uploader, reason: &str) -> Stopped {
+    uploader.shared().fail(reason);
+    Stopped
+}
+
+fn host_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    let name = name.trim();
+    (!name.is_empty() && name.len() <= 255).then(|| name.to_owned())
+}

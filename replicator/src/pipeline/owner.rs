@@ -1,0 +1,58 @@
+//! Which process on this machine replicates a database: the one that holds the lock of a file beside it.
+//!
+//! Owns the lock. Leaves to the task what a process does that is not the owner. The file is empty and stays: deleting it would let two
+//! processes lock two files of one name. It is not the database's own file, whose locks are SQLite's.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Appended to the database's name.
+const SUFFIX: &str = "-replvfs-lock";
+
+/// The ownership of one database, held until it is dropped or the process ends.
+#[derive(Debug)]
+pub(super) struct Ownership {
+    _lock: File,
+}
+
+/// Where the lock of a database is.
+pub(super) fn lock_file(database: &Path) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push(SUFFIX);
+    name.into()
+}
+
+impl Ownership {
+    /// `None` when another process, or another name of the same file in this one, has it. Never waits.
+    pub(super) fn take(lock_file: &Path) -> io::Result<Option<Ownership>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(lock_file)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Ownership { _lock: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_one_owner_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = lock_file(&folder.path().join("app.db"));
+        assert!(path.ends_with("app.db-replvfs-lock"));
+        let first = Ownership::take(&path).unwrap();
+        assert!(first.is_some());
+        assert!(Ownership::take(&path).unwrap().is_none());
+        drop(first);
+        assert!(Ownership::take(&path).unwrap().is_some());
+    }
+}

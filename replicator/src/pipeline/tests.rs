@@ -1,0 +1,206 @@
+//! The parts of the pipeline against stores in memory and in folders. The whole way, with SQLite, is tested in `tests/`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use replvfs_vfs::host::Replica;
+use replvfs_vfs::log::Log;
+use replvfs_vfs::transaction::Transaction;
+use replvfs_vfs::types::{PageSize, Pgno, Position, Txid};
+
+use super::Stopped;
+use super::generation::{attach, begin};
+use super::replica::DatabaseReplica;
+use super::sealer;
+use super::shared::Shared;
+use super::uploader::{Owner, Uploader};
+use crate::format::{Generation, GenerationMeta, Key, ObjectHash, Parent, ReplicaMeta, SegmentIndex};
+use crate::store::{Body, Store, StoreOptions};
+
+fn uploader(store: Store) -> Uploader {
+    Uploader::new(Arc::new(Shared::new(Log::new(), store, "/srv/app.db".to_owned())))
+}
+
+fn memory(name: &str) -> Uploader {
+    uploader(Store::open(&format!("memory://pipeline-{name}"), &StoreOptions::default()).expect("opens"))
+}
+
+fn page_size() -> PageSize {
+    PageSize::new(4096).expect("a page size")
+}
+
+fn transactions(count: u64, pages: u32) -> Vec<Transaction> {
+    let mut start = Position::default();
+    (1..=count)
+        .map(|txid| {
+            let content: Vec<_> = (1..=pages)
+                .map(|pgno| {
+                    (
+                        Pgno::new(pgno).expect("a page"),
+                        vec![(txid as u8) ^ (pgno as u8); 4096],
+                    )
+                })
+                .collect();
+            let transaction = Transaction::for_test(Txid(txid), page_size(), pages, &content, start);
+            start = transaction.end;
+            transaction
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn writers_of_one_replica_get_different_generations() {
+    let (one, two) = (memory("generations"), memory("generations"));
+    for uploader in [&one, &two, &one] {
+        attach(uploader).await.expect("attaches");
+    }
+    let parent = Parent {
+        generation: Generation(1),
+        txid: Txid(4),
+    };
+    let first = begin(&one, None, page_size(), Txid(0)).await.expect("begins");
+    let both = tokio::join!(
+        begin(&one, Some(parent), page_size(), Txid(5)),
+        begin(&two, None, page_size(), Txid(0)),
+    );
+    let (second, third) = (both.0.expect("begins"), both.1.expect("begins"));
+    let mut numbers = [first, second, third].map(|begun| begun.generation.0);
+    numbers.sort_unstable();
+    assert_eq!(numbers, [1, 2, 3]);
+    let store = &one.shared().store;
+    let bytes = store.read(&Key::Generation(second.generation)).await.expect("reads");
+    assert_eq!(second.root, GenerationMeta::root(&bytes));
+    let meta = GenerationMeta::from_bytes(&bytes).expect("valid");
+    assert_eq!((meta.parent, meta.first_image), (Some(parent), Txid(5)));
+    ReplicaMeta::from_bytes(&store.read(&Key::Replica).await.expect("reads")).expect("valid");
+}
+
+#[tokio::test]
+async fn a_replica_of_another_release_is_left_alone() {
+    let uploader = memory("newer");
+    let shared = uploader.shared();
+    let newer = Bytes::from_static(br#"{"format":99}"#);
+    shared
+        .store
+        .create(&Key::Replica, Body::Bytes(newer))
+        .await
+        .expect("creates");
+    assert_eq!(attach(&uploader).await, Err(Stopped));
+    let reason = shared.log.failure().expect("failed");
+    assert!(
+        reason.contains("version 99") && reason.contains("memory://"),
+        "{reason}"
+    );
+}
+
+#[tokio::test]
+async fn an_object_of_ours_is_told_from_anothers() {
+    let uploader = memory("owner");
+    let key = Key::Log(Generation(1), Txid(1));
+    let ours = Body::Bytes(Bytes::from_static(b"ours"));
+    for _ in 0..2 {
+        assert_eq!(uploader.create(key, &ours).await, Ok(Owner::Us));
+    }
+    let theirs = Body::Bytes(Bytes::from_static(b"their"));
+    assert_eq!(uploader.create(key, &theirs).await, Ok(Owner::Another));
+}
+
+#[tokio::test]
+async fn an_upload_outlasts_a_store_that_is_away() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let root = folder.path().join("replica");
+    let store = Store::open(&format!("fs://{}", root.display()), &StoreOptions::default()).expect("opens");
+    std::fs::remove_dir(&root).expect("removes");
+    let uploader = uploader(store);
+    let shared = Arc::clone(uploader.shared());
+    let body = Body::Bytes(Bytes::from_static(b"x"));
+    let upload = tokio::spawn(async move { uploader.create(Key::Replica, &body).await });
+    while shared.current_trouble().is_none() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(
+        shared.status().contains("the replica's folder is gone"),
+        "{}",
+        shared.status()
+    );
+    std::fs::create_dir(&root).expect("comes back");
+    let _waiting = shared.wait_for_upload();
+    assert_eq!(upload.await.expect("runs"), Ok(Owner::Us));
+    assert_eq!(shared.current_trouble(), None);
+}
+
+#[tokio::test]
+async fn a_failed_log_ends_an_upload() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let root = folder.path().join("replica");
+    let store = Store::open(&format!("fs://{}", root.display()), &StoreOptions::default()).expect("opens");
+    std::fs::remove_dir(&root).expect("removes");
+    let uploader = uploader(store);
+    uploader.shared().fail("a reason");
+    let body = Body::Bytes(Bytes::from_static(b"x"));
+    assert_eq!(uploader.create(Key::Replica, &body).await, Err(Stopped));
+}
+
+#[test]
+fn small_and_large_segments_have_the_same_form() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (count, pages, in_file) in [(3, 2, false), (5, 1000, true)] {
+        let transactions = transactions(count, pages);
+        let previous = ObjectHash([9; 32]);
+        let segment = sealer::seal(&transactions, Generation(7), previous, folder.path()).expect("seals");
+        let bytes = match &segment.body {
+            Body::Bytes(bytes) => bytes.to_vec(),
+            Body::File(file, len) => {
+                use std::io::{Read, Seek, SeekFrom};
+                let mut file = file.try_clone().expect("clones");
+                let mut bytes = Vec::new();
+                file.seek(SeekFrom::Start(0)).expect("seeks");
+                file.read_to_end(&mut bytes).expect("reads");
+                assert_eq!(bytes.len() as u64, *len);
+                bytes
+            }
+        };
+        assert_eq!(matches!(segment.body, Body::File(..)), in_file);
+        assert_eq!(segment.hash, ObjectHash::of(&bytes));
+        let index = SegmentIndex::from_object(&bytes).expect("valid");
+        assert_eq!(index.header().previous, previous);
+        assert_eq!((index.header().first, index.header().last), (Txid(1), Txid(count)));
+        assert_eq!(index.pages().len() as u64, count * u64::from(pages));
+    }
+}
+
+#[test]
+fn a_wrong_frame_is_an_error_and_no_segment() {
+    let mut transactions = transactions(1, 2);
+    transactions[0].end.checksum[0] ^= 1;
+    let folder = tempfile::tempdir().expect("a folder");
+    let error = sealer::seal(&transactions, Generation(1), ObjectHash([0; 32]), folder.path()).expect_err("is checked");
+    assert!(
+        matches!(error, sealer::SealError::Frames(_)) && !error.may_pass(),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_flush_says_why_it_failed() {
+    let uploader = memory("flush");
+    let shared = Arc::clone(uploader.shared());
+    let replica = DatabaseReplica::new(Arc::clone(&shared), Duration::from_millis(20), Duration::ZERO);
+    let nothing = replica.flush().expect_err("nothing was captured").to_string();
+    assert!(nothing.contains("journal_mode=WAL"), "{nothing}");
+    shared.log.push_transaction(transactions(1, 1).remove(0));
+    shared.trouble("the store is on fire");
+    let late = replica.flush().expect_err("nobody uploads").to_string();
+    assert!(
+        late.contains("transaction 1 of /srv/app.db") && late.contains("on fire"),
+        "{late}"
+    );
+    assert!(!shared.is_awaited());
+    shared.fail("a reason");
+    let failed = replica.flush().expect_err("failed").to_string();
+    assert!(failed.contains("stopped: a reason"), "{failed}");
+    let status: serde_json::Value = serde_json::from_str(&replica.status()).expect("JSON");
+    assert_eq!(status["failed"], "a reason");
+    assert_eq!((status["txid"].as_u64(), status["acked"].as_u64()), (Some(1), None));
+}

@@ -1,0 +1,131 @@
+//! Gets one object into the store, however long that takes.
+//!
+//! Owns patience (pauses, reports, never giving up) and the question whose an object is that was there already. Leaves to its callers what
+//! it means that it is somebody else's.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Stopped;
+use super::shared::Shared;
+use crate::format::Key;
+use crate::store::{Body, Created, StoreError};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// While somebody waits for the upload.
+const LONGEST_PAUSE_AWAITED: Duration = Duration::from_secs(1);
+
+/// Whose bytes are in the store under a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// Those that were to be put there, now or by an attempt before.
+    Us,
+    Another,
+}
+
+/// Pauses that double up to a bound, each shortened at random, so that many databases do not ask in step.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    next: Duration,
+}
+
+impl Backoff {
+    pub(super) fn new() -> Backoff {
+        Backoff { next: FIRST_PAUSE }
+    }
+
+    /// `random` is any number.
+    fn next(&mut self, random: u32) -> Duration {
+        let pause = self.next;
+        self.next = (pause * 2).min(LONGEST_PAUSE);
+        pause - pause.mul_f64(f64::from(random) / f64::from(u32::MAX) / 2.0)
+    }
+
+    /// Waits for the next time. Ends early when somebody begins to wait.
+    pub(super) async fn pause(&mut self, shared: &Shared) -> Result<(), Stopped> {
+        let mut pause = self.next(getrandom::u32().unwrap_or(0));
+        if shared.is_awaited() {
+            pause = pause.min(LONGEST_PAUSE_AWAITED);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = shared.hurry.notified() => {}
+        }
+        match shared.log.failure() {
+            None => Ok(()),
+            Some(_) => Err(Stopped),
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Uploader {
+    shared: Arc<Shared>,
+}
+
+impl Uploader {
+    pub(super) fn new(shared: Arc<Shared>) -> Uploader {
+        Uploader { shared }
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Repeats `call` until the store answers. Ends without an answer only when the log has failed.
+    pub(super) async fn until_answered<T, F>(&self, call: impl Fn() -> F) -> Result<T, Stopped>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let mut backoff = Backoff::new();
+        loop {
+            match call().await {
+                Ok(answer) => {
+                    self.shared.trouble_is_over();
+                    return Ok(answer);
+                }
+                Err(error) => {
+                    self.shared.trouble(&error.to_string());
+                    backoff.pause(&self.shared).await?;
+                }
+            }
+        }
+    }
+
+    /// Creates an object whose bytes nobody else would write.
+    pub(super) async fn create(&self, key: Key, body: &Body) -> Result<Owner, Stopped> {
+        let store = &self.shared.store;
+        self.until_answered(|| async {
+            match store.create(&key, body.clone()).await? {
+                Created::New => Ok(Owner::Us),
+                // Perhaps by an attempt of ours whose answer was lost.
+                Created::Exists if store.holds(&key, body).await? => Ok(Owner::Us),
+                Created::Exists => Ok(Owner::Another),
+            }
+        })
+        .await
+    }
+
+    /// Creates an object whose name says what is in it: whoever made it, made the same.
+    pub(super) async fn create_named_by_content(&self, key: Key, body: &Body) -> Result<(), Stopped> {
+        let store = &self.shared.store;
+        self.until_answered(|| store.create(&key, body.clone())).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_bound_and_differ() {
+        let mut backoff = Backoff::new();
+        let pauses: Vec<_> = (0..10).map(|_| backoff.next(0)).collect();
+        assert_eq!(pauses[..3], [FIRST_PAUSE, FIRST_PAUSE * 2, FIRST_PAUSE * 4]);
+        assert_eq!(pauses[9], LONGEST_PAUSE);
+        let shortest = backoff.next(u32::MAX);
+        assert!(shortest >= LONGEST_PAUSE / 2 && shortest < LONGEST_PAUSE);
+    }
+}

@@ -1,0 +1,235 @@
+//! What can go wrong with the object store, told in one line that a user can act on.
+//!
+//! Owns the wording, and that no query string, credential or user name gets into it. Leaves to the pipeline
+//! how long a failed call is repeated.
+
+use std::error::Error as _;
+use std::fmt;
+use std::io;
+
+/// A call to the store that failed: what was done, to what, why, and what helps.
+#[derive(Debug, Clone)]
+pub struct StoreError(Box<Inner>);
+
+#[derive(Debug, Clone)]
+struct Inner {
+    action: Action,
+    object: Option<String>,
+    replica: String,
+    cause: Cause,
+    reason: String,
+}
+
+/// What was being done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    Open,
+    Create,
+    Read,
+    Stat,
+    List,
+}
+
+impl Action {
+    fn verb(self) -> &'static str {
+        match self {
+            Action::Open => "opening",
+            Action::Create => "creating",
+            Action::Read => "reading",
+            Action::Stat => "looking up",
+            Action::List => "listing",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    NotFound,
+    Denied,
+    Setup,
+    Other,
+}
+
+impl StoreError {
+    /// The URI, or something else that only the user can change.
+    pub(super) fn setup(replica: &str, reason: impl Into<String>) -> StoreError {
+        StoreError(Box::new(Inner {
+            action: Action::Open,
+            object: None,
+            replica: replica.to_owned(),
+            cause: Cause::Setup,
+            reason: reason.into(),
+        }))
+    }
+
+    pub(super) fn from_opendal(action: Action, object: Option<&str>, replica: &str, error: &opendal::Error) -> Self {
+        let (cause, reason) = explain_opendal(error);
+        StoreError(Box::new(Inner {
+            action,
+            object: object.map(str::to_owned),
+            replica: replica.to_owned(),
+            cause,
+            reason,
+        }))
+    }
+
+    pub(super) fn from_io(action: Action, object: Option<&str>, replica: &str, error: &io::Error) -> Self {
+        let (cause, advice) = match error.kind() {
+            io::ErrorKind::NotFound => (Cause::NotFound, ""),
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                (Cause::Denied, "; check the folder's owner and permissions")
+            }
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (Cause::Other, "; make room there"),
+            io::ErrorKind::NotADirectory => (Cause::Setup, "; a part of the path is a file, name a folder"),
+            io::ErrorKind::Unsupported => (Cause::Setup, ""),
+            _ => (Cause::Other, ""),
+        };
+        StoreError(Box::new(Inner {
+            action,
+            object: object.map(str::to_owned),
+            replica: replica.to_owned(),
+            cause,
+            reason: format!("{}{advice}", scrub(&error.to_string())),
+        }))
+    }
+
+    /// The object does not exist.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        self.0.cause == Cause::NotFound
+    }
+
+    /// Trying again does not help until somebody changes the configuration, the permissions or the store.
+    #[must_use]
+    pub fn is_permanent(&self) -> bool {
+        self.0.cause != Cause::Other
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = &*self.0;
+        match &inner.object {
+            Some(object) => write!(
+                f,
+                "{} {object} in the replica {}: {}",
+                inner.action.verb(),
+                inner.replica,
+                inner.reason
+            ),
+            None => write!(
+                f,
+                "{} the replica {}: {}",
+                inner.action.verb(),
+                inner.replica,
+                inner.reason
+            ),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+fn explain_opendal(error: &opendal::Error) -> (Cause, String) {
+    use opendal::ErrorKind;
+    let detail = detail(error);
+    match error.kind() {
+        ErrorKind::NotFound => (Cause::NotFound, "it does not exist".to_owned()),
+        ErrorKind::PermissionDenied => (
+            Cause::Denied,
+            format!("access is denied ({detail}); check the credentials and what they are allowed to do"),
+        ),
+        ErrorKind::ConfigInvalid if detail.contains("NoSuchBucket") => (
+            Cause::Setup,
+            "the bucket does not exist; create it, or correct the replica".to_owned(),
+        ),
+        ErrorKind::ConfigInvalid if detail.contains("region is missing") => (
+            Cause::Setup,
+            "no region is known; add ?region=<region> to the replica or set AWS_REGION".to_owned(),
+        ),
+        ErrorKind::ConfigInvalid => (Cause::Setup, format!("{detail}; correct the replica's URI")),
+        ErrorKind::Unsupported => (Cause::Setup, format!("the store cannot do this ({detail})")),
+        ErrorKind::RateLimited => (Cause::Other, format!("the store asks for fewer requests ({detail})")),
+        // What OpenDAL's fs makes of a path that leads through a file.
+        ErrorKind::NotADirectory => (Cause::Setup, "a part of the path is a file; name a folder".to_owned()),
+        _ => (Cause::Other, detail),
+    }
+}
+
+/// The message and its sources, each once. OpenDAL's own `Display` adds URLs and response headers, which have no place
+/// in a user's log.
+fn detail(error: &opendal::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    if !error.message().is_empty() {
+        parts.push(error.message().to_owned());
+    }
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !parts.iter().any(|part| part.contains(&text)) {
+            parts.push(text);
+        }
+        source = cause.source();
+    }
+    if parts.is_empty() {
+        return error.kind().to_string();
+    }
+    scrub(&parts.join(": "))
+}
+
+/// Drops user information and query strings from whatever looks like a URL, and bounds the length.
+fn scrub(text: &str) -> String {
+    const LONGEST_CHARS: usize = 400;
+    let words = text.split_whitespace().map(|word| {
+        let Some(scheme_end) = word.find("://").map(|at| at + 3) else {
+            return word.to_owned();
+        };
+        let (head, rest) = word.split_at(scheme_end);
+        let authority_end = rest.find('/').unwrap_or(rest.len());
+        let rest = match rest[..authority_end].rfind('@') {
+            Some(at) => &rest[at + 1..],
+            None => rest,
+        };
+        let Some(query) = rest.find('?') else {
+            return format!("{head}{rest}");
+        };
+        let tail = rest[query..].trim_start_matches(|c: char| !matches!(c, ')' | '"' | '\'' | '>'));
+        format!("{head}{}{tail}", &rest[..query])
+    });
+    let text = words.collect::<Vec<_>>().join(" ");
+    match text.char_indices().nth(LONGEST_CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_lose_what_may_be_secret() {
+        assert_eq!(
+            scrub("error for url (http://me:pw@host:9000/b/k?X-Amz-Signature=abc) refused"),
+            "error for url (http://host:9000/b/k) refused"
+        );
+        assert_eq!(scrub("plain words stay"), "plain words stay");
+        assert!(scrub(&"é".repeat(1000)).chars().count() <= 401);
+    }
+
+    #[test]
+    fn a_missing_bucket_and_a_denial_say_what_to_do() {
+        let missing = opendal::Error::new(opendal::ErrorKind::ConfigInvalid, "S3Error { code: \"NoSuchBucket\" }");
+        let error = StoreError::from_opendal(Action::Create, Some("replvfs.json"), "s3://b/p", &missing);
+        assert_eq!(
+            error.to_string(),
+            "creating replvfs.json in the replica s3://b/p: the bucket does not exist; create it, or correct the replica"
+        );
+        assert!(error.is_permanent() && !error.is_not_found());
+        let denied = opendal::Error::new(opendal::ErrorKind::PermissionDenied, "AccessDenied");
+        let error = StoreError::from_opendal(Action::List, None, "s3://b/p", &denied);
+        assert!(error.to_string().contains("check the credentials"), "{error}");
+        let passing = opendal::Error::new(opendal::ErrorKind::Unexpected, "reset").set_temporary();
+        assert!(!StoreError::from_opendal(Action::Read, None, "s3://b", &passing).is_permanent());
+    }
+}

@@ -1,0 +1,301 @@
+//! From a replica's URI to an OpenDAL operator.
+//!
+//! Owns the schemes, what each part of their URIs means, and the form of a URI that may be shown. Credentials are
+//! OpenDAL's to find, in the environment and in profiles. Nothing here talks to a network.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use opendal::{Operator, services};
+use percent_encoding::percent_decode_str;
+
+use super::StoreError;
+use super::error::Action;
+
+/// The schemes that this build can open.
+pub const SCHEMES: &[&str] = &[
+    "fs",
+    "memory",
+    #[cfg(feature = "s3")]
+    "s3",
+];
+
+/// An operator without layers, and what to call it.
+pub(super) struct Opened {
+    pub(super) operator: Operator,
+    pub(super) replica: String,
+}
+
+/// The URI without its query and without user information: fit for logs, errors and status.
+#[must_use]
+pub fn redacted(uri: &str) -> String {
+    let bare = uri.split(['?', '#']).next().unwrap_or_default();
+    let Some((scheme, rest)) = bare.split_once("://") else {
+        return bare.to_owned();
+    };
+    let end = rest.find('/').unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    format!("{scheme}://{host}{path}")
+}
+
+struct Parts {
+    scheme: String,
+    authority: String,
+    path: String,
+    query: Vec<(String, String)>,
+}
+
+pub(super) fn open(uri: &str, create: bool) -> Result<Opened, StoreError> {
+    let replica = redacted(uri);
+    let parts = split(uri).map_err(|reason| StoreError::setup(&replica, reason))?;
+    let operator = match parts.scheme.as_str() {
+        "fs" => open_folder(&parts, &replica, create)?,
+        "memory" => open_memory(&parts, &replica)?,
+        #[cfg(feature = "s3")]
+        "s3" => open_s3(parts, &replica)?,
+        other => {
+            let known = SCHEMES.join("://, ");
+            return Err(StoreError::setup(
+                &replica,
+                format!("the scheme {other}:// is not known; this build has {known}://"),
+            ));
+        }
+    };
+    Ok(Opened { operator, replica })
+}
+
+fn split(uri: &str) -> Result<Parts, String> {
+    let Some((scheme, rest)) = uri.split_once("://") else {
+        return Err("a replica is a URI such as s3://bucket/prefix, or fs:///absolute/path for a folder".to_owned());
+    };
+    if rest.contains('#') {
+        return Err("a '#' in a replica's URI is to be written as %23".to_owned());
+    }
+    let (location, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let end = location.find('/').unwrap_or(location.len());
+    let (authority, path) = location.split_at(end);
+    if authority.contains('@') {
+        return Err(
+            "credentials are not taken from the part before '@'; set them in the environment or in a profile"
+                .to_owned(),
+        );
+    }
+    Ok(Parts {
+        scheme: scheme.to_ascii_lowercase(),
+        authority: authority.to_owned(),
+        path: decode(path)?,
+        query: query
+            .split('&')
+            .filter(|pair| !pair.is_empty())
+            .map(|pair| {
+                let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+                Ok((key.to_ascii_lowercase(), decode(value)?))
+            })
+            .collect::<Result<_, String>>()?,
+    })
+}
+
+fn decode(text: &str) -> Result<String, String> {
+    let decoded = percent_decode_str(text)
+        .decode_utf8()
+        .map_err(|_| "its %-escapes do not make UTF-8".to_owned())?;
+    if decoded.contains('\0') {
+        return Err("it contains a NUL".to_owned());
+    }
+    Ok(decoded.into_owned())
+}
+
+fn refuse_query(parts: &Parts, replica: &str) -> Result<(), StoreError> {
+    match parts.query.first() {
+        None => Ok(()),
+        Some((key, _)) => Err(StoreError::setup(
+            replica,
+            format!("{}:// takes no parameters, but {key} is given", parts.scheme),
+        )),
+    }
+}
+
+fn open_folder(parts: &Parts, replica: &str, create: bool) -> Result<Operator, StoreError> {
+    refuse_query(parts, replica)?;
+    if !parts.authority.is_empty() {
+        return Err(StoreError::setup(
+            replica,
+            format!(
+                "fs:// needs an absolute path; write fs:///{}{}",
+                parts.authority, parts.path
+            ),
+        ));
+    }
+    let root = PathBuf::from(&parts.path);
+    if root.parent().is_none() || parts.path.split('/').any(|part| part == ".." || part == ".") {
+        return Err(StoreError::setup(
+            replica,
+            "fs:// needs the absolute path of a folder below the root, without . and ..",
+        ));
+    }
+    let io = |error: std::io::Error| StoreError::from_io(Action::Open, None, replica, &error);
+    if create {
+        make_folder(&root).map_err(io)?;
+    } else if !std::fs::metadata(&root).map_err(io)?.is_dir() {
+        return Err(io(std::io::ErrorKind::NotADirectory.into()));
+    }
+    // Without lossy conversion: the path came in as UTF-8.
+    Operator::new(services::Fs::default().root(&parts.path))
+        .map_err(|error| StoreError::from_opendal(Action::Open, None, replica, &error))
+}
+
+/// Makes the folder and the missing ones above it durably, with the permissions that the process's umask leaves: a replica is
+/// as readable as the databases that the same process creates.
+fn make_folder(folder: &Path) -> std::io::Result<()> {
+    match std::fs::create_dir(folder) {
+        Ok(()) => super::folder::sync_parent(folder),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            if std::fs::metadata(folder)?.is_dir() {
+                Ok(())
+            } else {
+                Err(std::io::ErrorKind::NotADirectory.into())
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => match folder.parent() {
+            Some(parent) => {
+                make_folder(parent)?;
+                make_folder(folder)
+            }
+            None => Err(error),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+/// Memory replicas by name, so that whoever restores in this process finds what was written in it.
+static MEMORY: LazyLock<Mutex<HashMap<String, Operator>>> = LazyLock::new(Mutex::default);
+
+fn open_memory(parts: &Parts, replica: &str) -> Result<Operator, StoreError> {
+    refuse_query(parts, replica)?;
+    let name = format!("{}{}", parts.authority, parts.path);
+    let name = name.trim_end_matches('/');
+    if name.is_empty() {
+        return Err(StoreError::setup(replica, "it has no name; write memory://<name>"));
+    }
+    let mut stores = MEMORY.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(operator) = stores.get(name) {
+        return Ok(operator.clone());
+    }
+    let operator = Operator::new(services::Memory::default())
+        .map_err(|error| StoreError::from_opendal(Action::Open, None, replica, &error))?;
+    stores.insert(name.to_owned(), operator.clone());
+    Ok(operator)
+}
+
+#[cfg(feature = "s3")]
+fn open_s3(parts: Parts, replica: &str) -> Result<Operator, StoreError> {
+    use opendal::services::S3Config;
+    /// Further names that OpenDAL takes for the fields of its configuration.
+    const ALIASES: &[&str] = &[
+        "aws_endpoint",
+        "aws_endpoint_url",
+        "endpoint_url",
+        "aws_region",
+        "aws_profile",
+        "aws_access_key_id",
+        "aws_secret_access_key",
+        "aws_session_token",
+        "aws_token",
+        "token",
+        "aws_server_side_encryption",
+        "aws_sse_kms_key_id",
+        "aws_sse_customer_key_base64",
+        "aws_virtual_hosted_style_request",
+        "virtual_hosted_style_request",
+        "aws_checksum_algorithm",
+        "aws_request_payer",
+        "request_payer",
+    ];
+    if parts.authority.is_empty() {
+        return Err(StoreError::setup(
+            replica,
+            "it names no bucket; write s3://<bucket>/<prefix>",
+        ));
+    }
+    let fields = serde_json::to_value(S3Config::default()).unwrap_or_default();
+    let mut options = HashMap::new();
+    for (key, value) in parts.query {
+        let known = fields.get(&key).is_some() || ALIASES.contains(&key.as_str());
+        if !known || key == "bucket" || key == "root" {
+            return Err(StoreError::setup(
+                replica,
+                format!("{key} is not a parameter of s3://; known are region, endpoint, profile and OpenDAL's others"),
+            ));
+        }
+        if options.insert(key.clone(), value).is_some() {
+            return Err(StoreError::setup(
+                replica,
+                format!("the parameter {key} is given twice"),
+            ));
+        }
+    }
+    options.insert("bucket".to_owned(), parts.authority);
+    options.insert("root".to_owned(), parts.path);
+    // OpenDAL gets its HTTP client this way when it is built without its process constructor. Idempotent.
+    opendal::install_default();
+    Operator::from_iter::<services::S3>(options)
+        .map_err(|error| StoreError::from_opendal(Action::Open, None, replica, &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shown_uris_carry_no_secret() {
+        for (uri, shown) in [
+            ("s3://b/p?secret_access_key=x", "s3://b/p"),
+            ("s3://me:pw@b/p#x", "s3://b/p"),
+            ("fs:///a/b", "fs:///a/b"),
+            ("nonsense?x", "nonsense"),
+        ] {
+            assert_eq!(redacted(uri), shown);
+        }
+    }
+
+    #[test]
+    fn wrong_uris_say_what_is_right() {
+        for (uri, says) in [
+            ("/var/backup", "fs:///absolute/path"),
+            ("ftp://host/x", "this build has fs://, memory://"),
+            ("fs://relative/path", "write fs:///relative/path"),
+            ("fs:///", "below the root"),
+            ("fs:///a/../b", "without . and .."),
+            ("fs:///tmp/x?a=1", "takes no parameters, but a is given"),
+            ("fs:///tmp/%ff", "UTF-8"),
+            ("fs:///tmp/%00", "NUL"),
+            ("memory://", "memory://<name>"),
+            ("s3:///x", "no bucket"),
+            ("s3://u:secret@b/x", "environment or in a profile"),
+            ("s3://b/x?regoin=eu", "regoin is not a parameter"),
+            ("s3://b/x?bucket=eu", "bucket is not a parameter"),
+            ("s3://b/x?region=eu&region=us", "given twice"),
+            ("s3://b/x#frag", "%23"),
+        ] {
+            let error = open(uri, true).map(|_| ()).expect_err(uri).to_string();
+            assert!(error.contains(says), "{uri}: {error}");
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+
+    #[cfg(feature = "s3")]
+    #[test]
+    fn s3_takes_bucket_prefix_and_parameters() {
+        let opened = open(
+            "s3://bucket/a%20b/c?region=eu-central-1&endpoint=http://127.0.0.1:1",
+            true,
+        )
+        .map_err(|error| error.to_string());
+        let operator = opened.expect("opens without a network").operator;
+        assert_eq!(operator.info().name(), "bucket");
+        assert_eq!(operator.info().root(), "/a b/c/");
+        assert!(operator.info().capability().write_with_if_not_exists);
+    }
+}

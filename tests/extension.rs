@@ -1,0 +1,199 @@
+//! The loadable extension in programs that are not written in Rust: the `sqlite3` shell and Python's `sqlite3` module.
+//!
+//! The library is built as a user would build it, so that it has no SQLite of its own to fall back on.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use replvfs_tests::{Scratch, check_integrity, in_ci, restore_txid};
+use rusqlite::Connection;
+
+/// Python of the system: others are often built without `enable_load_extension`.
+const PYTHON: &str = "/usr/bin/python3";
+
+#[test]
+fn the_shell_replicates_through_the_extension() {
+    if !available("sqlite3", &["--version"]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let script = format!(
+        ".bail on\n.load {}\n.open '{}'\nPRAGMA journal_mode=WAL;\nCREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT);\n\
+         INSERT INTO t(v) VALUES ('one'),('two');\nUPDATE t SET v='zwei' WHERE id=2;\nPRAGMA replvfs_flush;\n\
+         .print txid\nPRAGMA replvfs_txid;\n.print acked\nPRAGMA replvfs_acked;\n",
+        extension().display(),
+        scratch.uri(),
+    );
+    let output = run(Command::new("sqlite3").arg(":memory:"), Some(&script));
+    let text = succeeded("sqlite3", &output);
+    let after = |label: &str| text.lines().skip_while(|line| *line != label).nth(1).map(str::to_owned);
+    assert_eq!(after("txid"), Some("3".to_owned()), "{text}");
+    assert_eq!(after("acked"), Some("3".to_owned()), "{text}");
+
+    assert_eq!(
+        restored_rows(&scratch, None),
+        [(1, "one".to_owned()), (2, "zwei".to_owned())]
+    );
+    assert_eq!(
+        restored_rows(&scratch, Some(2)),
+        [(1, "one".to_owned()), (2, "two".to_owned())]
+    );
+}
+
+#[test]
+fn python_replicates_through_the_extension() {
+    if !available(
+        PYTHON,
+        &[
+            "-c",
+            "import sqlite3; sqlite3.connect(':memory:').enable_load_extension(True)",
+        ],
+    ) {
+        return;
+    }
+    let scratch = Scratch::new();
+    // Loaded twice, by two connections, the first of which is gone when the second one loads it.
+    let script = r#"
+import sqlite3, sys
+library, uri = sys.argv[1:]
+for _ in range(2):
+    loader = sqlite3.connect(":memory:")
+    loader.enable_load_extension(True)
+    loader.load_extension(library)
+    loader.close()
+db = sqlite3.connect(uri, uri=True, isolation_level=None)
+assert db.execute("PRAGMA journal_mode=WAL").fetchone() == ("wal",)
+db.execute("CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT)")
+with db:
+    db.execute("BEGIN")
+    db.executemany("INSERT INTO t(v) VALUES (?)", [(f"row {n}",) for n in range(1000)])
+db.execute("BEGIN"); db.execute("DELETE FROM t"); db.execute("ROLLBACK")
+db.execute("PRAGMA replvfs_flush").fetchall()
+txid, acked = (int(db.execute(f"PRAGMA replvfs_{name}").fetchone()[0]) for name in ("txid", "acked"))
+assert txid == acked == 2, (txid, acked)
+db.close()
+"#;
+    let output = run(
+        Command::new(PYTHON)
+            .args(["-c", script])
+            .arg(extension())
+            .arg(scratch.uri()),
+        None,
+    );
+    succeeded(PYTHON, &output);
+
+    let rows = restored_rows(&scratch, None);
+    assert_eq!(rows.len(), 1000);
+    assert_eq!(rows[999], (1000, "row 999".to_owned()));
+    assert_eq!(restored_rows(&scratch, Some(1)), []);
+}
+
+#[test]
+fn a_missing_replica_is_an_error_in_the_shell() {
+    if !available("sqlite3", &["--version"]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let script = format!(
+        ".load {}\n.open 'file:{}?vfs=replvfs'\nCREATE TABLE t(x);\n",
+        extension().display(),
+        scratch.database().display()
+    );
+    let output = run(Command::new("sqlite3").args(["-bail", ":memory:"]), Some(&script));
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("unable to open"),
+        "{output:?}"
+    );
+}
+
+/// The extension, built once.
+fn extension() -> PathBuf {
+    static BUILT: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+    BUILT
+        .get_or_init(|| {
+            // This test's program is target/<profile>/deps/extension-<hash>.
+            let program = std::env::current_exe().expect("the path of this program");
+            let target = program.ancestors().nth(3).expect("target/<profile>/deps");
+            let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+            let output = Command::new(env!("CARGO"))
+                .current_dir(root)
+                .args(["build", "--locked", "-p", "replvfs-extension", "--target-dir"])
+                .arg(target)
+                .stdin(Stdio::null())
+                .output()
+                .expect("running cargo");
+            succeeded("cargo build -p replvfs-extension", &output);
+            let name = format!(
+                "{}replvfs{}",
+                std::env::consts::DLL_PREFIX,
+                std::env::consts::DLL_SUFFIX
+            );
+            let library = target.join("debug").join(name);
+            assert!(library.exists(), "{} was not built", library.display());
+            library
+        })
+        .clone()
+}
+
+/// Whether a host program is there and can load extensions. In CI it must be.
+fn available(program: &str, arguments: &[&str]) -> bool {
+    let works = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !works {
+        assert!(
+            !in_ci(),
+            "{program} is missing or cannot load extensions, and in CI it must"
+        );
+        eprintln!("SKIPPED: {program} is missing or cannot load extensions");
+    }
+    works
+}
+
+fn run(command: &mut Command, input: Option<&str>) -> Output {
+    use std::io::Write;
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("starting {command:?}: {error}"));
+    let mut stdin = child.stdin.take().expect("piped");
+    // A program that fails early closes its input; its exit code tells.
+    let _ = stdin.write_all(input.unwrap_or_default().as_bytes());
+    drop(stdin);
+    child.wait_with_output().expect("waiting for the program")
+}
+
+fn succeeded(what: &str, output: &Output) -> String {
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        output.status.success(),
+        "{what} failed with {}\n{out}\n{err}",
+        output.status
+    );
+    out.into_owned()
+}
+
+/// The rows of `t` in the replica, after a restore that knows nothing of the program that wrote them.
+fn restored_rows(scratch: &Scratch, txid: Option<u64>) -> Vec<(i64, String)> {
+    let target = scratch.file(&format!(
+        "restored-{}.db",
+        txid.map_or("newest".to_owned(), |txid| txid.to_string())
+    ));
+    restore_txid(&scratch.replica(), &target, txid);
+    check_integrity(&target);
+    let connection = Connection::open(&target).expect("opening the restored file");
+    let mut statement = connection
+        .prepare("SELECT id, v FROM t ORDER BY id")
+        .expect("the table is there");
+    let rows = statement
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
+        .expect("reading the table");
+    rows.collect::<Result<_, _>>().expect("reading the table")
+}

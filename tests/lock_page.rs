@@ -1,0 +1,94 @@
+//! A database that grows past 1 GiB, where SQLite keeps its file locks: that page has no content, and is not stored.
+//! Pages of 512 bytes put it at number 2,097,153; every transaction on the way is larger than what is kept in memory.
+#![allow(missing_docs)]
+
+use std::fs::File;
+use std::io::Read;
+use std::process::Command;
+
+use replvfs_tests::{Scratch, flush, long_tests, open, pragma_number, restore_txid, use_wal};
+
+#[test]
+fn a_database_grows_past_the_lock_page() {
+    if !long_tests("a database past 1 GiB") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let connection = open(&scratch.uri_with("&timeout=10m")).unwrap();
+    connection
+        .execute_batch("PRAGMA page_size=512; PRAGMA synchronous=OFF; PRAGMA cache_size=-8000;")
+        .unwrap();
+    use_wal(&connection);
+    connection
+        .execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)")
+        .unwrap();
+    let mut marks = Vec::new();
+    for n in 0..17 {
+        connection
+            .execute("INSERT INTO t(b) VALUES(zeroblob(66000000))", [])
+            .unwrap();
+        connection
+            .execute("INSERT INTO t(b) VALUES(randomblob(100000))", [])
+            .unwrap();
+        if n == 15 {
+            marks.push(pragma_number(&connection, "replvfs_txid").unwrap());
+        }
+    }
+    let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
+    assert!(
+        pages > 0x4000_0000 / 512 + 1000,
+        "only {pages} pages: the lock page was not reached"
+    );
+    connection
+        .execute("UPDATE t SET b = randomblob(2000) WHERE a % 2 = 0 AND a > 28", [])
+        .unwrap();
+    flush(&connection);
+    connection
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        .unwrap();
+
+    let out = scratch.file("restored.db");
+    restore_txid(&scratch.replica(), &out, None);
+    // Compared by another process, as closing a database file in this one would drop SQLite's locks.
+    let copy = scratch.file("copy.db");
+    assert!(
+        Command::new("cp")
+            .arg("--sparse=always")
+            .arg(scratch.database())
+            .arg(&copy)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let (mut left, mut right) = (File::open(&copy).unwrap(), File::open(&out).unwrap());
+    assert_eq!(left.metadata().unwrap().len(), right.metadata().unwrap().len());
+    let (mut a, mut b) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    let mut at = 0;
+    loop {
+        let read = left.read(&mut a).unwrap();
+        if read == 0 {
+            break;
+        }
+        right.read_exact(&mut b[..read]).unwrap();
+        assert!(
+            a[..read] == b[..read],
+            "the restored file differs within the MiB at {at}"
+        );
+        at += read;
+    }
+    std::fs::remove_file(&copy).unwrap();
+    check(&out);
+    std::fs::remove_file(&out).unwrap();
+
+    // And a state before the lock page was reached.
+    restore_txid(&scratch.replica(), &out, marks.first().copied());
+    check(&out);
+}
+
+fn check(path: &std::path::Path) {
+    let connection = rusqlite::Connection::open(path).unwrap();
+    let answer: String = connection
+        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(answer, "ok");
+}

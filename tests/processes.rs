@@ -1,0 +1,206 @@
+//! Other processes on the same database: plain SQLite, and a second one with replvfs.
+//!
+//! The other process is this test program once more, which runs the test `other_process` and does what its environment says.
+#![allow(missing_docs)]
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use replvfs_tests::{Scratch, compare_pages, flush, open, pragma_number, restore_txid, use_wal};
+use rusqlite::Connection;
+
+const URI: &str = "REPLVFS_TEST_OTHER_PROCESS";
+
+/// Runs SQL that it is sent line by line, and answers each line with `ok` or the error.
+#[test]
+fn other_process() {
+    let Ok(uri) = std::env::var(URI) else { return };
+    let connection = open(&uri).unwrap();
+    println!("\nready");
+    for line in std::io::stdin().lines() {
+        match connection.execute_batch(&line.unwrap()) {
+            Ok(()) => println!("ok"),
+            Err(error) => println!("{error}"),
+        }
+    }
+}
+
+struct Other {
+    process: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Other {
+    fn start(uri: &str) -> Other {
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "other_process", "--nocapture", "--quiet"])
+            .env(URI, uri)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let input = process.stdin.take();
+        let output = BufReader::new(process.stdout.take().unwrap());
+        let mut other = Other { process, input, output };
+        while other.line() != "ready" {}
+        other
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        assert_ne!(
+            self.output.read_line(&mut line).unwrap(),
+            0,
+            "the other process has ended"
+        );
+        line.trim_end().to_owned()
+    }
+
+    fn run(&mut self, sql: &str) -> String {
+        writeln!(self.input.as_mut().unwrap(), "{sql}").unwrap();
+        self.line()
+    }
+
+    fn sql(&mut self, sql: &str) {
+        assert_eq!(self.run(sql), "ok", "{sql}");
+    }
+
+    /// Lets it close its connection and end.
+    fn end(mut self) {
+        drop(self.input.take());
+        assert!(self.process.wait().unwrap().success());
+    }
+}
+
+fn plain_image(scratch: &Scratch) -> Vec<u8> {
+    Connection::open(scratch.database())
+        .unwrap()
+        .serialize("main")
+        .unwrap()
+        .to_vec()
+}
+
+fn newest_is(scratch: &Scratch, truth: &[u8]) {
+    let out = scratch.file("restored.db");
+    restore_txid(&scratch.replica(), &out, None);
+    compare_pages(truth, &std::fs::read(&out).unwrap()).unwrap();
+    std::fs::remove_file(&out).unwrap();
+}
+
+fn status(connection: &Connection) -> serde_json::Value {
+    let text: String = connection
+        .query_row("PRAGMA replvfs_status", [], |row| row.get(0))
+        .unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn commits_of_a_plain_process_are_part_of_the_history() {
+    let scratch = Scratch::new();
+    let connection = scratch.open();
+    use_wal(&connection);
+    connection
+        .execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+        .unwrap();
+    let mut other = Other::start(&format!("file:{}", scratch.database().display()));
+    let mut expected = 0;
+    let base = pragma_number(&connection, "replvfs_txid").unwrap();
+    for round in 0..6 {
+        for _ in 0..round {
+            other.sql("INSERT INTO t(b) VALUES(randomblob(6000))");
+            expected += 1;
+        }
+        other.sql("BEGIN; INSERT INTO t(b) VALUES('rolled back'); ROLLBACK");
+        // Passive ones move pages, and leave the WAL as it is.
+        other.sql("PRAGMA wal_checkpoint(PASSIVE)");
+        connection
+            .execute("INSERT INTO t(b) VALUES(randomblob(3000))", [])
+            .unwrap();
+        expected += 1;
+        assert_eq!(pragma_number(&connection, "replvfs_txid"), Some(base + expected));
+    }
+    // Without a write of ours, asking is enough.
+    other.sql("INSERT INTO t(b) VALUES('the last')");
+    expected += 1;
+    flush(&connection);
+    assert_eq!(pragma_number(&connection, "replvfs_acked"), Some(base + expected));
+    assert_eq!(status(&connection)["generation"], 1);
+    newest_is(&scratch, &plain_image(&scratch));
+    for txid in base..=base + expected {
+        let out = scratch.file("restored.db");
+        restore_txid(&scratch.replica(), &out, Some(txid));
+        let rows: i64 = Connection::open(&out)
+            .unwrap()
+            .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(rows as u64, txid - base);
+        std::fs::remove_file(&out).unwrap();
+    }
+    other.end();
+}
+
+#[test]
+fn a_wal_that_a_plain_process_restarted_is_noticed() {
+    for restart in ["PRAGMA wal_checkpoint(TRUNCATE)", "PRAGMA wal_checkpoint(RESTART)"] {
+        let scratch = Scratch::new();
+        let connection = scratch.open();
+        use_wal(&connection);
+        connection
+            .execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t(b) VALUES(1)")
+            .unwrap();
+        flush(&connection);
+        let mut other = Other::start(&format!("file:{}", scratch.database().display()));
+        other.sql("INSERT INTO t(b) VALUES(randomblob(50000))");
+        other.sql(restart);
+        other.sql("INSERT INTO t(b) VALUES(randomblob(500))");
+        connection.execute_batch("INSERT INTO t(b) VALUES(2)").unwrap();
+        flush(&connection);
+        assert_eq!(status(&connection)["generation"], 2, "{restart}");
+        newest_is(&scratch, &plain_image(&scratch));
+        // What was before is still there.
+        let out = scratch.file("earlier.db");
+        restore_txid(&scratch.replica(), &out, Some(2));
+        let rows: i64 = Connection::open(&out)
+            .unwrap()
+            .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(rows, 1);
+        other.end();
+    }
+}
+
+#[test]
+fn one_process_replicates_and_the_next_takes_over() {
+    let scratch = Scratch::new();
+    let mut owner = Other::start(&scratch.uri_with("&flush_interval=10ms"));
+    owner.sql("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t(b) VALUES('owner')");
+    owner.sql("PRAGMA replvfs_flush");
+
+    let connection = open(&scratch.uri_with("&flush_interval=10ms")).unwrap();
+    connection.execute_batch("INSERT INTO t(b) VALUES('standby')").unwrap();
+    assert_eq!(status(&connection)["owner"], false);
+    let refused = connection
+        .query_row("PRAGMA replvfs_flush", [], |_| Ok(()))
+        .unwrap_err();
+    assert!(refused.to_string().contains("another process replicates"), "{refused}");
+    // The owner sees to it.
+    owner.sql("PRAGMA replvfs_flush");
+    newest_is(&scratch, &plain_image(&scratch));
+
+    owner.end();
+    // Each commit is an occasion to take over; the base comes with the transaction after it.
+    let mut tries = 0;
+    while status(&connection)["owner"] == false {
+        connection
+            .execute_batch("INSERT INTO t(b) VALUES(randomblob(2000))")
+            .unwrap();
+        tries += 1;
+        assert!(tries < 100_000, "nobody took over");
+    }
+    connection
+        .execute_batch("INSERT INTO t(b) VALUES('the new owner')")
+        .unwrap();
+    flush(&connection);
+    newest_is(&scratch, &plain_image(&scratch));
+}
