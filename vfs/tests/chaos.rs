@@ -64,6 +64,26 @@ fn prepared(connection: Connection) -> Connection {
     connection
 }
 
+/// Compares the newest state in the log with SQLite's; `false` when there is none to compare.
+fn is_right(connection: &mut Connection, collector: &Collector, script: &str) -> bool {
+    // Somebody may have it locked.
+    let readable = connection.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0));
+    if readable.is_err() || connection.execute_batch("PRAGMA replvfs_flush").is_err() {
+        return false;
+    }
+    let last = collector::txid(connection);
+    let truth = connection.serialize("main").unwrap().to_vec();
+    let states = collector.settled();
+    assert_eq!(collector.wrong(), Vec::<String>::new(), "{script}");
+    // A base that was given up leaves the states behind it to the next base.
+    let state = states.get(&last);
+    assert!(
+        state.is_none_or(|state| *state == truth),
+        "transaction {last} is wrong: {script}"
+    );
+    state.is_some()
+}
+
 fn run(seed: u64, path: &Path) -> usize {
     let mut dice = Dice(seed);
     let mut ours = [Some(prepared(open(path))), None];
@@ -115,21 +135,8 @@ fn run(seed: u64, path: &Path) -> usize {
                 continue;
             }
             let Some(connection) = connection else { continue };
-            // Somebody may have it locked.
-            let readable = connection.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0));
-            if readable.is_err() || connection.execute_batch("PRAGMA replvfs_flush").is_err() {
-                continue;
-            }
             script.push(format!("look through {which}"));
-            let last = collector::txid(connection);
-            let truth = connection.serialize("main").unwrap().to_vec();
-            let states = collector.settled();
-            assert_eq!(collector.wrong(), Vec::<String>::new(), "seed {seed}: {script:#?}");
-            // A base that was given up leaves the states behind it to the next base.
-            if let Some(state) = states.get(&last) {
-                assert!(*state == truth, "seed {seed}: transaction {last} is wrong: {script:#?}");
-                checked += 1;
-            }
+            checked += usize::from(is_right(connection, &collector, &format!("seed {seed}: {script:#?}")));
         }
     }
     checked
