@@ -203,6 +203,22 @@ impl FileRef {
         }
     }
 
+    /// Whether the file's name leads to another file by now, or to none (`SQLITE_FCNTL_HAS_MOVED`).
+    ///
+    /// # Safety
+    ///
+    /// As for [`FileRef::read`].
+    pub(crate) unsafe fn has_moved(self) -> bool {
+        let mut moved: c_int = 0;
+        // SAFETY: the file is open (caller); the control's argument is an int. A VFS that does not know the control leaves it.
+        unsafe {
+            if let Some(control) = (*(*self.0).pMethods).xFileControl {
+                control(self.0, ffi::SQLITE_FCNTL_HAS_MOVED, (&raw mut moved).cast());
+            }
+        }
+        moved != 0
+    }
+
     /// Bytes of the file.
     ///
     /// # Safety

@@ -69,6 +69,8 @@ enum Item {
 struct Inner {
     queue: VecDeque<Item>,
     wal_bytes: u64,
+    /// Bases in the queue.
+    bases: usize,
     last: Option<Txid>,
     acked: Option<Txid>,
     failure: Option<String>,
@@ -80,7 +82,8 @@ struct Inner {
 
 impl Inner {
     fn due(&self, wal_bytes: u64) -> bool {
-        !self.queue.is_empty() && (self.wal_bytes >= wal_bytes || matches!(self.queue.front(), Some(Item::Base(_))))
+        // A base holds locks until it is read, so what stands before it is not to be waited for either.
+        !self.queue.is_empty() && (self.wal_bytes >= wal_bytes || self.bases > 0)
     }
 }
 
@@ -124,6 +127,7 @@ impl Log {
                 return;
             }
             inner.lost = false;
+            inner.bases += usize::from(matches!(item, Item::Base(_)));
             inner.queue.push_back(item);
             inner.wal_bytes += wal_bytes;
             let due = inner.armed.is_some_and(|armed| inner.due(armed));
@@ -177,7 +181,10 @@ impl Log {
         let mut bytes = 0;
         while let Some(item) = inner.queue.pop_front() {
             match item {
-                Item::Base(base) if taken.is_empty() => return Some(Batch::Base(base)),
+                Item::Base(base) if taken.is_empty() => {
+                    inner.bases -= 1;
+                    return Some(Batch::Base(base));
+                }
                 Item::Transaction(transaction) if taken.is_empty() || bytes < wal_bytes => {
                     bytes += transaction.wal_bytes();
                     taken.push(transaction);
@@ -225,6 +232,7 @@ impl Log {
                 inner.failure = Some(reason);
             }
             inner.wal_bytes = 0;
+            inner.bases = 0;
             self.acknowledged.notify_all();
             std::mem::take(&mut inner.queue)
         };

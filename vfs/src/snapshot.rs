@@ -188,13 +188,14 @@ impl Shared {
     }
 
     /// Called before bytes of the database file are overwritten or cut off by the connection that has it for itself.
+    /// `false` when the snapshot had to be given up for that.
     ///
     /// # Safety
     ///
     /// `file` is that connection's open file, on its thread.
-    pub(crate) unsafe fn before_change(&self, file: FileRef, from: u64, to: u64) {
+    pub(crate) unsafe fn before_change(&self, file: FileRef, from: u64, to: u64) -> bool {
         let mut state = self.lock();
-        let State::Copied(files) = &mut *state else { return };
+        let State::Copied(files) = &mut *state else { return true };
         let page_bytes = u64::from(files.page_size.get());
         let first = u32::try_from(from / page_bytes + 1).unwrap_or(u32::MAX);
         let last = u32::try_from(to.div_ceil(page_bytes))
@@ -219,6 +220,7 @@ impl Shared {
             *state = State::GivenUp(reason);
             self.changed.notify_all();
         }
+        trouble.is_none()
     }
 }
 
@@ -380,15 +382,24 @@ pub(crate) struct WalPages {
 }
 
 impl WalPages {
-    /// `None` when the pages are more than `limit` bytes.
+    /// The pages up to `committed`; where that is not known, up to the last commit frame that the chain reaches, as SQLite's
+    /// recovery does it. `None` when the pages are more than `limit` bytes.
     ///
     /// # Safety
     ///
     /// `wal` is that connection's open WAL, on its thread.
-    pub(crate) unsafe fn read(wal: FileRef, limit: u64) -> Result<Option<WalPages>, Code> {
+    pub(crate) unsafe fn read(
+        wal: FileRef,
+        limit: u64,
+        committed: Option<Position>,
+    ) -> Result<Option<WalPages>, SnapshotError> {
+        let io = |code: Code| SnapshotError::Io {
+            what: "the WAL",
+            code: code.0,
+        };
         let mut head = [0; HEADER_BYTES];
         // SAFETY: as promised by the caller.
-        let whole = unsafe { wal.read(&mut head, 0)? };
+        let whole = unsafe { wal.read(&mut head, 0).map_err(io)? };
         let mut found = WalPages {
             header: None,
             position: Position::default(),
@@ -400,13 +411,16 @@ impl WalPages {
         };
         found.header = Some(header);
         found.position = header.position();
+        // With other salts nothing was committed since the header was written.
+        let last = committed.map(|committed| (committed.frame, committed.salts == header.salts));
+        let last = last.map(|(frame, same)| if same { frame } else { 0 });
         let mut scan = Scan::from_header(&header);
         let mut open: Vec<(u32, Box<[u8]>)> = Vec::new();
         let mut frame = vec![0; scan.frame_bytes()];
         let mut at = HEADER_BYTES as u64;
         let mut bytes = 0;
         // SAFETY: as promised by the caller.
-        while unsafe { wal.read(&mut frame, at)? } {
+        while last != Some(scan.position().frame) && unsafe { wal.read(&mut frame, at).map_err(io)? } {
             let Ok((pgno, page, commit)) = scan.step(&frame) else {
                 break;
             };
@@ -421,6 +435,9 @@ impl WalPages {
             if bytes > limit {
                 return Ok(None);
             }
+        }
+        if last.is_some_and(|last| last > 0) && Some(found.position) != committed {
+            return Err(SnapshotError::Damaged("it ends before".into()));
         }
         Ok(Some(found))
     }

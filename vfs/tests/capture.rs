@@ -4,16 +4,7 @@
 
 mod collector;
 
-use collector::{Collector, open, plain_image};
-use rusqlite::Connection;
-
-fn txid(connection: &Connection) -> u64 {
-    connection
-        .query_row("PRAGMA replvfs_txid", [], |row| row.get::<_, String>(0))
-        .unwrap()
-        .parse()
-        .unwrap()
-}
+use collector::{Collector, open, plain_image, txid};
 
 #[test]
 fn commits_are_numbered_from_one_and_each_is_whole() {

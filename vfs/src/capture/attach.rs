@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
 
 use libsqlite3_sys as ffi;
 
@@ -26,6 +27,8 @@ const EXCLUSIVE_UNLOCK: i32 = ffi::SQLITE_SHM_UNLOCK | ffi::SQLITE_SHM_EXCLUSIVE
 /// What a base is made of.
 struct Found {
     cursor: Cursor,
+    /// The wal-index header that the mark was taken at.
+    header: Option<IndexHeader>,
     snapshot: Snapshot,
     shared: Arc<Shared>,
 }
@@ -40,6 +43,12 @@ impl Database {
         }
         self.in_wal_mode();
         let mut capture = self.capture();
+        // SAFETY: the connection's file, on its thread.
+        if state.file.is_some_and(|file| unsafe { file.has_moved() }) {
+            // The handles of our own would be on another database than the connection.
+            capture.trouble = Some("the database file was renamed or replaced while a connection has it open".into());
+            return;
+        }
         let settled = match state.region {
             Some(region) if !state.is_exclusive() => {
                 let Some(header) = region.header() else { return };
@@ -47,19 +56,11 @@ impl Database {
                 self.log.base_wanted().then(|| self.mark(region))
             }
             _ => {
-                // SAFETY: the connection's WAL, on its thread.
-                let pages = match unsafe { WalPages::read(wal, self.memory) } {
-                    Ok(Some(pages)) => pages.unless_restarted(state.region),
-                    Ok(None) => {
-                        state.too_large = true;
-                        capture.trouble = Some(
-                            "the WAL is larger than memory_limit, and a connection in exclusive locking mode has it"
-                                .into(),
-                        );
-                        return;
-                    }
-                    Err(Code(code)) => {
-                        capture.trouble = Some(format!("reading the WAL failed with SQLite code {code}"));
+                let pages = match self.committed_pages(&mut capture, state, wal) {
+                    Ok(Some(pages)) => pages,
+                    Ok(None) => return,
+                    Err(reason) => {
+                        capture.trouble = Some(reason);
                         return;
                     }
                 };
@@ -69,7 +70,13 @@ impl Database {
         };
         match settled {
             None => capture.trouble = None,
-            Some(Ok(found)) => self.log_base(&mut capture, found),
+            Some(Ok(found)) => {
+                if let Some(header) = &found.header {
+                    // What others committed before the mark are transactions of their own, not a part of this base's.
+                    self.catch_up(&mut capture, header, wal);
+                }
+                self.log_base(&mut capture, found);
+            }
             Some(Err(reason)) => {
                 if capture.trouble.as_ref() != Some(&reason) {
                     tracing::warn!(database = %self.path.display(), "no image could be started: {reason}");
@@ -77,6 +84,40 @@ impl Database {
                 capture.trouble = Some(reason);
             }
         }
+    }
+
+    /// The pages that the WAL of a connection in exclusive locking mode has for the database. `None`: not now.
+    fn committed_pages(
+        &self,
+        capture: &mut Capture,
+        state: &mut ConnectionState,
+        wal: FileRef,
+    ) -> Result<Option<WalPages>, String> {
+        // Behind what is committed there may be a transaction that was rolled back after its commit frame was written.
+        let committed = match state.region {
+            Some(region) => {
+                let Some(header) = region.header() else { return Ok(None) };
+                self.prove(capture, &header, wal);
+                Some(header.position)
+            }
+            None if self.unverified.load(Ordering::Acquire) => None,
+            None => capture.cursor.map(|cursor| cursor.position),
+        };
+        // SAFETY: the connection's WAL, on its thread.
+        match unsafe { WalPages::read(wal, self.memory, committed) } {
+            Ok(Some(pages)) => Ok(Some(pages.unless_restarted(state.region))),
+            Ok(None) => {
+                state.too_large = true;
+                Err("the WAL is larger than memory_limit, and a connection in exclusive locking mode has it".into())
+            }
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Brings a cursor that is proved, or is proved now, to where the wal-index is.
+    pub(super) fn prove(&self, capture: &mut Capture, header: &IndexHeader, wal: FileRef) {
+        self.verify(capture, header.position, Some((header, wal)));
+        self.catch_up(capture, header, wal);
     }
 
     /// After the last close of this process: is the database still where the log ends?
@@ -116,8 +157,14 @@ impl Database {
             None => (Continuity::First, crate::types::Txid::ZERO),
         };
         let copying = found.shared.is_copied();
-        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&found.shared);
-        self.copying.store(copying, Ordering::Release);
+        {
+            let mut snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+            snapshots.retain(|snapshot| snapshot.strong_count() > 0);
+            snapshots.push(Arc::downgrade(&found.shared));
+        }
+        if copying {
+            self.copying.store(true, Ordering::Release);
+        }
         capture.cursor = Some(found.cursor);
         capture.started = true;
         capture.broken = false;
@@ -143,8 +190,12 @@ impl Database {
             .map_err(failed("opening the database again"))?;
         file.lock_shared().map_err(failed("locking the database"))?;
         // The connection's own region is mapped as long as its handle, which outlives this call; ours as long as ours.
-        if file.map_index().map_err(failed("mapping the wal-index"))?.is_none() {
+        let mapped = file.map_index();
+        if !matches!(mapped, Ok(Some(_))) {
+            // Even a mapping that failed may have joined the shared memory, which a close alone does not leave.
+            file.unmap_index();
             file.unlock();
+            mapped.map_err(failed("mapping the wal-index"))?;
             return Err("the VFS underneath has no shared memory".into());
         }
         let taken = (0..ATTEMPTS).find_map(|_| take_mark(&mut file, region));
@@ -176,6 +227,7 @@ impl Database {
         let (snapshot, shared) = Snapshot::marked(files, page_size, page_count);
         Ok(Found {
             cursor,
+            header: Some(header),
             snapshot,
             shared,
         })
@@ -204,6 +256,7 @@ impl Database {
         let (snapshot, shared) = Snapshot::copied(file, page_size, page_count, wal.pages, self.memory);
         Ok(Found {
             cursor,
+            header: None,
             snapshot,
             shared,
         })
@@ -215,21 +268,12 @@ impl Database {
         if self.holders.load(Ordering::Acquire) > own {
             return; // Another connection refuses it anyway.
         }
-        let Some(shared) = self.reading() else { return };
-        if !shared.is_copied() && !shared.wait(self.replica.close_timeout()) {
-            shared.give_up("a connection wanted the database file for itself");
-            self.log.request_base();
-        }
+        self.end_snapshots(false, "a connection wanted the database file for itself");
     }
 
     /// A connection that has the file for itself is about to let others in.
     pub(crate) fn leave_exclusive(&self, last_change: bool) {
-        if let Some(shared) = self.reading().filter(|shared| shared.is_copied())
-            && !shared.wait(self.replica.close_timeout())
-        {
-            shared.give_up("the connection that had the database file for itself let it go");
-            self.log.request_base();
-        }
+        self.end_snapshots(true, "the connection that had the database file for itself let it go");
         self.copying.store(false, Ordering::Release);
         if last_change {
             let print = Fingerprint::take(&self.path, self.host.now());
@@ -237,8 +281,27 @@ impl Database {
         }
     }
 
-    fn reading(&self) -> Option<Arc<Shared>> {
-        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
+    /// All that may still be read: a second base can be asked for while the first is.
+    fn reading(&self) -> Vec<Arc<Shared>> {
+        let snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        snapshots.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Waits for the readers of one kind of snapshot, and then gives up what is left of them.
+    fn end_snapshots(&self, copied: bool, reason: &'static str) {
+        let reading = self.reading();
+        let mut left = reading.iter().filter(|shared| shared.is_copied() == copied).peekable();
+        if left.peek().is_none() {
+            return;
+        }
+        let mut patience = self.replica.close_timeout();
+        for shared in left {
+            if !shared.wait(patience) {
+                patience = Duration::ZERO;
+                shared.give_up(reason);
+                self.log.request_base();
+            }
+        }
     }
 
     /// Bytes of the database file are about to be overwritten or cut off.
@@ -250,10 +313,15 @@ impl Database {
         if !self.copying.load(Ordering::Acquire) {
             return;
         }
-        match self.reading() {
+        let reading = self.reading();
+        if reading.is_empty() {
+            self.copying.store(false, Ordering::Release);
+        }
+        for shared in reading {
             // SAFETY: as promised by the caller.
-            Some(shared) => unsafe { shared.before_change(file, from, to) },
-            None => self.copying.store(false, Ordering::Release),
+            if !unsafe { shared.before_change(file, from, to) } {
+                self.log.request_base();
+            }
         }
     }
 
@@ -261,7 +329,6 @@ impl Database {
     pub(crate) fn connection_closed(&self) {
         if self.connections.load(Ordering::Acquire) == 0 {
             self.unverified.store(true, Ordering::Release);
-            *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = Weak::new();
             self.replica.closed();
         }
     }

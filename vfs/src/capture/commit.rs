@@ -1,5 +1,7 @@
 //! From the wal-index's header to transactions in the log.
 
+use std::sync::atomic::Ordering;
+
 use libsqlite3_sys as ffi;
 
 use super::database::{Capture, Connection, ConnectionState, Cursor, Database};
@@ -149,7 +151,8 @@ impl Database {
             return;
         };
         let (before, after) = (region.header_bytes(0), region.header_bytes(1));
-        if before == after {
+        let unchanged = before == after;
+        if unchanged && !state.is_exclusive() {
             return;
         }
         let Some(after) = IndexHeader::decode(&after) else {
@@ -157,12 +160,15 @@ impl Database {
         };
         let mut capture = self.capture();
         match IndexHeader::decode(&before) {
+            // The file is this connection's alone, to be checkpointed and perhaps without the WAL afterwards: the last
+            // opportunity to see what other processes have committed.
+            Some(before) if unchanged => self.prove(&mut capture, &before, wal),
             Some(before) => {
-                self.catch_up(&mut capture, &before, wal);
+                self.prove(&mut capture, &before, wal);
                 self.transition(&mut capture, state, &after, wal);
             }
             // Recovery: the header says what was found in the WAL.
-            None => self.catch_up(&mut capture, &after, wal),
+            None => self.prove(&mut capture, &after, wal),
         }
     }
 
@@ -174,6 +180,10 @@ impl Database {
         };
         let (was, is) = (cursor.position, header.position);
         if is.frame == 0 {
+            if was.frame > 0 && is.salts.0 != was.salts.0.wrapping_add(1) {
+                // Not walRestartHdr, but a recovery that found nothing.
+                return self.break_history(capture, "frames that were committed are not in its WAL any more");
+            }
             // The WAL was restarted: all of it is in the database file, and the next frame will be the first.
             let position = Position {
                 salts: is.salts,
@@ -236,7 +246,17 @@ impl Database {
     /// A commit on a connection in heap mode: nothing but the frames themselves tells what it was.
     pub(crate) fn heap_commit(&self, state: &mut ConnectionState) {
         let Some(wal) = state.wal else { return };
+        if state.mirror.is_empty() {
+            return; // Nothing was written: whatever stands in the WAL is no part of this commit.
+        }
         let mut capture = self.capture();
+        if self.unverified.swap(false, Ordering::AcqRel) {
+            // The WAL was too large to be looked at before this connection wrote to it.
+            self.break_history(
+                &mut capture,
+                "it may have been written while this process did not have it open",
+            );
+        }
         let Some(cursor) = capture.cursor else {
             state.mirror.clear();
             return;
@@ -283,13 +303,21 @@ impl Database {
         };
         let mut capture = self.capture();
         self.sync_with(&mut capture, region, wal);
+        let broken = capture.cursor.is_none();
+        drop(capture);
+        if broken && self.wants_attention() {
+            self.attach(&mut state);
+        }
     }
 
     fn sync_with(&self, capture: &mut Capture, region: IndexRegion, wal: FileRef) {
         let (Some(header), Some(cursor)) = (region.header(), capture.cursor) else {
             return;
         };
-        if header.position.salts == cursor.position.salts && header.position.frame > cursor.position.frame {
+        if header.position.salts != cursor.position.salts || header.position.frame < cursor.position.frame {
+            // Connections of this process move the cursor before the header, so it was another's.
+            self.catch_up(capture, &header, wal);
+        } else if header.position.frame > cursor.position.frame {
             let before = self.log.last_txid();
             let result = self.log_gap(capture, cursor, &header, wal);
             if result.is_err() && self.log.last_txid() == before {

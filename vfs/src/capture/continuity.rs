@@ -8,6 +8,8 @@ use crate::types::UnixMillis;
 
 /// Time stamps come from a clock that ticks every few milliseconds, so two writes in one tick look alike.
 const TICK_MS: i64 = 20;
+/// Some file systems keep whole seconds, or every other one.
+const COARSE_TICK_MS: i64 = 2_020;
 
 /// A database file that no WAL belongs to, as it stood while this process alone had access to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +30,9 @@ impl Fingerprint {
             .0
             .checked_mul(1000)?
             .checked_add(print.changed_ns.1 / 1_000_000)?;
-        let settled = now.0.checked_sub(changed_ms)? > TICK_MS;
+        let whole_seconds = print.changed_ns.1 == 0 || print.modified_ns.1 == 0;
+        let tick_ms = if whole_seconds { COARSE_TICK_MS } else { TICK_MS };
+        let settled = now.0.checked_sub(changed_ms)? > tick_ms;
         (settled && !beside(path, "-wal") && !beside(path, "-journal")).then_some(print)
     }
 

@@ -34,11 +34,11 @@ pub(crate) struct Database {
     pub(super) connections: AtomicUsize,
     /// Connections that hold any file lock.
     pub(super) holders: AtomicUsize,
-    /// The cursor must be proved again: the last connection was closed since.
+    /// The cursor must be proved again: for a while no connection of this process held a lock.
     pub(super) unverified: AtomicBool,
-    /// The snapshot that is being read, if any.
-    pub(super) snapshot: Mutex<Weak<Shared>>,
-    /// It depends on copies of what is overwritten.
+    /// The snapshots that are being read, if any.
+    pub(super) snapshots: Mutex<Vec<Weak<Shared>>>,
+    /// One of them depends on copies of what is overwritten.
     pub(super) copying: AtomicBool,
     ranges: Mutex<Vec<Weak<WalRange>>>,
     /// Commits that were made in a rollback-journal mode.
@@ -73,6 +73,8 @@ pub(crate) struct Connection {
 }
 
 pub(crate) struct ConnectionState {
+    /// The database file.
+    pub(crate) file: Option<FileRef>,
     /// `SQLITE_LOCK_*` that it holds on the database file.
     pub(crate) file_lock: i32,
     /// It holds the WAL's write lock.
@@ -100,6 +102,7 @@ impl Connection {
     pub(crate) fn new(database: Arc<Database>) -> Connection {
         database.connections.fetch_add(1, Ordering::AcqRel);
         let state = ConnectionState {
+            file: None,
             file_lock: ffi::SQLITE_LOCK_NONE,
             writing: false,
             wal: None,
@@ -151,7 +154,7 @@ impl Database {
             connections: AtomicUsize::new(0),
             holders: AtomicUsize::new(0),
             unverified: AtomicBool::new(false),
-            snapshot: Mutex::new(Weak::new()),
+            snapshots: Mutex::default(),
             copying: AtomicBool::new(false),
             ranges: Mutex::default(),
             rollback_commits: AtomicUsize::new(0),
@@ -202,7 +205,10 @@ impl Database {
             return Some(failure);
         }
         if capture.cursor.is_some() {
-            return None;
+            // Others may have written meanwhile, in a rollback-journal mode too, which no WAL would tell of.
+            return self.unverified.load(Ordering::Acquire).then(|| {
+                "nothing was read from the database since it was opened again, or it is not in WAL mode any more; read a table, or use PRAGMA journal_mode=WAL".into()
+            });
         }
         if self.rollback_commits.load(Ordering::Relaxed) > 0 {
             return Some(
@@ -287,8 +293,9 @@ impl Database {
         let none = ffi::SQLITE_LOCK_NONE;
         if before == none && after != none {
             self.holders.fetch_add(1, Ordering::AcqRel);
-        } else if before != none && after == none {
-            self.holders.fetch_sub(1, Ordering::AcqRel);
+        } else if before != none && after == none && self.holders.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // Connections that are open but hold nothing keep nobody from deleting the WAL.
+            self.unverified.store(true, Ordering::Release);
         }
     }
 }

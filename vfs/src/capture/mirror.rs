@@ -67,6 +67,11 @@ impl Mirror {
         self.incomplete = false;
     }
 
+    /// Nothing was written since it was cleared.
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.incomplete && self.bytes.is_empty()
+    }
+
     /// The WAL header, if this connection wrote the one with these salts.
     pub(crate) fn header(&self) -> Option<&WalHeader> {
         self.header.as_ref()

@@ -57,7 +57,7 @@ unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
     // SAFETY: as above.
     let code = unsafe { forward!(file, xClose, ffi::SQLITE_OK) };
     // SAFETY: as above; nothing uses the file after this.
-    if let Some(connection) = unsafe { ShimFile::of(file).take_connection() } {
+    if let Some(connection) = unsafe { ShimFile::take_connection(file) } {
         let _ = guard("xClose end", || {
             let database = std::sync::Arc::clone(&connection.database);
             drop(connection);
@@ -145,6 +145,8 @@ fn lock_goes_down(connection: &Connection, level: c_int) {
     }
     if state.is_exclusive() {
         connection.database.leave_exclusive(level == ffi::SQLITE_LOCK_NONE);
+        // With a read lock the WAL need not be copied.
+        state.too_large = false;
     }
     connection.database.count_holder(state.file_lock, level);
     state.file_lock = level;

@@ -58,10 +58,11 @@ impl ShimFile {
     ///
     /// # Safety
     ///
-    /// `file` was made by [`ShimFile::write`] and not closed; the reference is not kept beyond the call.
-    pub(super) unsafe fn of<'a>(file: *mut ffi::sqlite3_file) -> &'a mut ShimFile {
-        // SAFETY: as promised by the caller; SQLite uses a file from one thread at a time.
-        unsafe { &mut *file.cast::<ShimFile>() }
+    /// `file` was made by [`ShimFile::write`] and not closed; the reference is not kept beyond the call, nor used
+    /// after [`ShimFile::take_connection`].
+    pub(super) unsafe fn of<'a>(file: *mut ffi::sqlite3_file) -> &'a ShimFile {
+        // SAFETY: as promised by the caller. Several of these references live at once in one call, so none is exclusive.
+        unsafe { &*file.cast::<ShimFile>() }
     }
 
     pub(super) fn real(&self) -> FileRef {
@@ -73,9 +74,17 @@ impl ShimFile {
     }
 
     /// After the close: SQLite must see a file without methods, and the connection goes.
-    pub(super) fn take_connection(&mut self) -> Option<Arc<Connection>> {
-        self.methods = std::ptr::null();
-        self.connection.take()
+    ///
+    /// # Safety
+    ///
+    /// As for [`ShimFile::of`], with no reference of that left.
+    pub(super) unsafe fn take_connection(file: *mut ffi::sqlite3_file) -> Option<Arc<Connection>> {
+        // SAFETY: as promised by the caller; SQLite uses a file from one thread at a time.
+        unsafe {
+            let file = &mut *file.cast::<ShimFile>();
+            file.methods = std::ptr::null();
+            file.connection.take()
+        }
     }
 }
 

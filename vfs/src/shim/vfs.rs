@@ -162,8 +162,15 @@ unsafe extern "C" fn open(
         return match decided {
             Some(Ok(Some(database))) => {
                 let connection = Arc::new(Connection::new(database));
+                let opened = Arc::clone(&connection);
                 // SAFETY: SQLite's arguments are passed on, with our part of the block before the base's.
-                unsafe { app.open_wrapped(name, file, flags, out_flags, &database_file::METHODS, connection) }
+                let code =
+                    unsafe { app.open_wrapped(name, file, flags, out_flags, &database_file::METHODS, connection) };
+                if is_ok(code) {
+                    // SAFETY: just opened.
+                    opened.lock().file = Some(unsafe { ShimFile::of(file).real() });
+                }
+                code
             }
             // SAFETY: SQLite's arguments are passed on as they came.
             Some(Ok(None)) => unsafe { app.open_in_place(name, file, flags, out_flags) },

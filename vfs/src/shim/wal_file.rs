@@ -16,7 +16,7 @@ pub(super) static METHODS: Methods = Methods::new(ffi::sqlite3_io_methods {
     xRead: Some(forwarded::read),
     xWrite: Some(write),
     xTruncate: Some(truncate),
-    xSync: Some(forwarded::sync),
+    xSync: Some(sync),
     xFileSize: Some(forwarded::file_size),
     xLock: Some(forwarded::lock),
     xUnlock: Some(forwarded::unlock),
@@ -41,7 +41,7 @@ unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
     // SAFETY: as above.
     let code = unsafe { forward!(file, xClose, ffi::SQLITE_OK) };
     // SAFETY: as above; nothing uses the file after this.
-    drop(unsafe { ShimFile::of(file).take_connection() });
+    drop(unsafe { ShimFile::take_connection(file) });
     code
 }
 
@@ -61,8 +61,8 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
             if is_ok(code) {
                 state.mirror.write(offset, data);
             } else {
-                // How much of it is in the file is not known.
-                state.mirror.give_up();
+                // SQLite rolls the transaction back. Its frames may stand in the file, the commit frame among them.
+                state.mirror.clear();
             }
         });
     }
@@ -80,6 +80,20 @@ fn before_write(connection: &Connection, offset: i64) {
     if offset == 0 {
         state.too_large = false;
     }
+}
+
+unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
+    // SAFETY: SQLite's arguments are passed on as they came.
+    let code = unsafe { forward!(file, xSync, ffi::SQLITE_IOERR_FSYNC, flags) };
+    if is_ok(code) {
+        return code;
+    }
+    // SAFETY: an open file of ours.
+    if let Some(connection) = unsafe { ShimFile::of(file).connection() } {
+        // SQLite rolls back a transaction whose frames are all in the file, valid to whoever looks at them alone.
+        observe("wal xSync", connection, || connection.lock().mirror.clear());
+    }
+    code
 }
 
 unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int {

@@ -1,16 +1,19 @@
 //! A replica that keeps every state in memory.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, dead_code)]
+
+pub(crate) mod faults;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, Once};
 use std::time::Duration;
 
 use replvfs_vfs::api::SqliteApi;
 use replvfs_vfs::host::{FlushError, Host, OpenError, OpenRequest, Replica};
-use replvfs_vfs::log::{Batch, Log};
+use replvfs_vfs::log::{Base, Batch, Continuity, Log};
 use replvfs_vfs::shim::{Registration, register};
-use replvfs_vfs::transaction::FrameError;
+use replvfs_vfs::transaction::{FrameError, Transaction};
 use replvfs_vfs::types::{Pgno, UnixMillis};
 use rusqlite::{Connection, OpenFlags};
 
@@ -19,9 +22,16 @@ static COLLECTORS: LazyLock<Mutex<HashMap<PathBuf, Arc<Collector>>>> = LazyLock:
 pub(crate) struct Collector {
     log: Arc<Log>,
     states: Mutex<HashMap<u64, Vec<u8>>>,
+    bases: Mutex<Vec<(u64, Continuity)>>,
+    wrong: Mutex<Vec<String>>,
     due: Mutex<bool>,
     woken: Condvar,
     kept: Condvar,
+    idle: Mutex<bool>,
+    rested: Condvar,
+    paused: Mutex<bool>,
+    resumed: Condvar,
+    close_timeout_ms: AtomicU64,
 }
 
 struct Collecting;
@@ -31,9 +41,16 @@ impl Host for Collecting {
         let collector = Arc::new(Collector {
             log: Arc::clone(log),
             states: Mutex::default(),
+            bases: Mutex::default(),
+            wrong: Mutex::default(),
             due: Mutex::default(),
             woken: Condvar::new(),
             kept: Condvar::new(),
+            idle: Mutex::default(),
+            rested: Condvar::new(),
+            paused: Mutex::default(),
+            resumed: Condvar::new(),
+            close_timeout_ms: AtomicU64::new(60_000),
         });
         COLLECTORS
             .lock()
@@ -52,7 +69,8 @@ impl Host for Collecting {
         let now = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap();
-        UnixMillis(now.as_millis() as i64)
+        // A second ahead, so that a file that was written just now counts as settled.
+        UnixMillis(now.as_millis() as i64 + 1000)
     }
 }
 
@@ -69,7 +87,7 @@ impl Replica for Collector {
     fn closed(&self) {}
 
     fn close_timeout(&self) -> Duration {
-        Duration::from_secs(60)
+        Duration::from_millis(self.close_timeout_ms.load(Ordering::Relaxed))
     }
 
     fn status(&self) -> String {
@@ -82,44 +100,118 @@ impl Collector {
         Arc::clone(&COLLECTORS.lock().unwrap()[&path.canonicalize().unwrap()])
     }
 
+    /// Nothing more is taken from the log, nor read from a base, until [`Collector::resume`].
+    pub(crate) fn pause(&self) {
+        *self.paused.lock().unwrap() = true;
+    }
+
+    pub(crate) fn resume(&self) {
+        *self.paused.lock().unwrap() = false;
+        self.resumed.notify_all();
+    }
+
+    pub(crate) fn close_within(&self, timeout: Duration) {
+        self.close_timeout_ms
+            .store(timeout.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Txid and kind of every base that could be read.
+    pub(crate) fn bases(&self) -> Vec<(u64, Continuity)> {
+        self.bases.lock().unwrap().clone()
+    }
+
+    /// What contradicted what was collected before.
+    pub(crate) fn wrong(&self) -> Vec<String> {
+        self.wrong.lock().unwrap().clone()
+    }
+
+    /// Waits until all that is in the log was taken and applied, and tells every state.
+    pub(crate) fn settled(&self) -> HashMap<u64, Vec<u8>> {
+        let mut idle = self.idle.lock().unwrap();
+        while !*idle || self.log.pending().items > 0 {
+            let (next, timeout) = self.rested.wait_timeout(idle, Duration::from_secs(30)).unwrap();
+            assert!(!timeout.timed_out(), "the log was not taken");
+            idle = next;
+        }
+        self.states.lock().unwrap().clone()
+    }
+
+    fn while_running(&self) {
+        let paused = self.paused.lock().unwrap();
+        drop(self.resumed.wait_while(paused, |paused| *paused).unwrap());
+    }
+
     fn collect(&self) {
-        let mut image: Vec<u8> = Vec::new();
+        let mut image = None;
         loop {
             *self.due.lock().unwrap() = false;
             if !self.log.arm(0) {
+                *self.idle.lock().unwrap() = true;
+                self.rested.notify_all();
                 let due = self.due.lock().unwrap();
                 drop(self.woken.wait_while(due, |due| !*due).unwrap());
             }
+            *self.idle.lock().unwrap() = false;
+            self.while_running();
             while let Some(batch) = self.log.take(1) {
-                self.apply(batch, &mut image);
+                match batch {
+                    Batch::Base(base) => self.apply_base(*base, &mut image),
+                    Batch::Transactions(transactions) => {
+                        if !self.apply(&transactions, &mut image) {
+                            image = None;
+                        }
+                    }
+                }
+                self.while_running();
             }
         }
     }
 
-    fn apply(&self, batch: Batch, image: &mut Vec<u8>) {
-        match batch {
-            Batch::Base(mut base) => {
-                let size = base.snapshot.page_size().as_usize();
-                *image = vec![0; base.snapshot.page_count() as usize * size];
-                for (number, page) in (1..).zip(image.chunks_exact_mut(size)) {
-                    base.snapshot.read_pages(Pgno::new(number).unwrap(), page).unwrap();
+    fn apply_base(&self, mut base: Base, image: &mut Option<Vec<u8>>) {
+        let size = base.snapshot.page_size().as_usize();
+        let mut read = vec![0; base.snapshot.page_count() as usize * size];
+        for (number, page) in (1..).zip(read.chunks_exact_mut(size)) {
+            if base.snapshot.read_pages(Pgno::new(number).unwrap(), page).is_err() {
+                // The log brings another; what stood before it goes on if nothing was missed.
+                if base.continuity != Continuity::Continued {
+                    *image = None;
                 }
-                self.keep(base.txid.0, image);
-            }
-            Batch::Transactions(transactions) => {
-                for transaction in transactions {
-                    let size = transaction.page_size.as_usize();
-                    image.resize(transaction.page_count as usize * size, 0);
-                    let applied = transaction.for_each_page(|pgno, page| {
-                        let at = (pgno.get() as usize - 1) * size;
-                        image[at..at + size].copy_from_slice(page);
-                        Ok::<_, FrameError>(())
-                    });
-                    applied.unwrap();
-                    self.keep(transaction.txid.0, image);
-                }
+                return;
             }
         }
+        if base.continuity == Continuity::Continued
+            && let Some(image) = image
+            && *image != read
+        {
+            let wrong = format!("the base at {} is not the state after transaction {0}", base.txid);
+            self.wrong.lock().unwrap().push(wrong);
+        }
+        self.bases.lock().unwrap().push((base.txid.0, base.continuity));
+        self.keep(base.txid.0, &read);
+        *image = Some(read);
+    }
+
+    fn apply(&self, transactions: &[Transaction], image: &mut Option<Vec<u8>>) -> bool {
+        for transaction in transactions {
+            let Some(image) = image else { continue };
+            let size = transaction.page_size.as_usize();
+            image.resize(transaction.page_count as usize * size, 0);
+            let applied = transaction.for_each_page(|pgno, page| {
+                let at = (pgno.get() as usize - 1) * size;
+                image[at..at + size].copy_from_slice(page);
+                Ok::<_, FrameError>(())
+            });
+            if applied.is_err() {
+                self.log.lose();
+                return false;
+            }
+            self.keep(transaction.txid.0, image);
+        }
+        true
     }
 
     fn keep(&self, txid: u64, image: &[u8]) {
@@ -144,9 +236,23 @@ impl Collector {
     }
 }
 
+/// A connection that replvfs knows nothing of, as another process has it.
+pub(crate) fn plain(path: &Path) -> Connection {
+    Connection::open(path).unwrap()
+}
+
+pub(crate) fn txid(connection: &Connection) -> u64 {
+    connection
+        .query_row("PRAGMA replvfs_txid", [], |row| row.get::<_, String>(0))
+        .unwrap()
+        .parse()
+        .unwrap()
+}
+
 pub(crate) fn open(path: &Path) -> Connection {
     static REGISTER: Once = Once::new();
     REGISTER.call_once(|| {
+        faults::register_default();
         let registration = Registration {
             name: "replvfs".into(),
             make_default: false,

@@ -1,0 +1,365 @@
+//! Where the log could go on as if nothing had happened: what others did, what failed, what was given up.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod collector;
+
+use std::path::Path;
+use std::time::Duration;
+
+use collector::faults::{self, Fault};
+use collector::{Collector, open, plain, plain_image, txid};
+use replvfs_vfs::log::Continuity;
+use rusqlite::Connection;
+
+const INSERT: &str = "INSERT INTO t(b) VALUES(randomblob(20000))";
+
+fn with_table(path: &Path) -> Connection {
+    let connection = open(path);
+    connection
+        .execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)")
+        .unwrap();
+    connection
+}
+
+fn count(connection: &Connection) -> i64 {
+    connection
+        .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+        .unwrap()
+}
+
+/// The newest state in the log is the one that SQLite has.
+fn assert_current(connection: &Connection, path: &Path) {
+    let last = txid(connection);
+    let states = Collector::of(path).states(last);
+    assert!(
+        states[&last] == plain_image(path),
+        "transaction {last} is not what SQLite has"
+    );
+    assert_eq!(Collector::of(path).wrong(), Vec::<String>::new());
+}
+
+#[test]
+fn another_process_commits_before_our_last_close() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    Collector::of(&path).states(1);
+    plain(&path).execute_batch(INSERT).unwrap();
+    drop(ours);
+    let ours = open(&path);
+    ours.execute_batch(INSERT).unwrap();
+    assert_current(&ours, &path);
+    assert_eq!(txid(&ours), 3);
+    assert_eq!(Collector::of(&path).bases(), [(0, Continuity::First)]);
+}
+
+#[test]
+fn another_process_writes_while_only_an_idle_connection_is_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    plain(&path)
+        .execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)")
+        .unwrap();
+    let idle = open(&path);
+    let reader = open(&path);
+    count(&reader);
+    Collector::of(&path).states(0);
+    drop(reader);
+    let other = plain(&path);
+    other.execute_batch(INSERT).unwrap();
+    drop(other);
+    idle.execute_batch(INSERT).unwrap();
+    assert_current(&idle, &path);
+}
+
+#[test]
+fn a_base_that_continues_does_not_swallow_what_another_process_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    Collector::of(&path).states(1);
+    plain(&path).execute_batch(INSERT).unwrap();
+    Collector::of(&path).log().request_base();
+    assert_eq!(count(&ours), 1);
+    ours.execute_batch(INSERT).unwrap();
+    assert_current(&ours, &path);
+    assert_eq!(txid(&ours), 3);
+}
+
+#[test]
+fn a_second_base_leaves_the_copies_of_the_first_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    plain(&path)
+        .execute_batch(
+            "PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB); INSERT INTO t(b) VALUES(randomblob(10000))",
+        )
+        .unwrap();
+    let before = plain_image(&path);
+    let mut ours = open(&path);
+    let collector = Collector::of(&path);
+    collector.pause();
+    ours.execute_batch("PRAGMA locking_mode=EXCLUSIVE; UPDATE t SET b=randomblob(10000)")
+        .unwrap();
+    collector.log().request_base();
+    ours.execute_batch("UPDATE t SET b=randomblob(10000); PRAGMA wal_checkpoint")
+        .unwrap();
+    collector.resume();
+    let truth = ours.serialize("main").unwrap().to_vec();
+    let last = txid(&ours);
+    let states = collector.states(last);
+    assert!(states[&last] == truth);
+    assert!(states[&0] == before, "the first base was torn");
+    assert_eq!(collector.wrong(), Vec::<String>::new());
+}
+
+#[test]
+fn every_snapshot_makes_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    let collector = Collector::of(&path);
+    collector.states(1);
+    collector.pause();
+    collector.close_within(Duration::ZERO);
+    for _ in 0..2 {
+        collector.log().request_base();
+        count(&ours);
+    }
+    ours.execute_batch("PRAGMA journal_mode=DELETE").unwrap();
+    collector.resume();
+}
+
+#[test]
+fn a_snapshot_that_outgrows_its_memory_is_followed_by_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    plain(&path)
+        .execute_batch(
+            "PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB); INSERT INTO t(b) VALUES(randomblob(100000))",
+        )
+        .unwrap();
+    let ours = open(&path);
+    let collector = Collector::of(&path);
+    collector.pause();
+    ours.execute_batch("PRAGMA locking_mode=EXCLUSIVE; UPDATE t SET b=randomblob(100000); PRAGMA wal_checkpoint")
+        .unwrap();
+    assert!(collector.log().base_wanted(), "the log was to bring a new base");
+    collector.resume();
+}
+
+/// What a failed sync rolled back still stands in the WAL with valid checksums.
+#[test]
+fn a_transaction_whose_sync_failed_is_not_captured_by_the_next_commit() {
+    for mode in ["heap", "exclusive"] {
+        for request in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("app.db");
+            let mut ours = open(&path);
+            let (before, after) = if mode == "heap" {
+                ("EXCLUSIVE", "EXCLUSIVE")
+            } else {
+                ("NORMAL", "EXCLUSIVE")
+            };
+            ours.execute_batch(&format!(
+                "PRAGMA locking_mode={before}; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;
+                 CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB); PRAGMA locking_mode={after}; {INSERT}"
+            ))
+            .unwrap();
+            let collector = Collector::of(&path);
+            collector.states(2);
+            faults::fail_next(Fault::Sync);
+            ours.execute_batch(INSERT).unwrap_err();
+            assert!(!faults::is_due());
+            assert_eq!(count(&ours), 1);
+            if request {
+                collector.log().request_base();
+            }
+            ours.execute_batch("BEGIN IMMEDIATE; COMMIT").unwrap();
+            assert_eq!(txid(&ours), 2, "{mode} {request}");
+            ours.execute_batch("DELETE FROM t").unwrap();
+            let truth = ours.serialize("main").unwrap().to_vec();
+            assert_eq!(txid(&ours), 3, "{mode} {request}");
+            let states = collector.states(3);
+            assert!(states[&3] == truth, "{mode} {request}");
+            assert_eq!(collector.wrong(), Vec::<String>::new(), "{mode} {request}");
+            assert!(collector.bases().iter().all(|base| base.1 != Continuity::Broken));
+        }
+    }
+}
+
+#[test]
+fn a_transaction_whose_write_failed_is_not_captured_by_the_next_commit() {
+    for mode in ["heap", "shared"] {
+        for pages in 0..6 {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("app.db");
+            let mut ours = open(&path);
+            if mode == "heap" {
+                ours.execute_batch("PRAGMA locking_mode=EXCLUSIVE").unwrap();
+            }
+            ours.execute_batch(&format!(
+                "PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB); {INSERT}"
+            ))
+            .unwrap();
+            faults::fail_next(Fault::Page(pages));
+            ours.execute_batch(INSERT).unwrap_err();
+            assert!(!faults::is_due());
+            ours.execute_batch("BEGIN IMMEDIATE; COMMIT").unwrap();
+            assert_eq!(txid(&ours), 2);
+            ours.execute_batch("DELETE FROM t").unwrap();
+            let truth = ours.serialize("main").unwrap().to_vec();
+            assert_eq!(txid(&ours), 3);
+            assert!(Collector::of(&path).states(3)[&3] == truth);
+        }
+    }
+}
+
+#[test]
+fn a_connection_whose_file_was_replaced_brings_no_base() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let old = with_table(&path);
+    old.execute_batch(INSERT).unwrap();
+    old.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        .unwrap();
+    Collector::of(&path).states(2);
+    for suffix in ["", "-wal", "-shm"] {
+        std::fs::rename(
+            dir.path().join(format!("app.db{suffix}")),
+            dir.path().join(format!("old.db{suffix}")),
+        )
+        .unwrap();
+    }
+    let new = with_table(&path);
+    new.execute_batch(INSERT).unwrap();
+    assert_current(&new, &path);
+    new.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        .unwrap();
+    let last = txid(&new);
+    Collector::of(&path).log().request_base();
+    count(&old);
+    old.execute_batch("DELETE FROM t").unwrap();
+    assert_eq!(
+        txid(&old),
+        last,
+        "what the old file's connection does is not of this database"
+    );
+    old.execute_batch("PRAGMA replvfs_flush").unwrap_err();
+    new.execute_batch(INSERT).unwrap();
+    assert_current(&new, &path);
+}
+
+/// A WAL that is too large to be copied is not compared with the log when a connection in heap mode opens it.
+#[test]
+fn a_large_wal_of_another_process_is_not_skipped_in_heap_mode() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    ours.execute_batch("INSERT INTO t(b) VALUES(1)").unwrap();
+    Collector::of(&path).states(2);
+    drop(ours);
+    let other = plain(&path);
+    other
+        .set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+        .unwrap();
+    other
+        .execute_batch("PRAGMA wal_autocheckpoint=0; INSERT INTO t(b) VALUES(randomblob(200000))")
+        .unwrap();
+    drop(other);
+    let mut ours = open(&path);
+    ours.execute_batch("PRAGMA locking_mode=EXCLUSIVE; PRAGMA wal_autocheckpoint=1")
+        .unwrap();
+    for _ in 0..4 {
+        ours.execute_batch("INSERT INTO t(b) VALUES(2)").unwrap();
+    }
+    let last = txid(&ours);
+    let truth = ours.serialize("main").unwrap().to_vec();
+    let collector = Collector::of(&path);
+    assert!(collector.states(last)[&last] == truth);
+    assert!(collector.bases().iter().any(|base| base.1 == Continuity::Broken));
+}
+
+#[test]
+fn a_flush_does_not_vouch_for_what_another_process_did_in_a_rollback_journal() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    Collector::of(&path).states(1);
+    ours.execute_batch("PRAGMA replvfs_flush").unwrap();
+    drop(ours);
+    let ours = open(&path);
+    let other = plain(&path);
+    other.execute_batch("PRAGMA journal_mode=DELETE").unwrap();
+    other.execute_batch(INSERT).unwrap();
+    assert_eq!(count(&ours), 1);
+    ours.execute_batch("PRAGMA replvfs_flush").unwrap_err();
+    drop(other);
+    ours.execute_batch("PRAGMA journal_mode=WAL; DELETE FROM t").unwrap();
+    ours.execute_batch("PRAGMA replvfs_flush").unwrap();
+    assert_current(&ours, &path);
+}
+
+#[test]
+fn a_wal_too_large_to_be_copied_is_no_obstacle_once_the_lock_is_shared() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    ours.execute_batch("PRAGMA wal_autocheckpoint=0; INSERT INTO t(b) VALUES(randomblob(200000))")
+        .unwrap();
+    let collector = Collector::of(&path);
+    collector.states(2);
+    ours.execute_batch(&format!("PRAGMA locking_mode=EXCLUSIVE; {INSERT}"))
+        .unwrap();
+    collector.log().request_base();
+    ours.execute_batch(INSERT).unwrap();
+    assert!(collector.log().base_wanted(), "the WAL was copied after all");
+    ours.execute_batch(&format!("PRAGMA locking_mode=NORMAL; {INSERT}"))
+        .unwrap();
+    count(&ours);
+    assert!(!collector.log().base_wanted());
+    assert_current(&ours, &path);
+}
+
+/// A process died while it wrote the wal-index header, and the WAL's content is gone: SQLite recovers to an empty WAL.
+#[test]
+fn a_recovery_that_finds_less_than_was_committed_is_no_restart() {
+    use std::os::unix::fs::FileExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    // Until the base was read, nothing is checkpointed.
+    Collector::of(&path).states(1);
+    ours.query_row("PRAGMA wal_checkpoint", [], |_| Ok(())).unwrap();
+    ours.execute_batch(INSERT).unwrap();
+    Collector::of(&path).states(2);
+    let file = |name: &str| {
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(dir.path().join(name))
+            .unwrap()
+    };
+    file("app.db-shm").write_all_at(&[0xff; 8], 48).unwrap();
+    file("app.db-wal").set_len(0).unwrap();
+    ours.execute_batch("INSERT INTO t(b) VALUES(1)").unwrap();
+    assert_eq!(count(&ours), 1, "SQLite lost the first row");
+    assert_current(&ours, &path);
+}
+
+/// It holds locks until it is read.
+#[test]
+fn a_base_behind_transactions_is_due() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    let collector = Collector::of(&path);
+    collector.settled();
+    collector.pause();
+    ours.execute_batch(INSERT).unwrap();
+    collector.log().request_base();
+    count(&ours);
+    assert!(!collector.log().base_wanted());
+    assert!(collector.log().arm(u64::MAX));
+    collector.resume();
+    assert_current(&ours, &path);
+}
