@@ -23,6 +23,7 @@ pub struct SqliteApi {
     vfs_register: unsafe extern "C" fn(*mut ffi::sqlite3_vfs, c_int) -> c_int,
     uri_parameter: unsafe extern "C" fn(*const c_char, *const c_char) -> *const c_char,
     uri_key: unsafe extern "C" fn(*const c_char, c_int) -> *const c_char,
+    compileoption_used: unsafe extern "C" fn(*const c_char) -> c_int,
     log: LogFn,
     create_filename:
         unsafe extern "C" fn(*const c_char, *const c_char, *const c_char, c_int, *mut *const c_char) -> *const c_char,
@@ -50,6 +51,7 @@ mod slot {
     pub(super) const LIBVERSION_NUMBER: usize = 67;
     pub(super) const VFS_FIND: usize = 141;
     pub(super) const VFS_REGISTER: usize = 142;
+    pub(super) const COMPILEOPTION_USED: usize = 161;
     pub(super) const LOG: usize = 167;
     pub(super) const URI_PARAMETER: usize = 189;
     pub(super) const MALLOC64: usize = 197;
@@ -89,6 +91,7 @@ impl SqliteApi {
             vfs_register: ffi::sqlite3_vfs_register,
             uri_parameter: ffi::sqlite3_uri_parameter,
             uri_key: ffi::sqlite3_uri_key,
+            compileoption_used: ffi::sqlite3_compileoption_used,
             log: ffi::sqlite3_log,
             create_filename,
             free_filename,
@@ -153,6 +156,7 @@ impl SqliteApi {
             vfs_register: entry!(VFS_REGISTER),
             uri_parameter: entry!(URI_PARAMETER),
             uri_key: entry!(URI_KEY),
+            compileoption_used: entry!(COMPILEOPTION_USED),
             log: entry!(LOG),
             create_filename: entry!(CREATE_FILENAME),
             free_filename: entry!(FREE_FILENAME),
@@ -165,6 +169,14 @@ impl SqliteApi {
     #[must_use]
     pub fn version_number(&self) -> i32 {
         self.version
+    }
+
+    /// Whether SQLite was built without mutexes. Threads beside the application's may not use such a one. (That a program switched them
+    /// off with `SQLITE_CONFIG_SINGLETHREAD` cannot be seen.)
+    #[must_use]
+    pub fn is_single_threaded(&self) -> bool {
+        // SAFETY: a NUL-terminated name.
+        unsafe { (self.compileoption_used)(c"THREADSAFE=0".as_ptr()) != 0 }
     }
 
     /// A copy of `text` that SQLite may free with `sqlite3_free`, as `sqlite3_mprintf("%s")` gives it. Null without memory.

@@ -76,8 +76,6 @@ struct Inner {
     failure: Option<String>,
     /// Wake the replica when this many bytes wait.
     armed: Option<u64>,
-    /// A transaction was lost: nothing may follow but a base.
-    lost: bool,
 }
 
 impl Inner {
@@ -123,10 +121,9 @@ impl Log {
                 Item::Base(base) => inner.last = Some(base.txid),
                 Item::Transaction(transaction) => inner.last = Some(transaction.txid),
             }
-            if inner.failure.is_some() || (inner.lost && matches!(item, Item::Transaction(_))) {
+            if inner.failure.is_some() {
                 return;
             }
-            inner.lost = false;
             inner.bases += usize::from(matches!(item, Item::Base(_)));
             inner.queue.push_back(item);
             inner.wal_bytes += wal_bytes;
@@ -260,39 +257,6 @@ impl Log {
     /// Asks the capture for a new base at the next opportunity: an image could not be made from the last one.
     pub fn request_base(&self) {
         self.base_wanted.store(true, Ordering::Release);
-    }
-
-    /// A transaction that was taken cannot be given: whatever waits up to the next base is dropped, and the capture is asked
-    /// for that base, which will be [`Continuity::Broken`].
-    pub fn lose(&self) {
-        let mut dropped = Vec::new();
-        {
-            let mut inner = self.lock();
-            while let Some(Item::Transaction(_)) = inner.queue.front() {
-                dropped.extend(inner.queue.pop_front());
-            }
-            let bytes: u64 = dropped
-                .iter()
-                .map(|item| {
-                    if let Item::Transaction(t) = item {
-                        t.wal_bytes()
-                    } else {
-                        0
-                    }
-                })
-                .sum();
-            inner.wal_bytes = inner.wal_bytes.saturating_sub(bytes);
-            if !inner.queue.is_empty() {
-                // The base is here already: it was broken, or it is the state that the lost transactions led to.
-                return;
-            }
-            inner.lost = true;
-        }
-        self.request_base();
-    }
-
-    pub(crate) fn is_lost(&self) -> bool {
-        self.lock().lost
     }
 
     /// Whether a base is wanted.

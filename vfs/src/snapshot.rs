@@ -89,7 +89,7 @@ impl Snapshot {
                     let wal = files
                         .wal
                         .as_mut()
-                        .ok_or(SnapshotError::GivenUp("its WAL is not open"))?;
+                        .ok_or(SnapshotError::Damaged("it is not there".into()))?;
                     let offset = frame_offset(*frame, self.page_size) + FRAME_HEADER_BYTES as u64;
                     wal.read(page, offset).map_err(wal_error)?;
                 }

@@ -75,8 +75,8 @@ pub(super) async fn make(
     let chunks = match reader.await {
         Ok(Ok(chunks)) => chunks,
         Ok(Err(ReadError::Snapshot(SnapshotError::GivenUp(reason)))) => {
+            // Whoever gave it up has asked for another base already.
             tracing::debug!(database = %shared.database, reason, "an image was given up; another will be made");
-            shared.log.request_base();
             return Ok(Made::GivenUp);
         }
         Ok(Err(error)) => {

@@ -152,7 +152,7 @@ impl Database {
 
     fn log_base(&self, capture: &mut Capture, found: Found) {
         let (continuity, txid) = match self.log.last_txid() {
-            Some(last) if capture.broken || self.log.is_lost() => (Continuity::Broken, last.next()),
+            Some(last) if capture.broken => (Continuity::Broken, last.next()),
             Some(last) => (Continuity::Continued, last),
             None => (Continuity::First, crate::types::Txid::ZERO),
         };
@@ -202,7 +202,7 @@ impl Database {
         let Some((slot, header)) = taken else {
             file.unmap_index();
             file.unlock();
-            return Err("every WAL read lock is in use".into());
+            return Err("every WAL read lock is in use, or commits come too fast to see one".into());
         };
         let wal = if header.position.frame > 0 {
             self.vfs.open_wal(&self.c_path).ok()

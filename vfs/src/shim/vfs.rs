@@ -73,6 +73,11 @@ pub fn register(api: SqliteApi, registration: Registration) -> Result<(), Regist
             registration.name
         )));
     }
+    if api.is_single_threaded() {
+        return Err(RegisterError(
+            "this SQLite was built with SQLITE_THREADSAFE=0; replvfs uploads from threads of its own, and needs one with mutexes".into(),
+        ));
+    }
     let base = api.vfs_find(None);
     if base.is_null() {
         return Err(RegisterError("SQLite has no default VFS to wrap".into()));

@@ -197,19 +197,21 @@ impl Collector {
 
     fn apply(&self, transactions: &[Transaction], image: &mut Option<Vec<u8>>) -> bool {
         for transaction in transactions {
-            let Some(image) = image else { continue };
+            let Some(pages) = image else { continue };
             let size = transaction.page_size.as_usize();
-            image.resize(transaction.page_count as usize * size, 0);
+            pages.resize(transaction.page_count as usize * size, 0);
             let applied = transaction.for_each_page(|pgno, page| {
                 let at = (pgno.get() as usize - 1) * size;
-                image[at..at + size].copy_from_slice(page);
+                pages[at..at + size].copy_from_slice(page);
                 Ok::<_, FrameError>(())
             });
             if applied.is_err() {
-                self.log.lose();
+                // What follows is worth nothing up to the next base.
+                *image = None;
+                self.log.request_base();
                 return false;
             }
-            self.keep(transaction.txid.0, image);
+            self.keep(transaction.txid.0, pages);
         }
         true
     }
