@@ -138,6 +138,7 @@ impl Database {
         }
         let same_file = left_behind.is_some() && left_behind == Fingerprint::of(&self.path);
         if same_file && now.frame == 0 {
+            capture.held = left_behind;
             capture.cursor = Some(Cursor {
                 position: now,
                 ..cursor
@@ -275,9 +276,9 @@ impl Database {
     pub(crate) fn leave_exclusive(&self, last_change: bool) {
         self.end_snapshots(true, "the connection that had the database file for itself let it go");
         self.copying.store(false, Ordering::Release);
-        if last_change {
-            let print = Fingerprint::take(&self.path, self.host.now());
-            self.capture().left_behind = print;
+        let mut capture = self.capture();
+        if last_change && capture.cursor.is_some() {
+            capture.left_behind = Fingerprint::leave(&self.path, self.host.now(), capture.held);
         }
     }
 

@@ -53,7 +53,10 @@ pub(super) struct Capture {
     pub(super) started: bool,
     /// The database changed unseen since the last transaction.
     pub(super) broken: bool,
+    /// The file at the last close, while it is to be found again.
     pub(super) left_behind: Option<Fingerprint>,
+    /// The newest one that was found again.
+    pub(super) held: Option<Fingerprint>,
     /// Why the last attempt to take a base failed.
     pub(super) trouble: Option<String>,
 }

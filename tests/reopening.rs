@@ -1,0 +1,92 @@
+//! Programs that open a connection for each piece of work, and close it again: one history, one image.
+#![allow(missing_docs)]
+
+use replvfs_tests::{Scratch, flush, open, pragma_number, restore_txid, use_wal};
+use rusqlite::Connection;
+
+fn status(connection: &Connection) -> serde_json::Value {
+    let text: String = connection
+        .query_row("PRAGMA replvfs_status", [], |row| row.get(0))
+        .unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn a_connection_for_each_write_makes_one_history() {
+    let scratch = Scratch::new();
+    {
+        let connection = scratch.open();
+        use_wal(&connection);
+        connection
+            .execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+            .unwrap();
+    }
+    for n in 1..=40_u64 {
+        let connection = scratch.open();
+        assert!(
+            !scratch.file("app.db-wal").exists(),
+            "the last close removes the WAL, as without replvfs"
+        );
+        connection
+            .execute("INSERT INTO t(b) VALUES(randomblob(1000))", [])
+            .unwrap();
+        assert_eq!(pragma_number(&connection, "replvfs_txid"), Some(n + 1));
+        if n % 10 == 0 {
+            // Some only read.
+            drop(connection);
+            let reader = scratch.open();
+            let rows: i64 = reader
+                .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+                .unwrap();
+            assert_eq!(rows as u64, n);
+        }
+    }
+    let connection = scratch.open();
+    connection.query_row("SELECT count(*) FROM t", [], |_| Ok(())).unwrap();
+    flush(&connection);
+    assert_eq!(status(&connection)["generation"], 1);
+    for txid in 1..=41 {
+        let out = scratch.file("restored.db");
+        restore_txid(&scratch.replica(), &out, Some(txid));
+        let restored = Connection::open(&out).unwrap();
+        let rows: i64 = restored
+            .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(rows as u64, txid - 1);
+        drop(restored);
+        std::fs::remove_file(&out).unwrap();
+    }
+}
+
+#[test]
+fn what_plain_sqlite_writes_between_is_noticed() {
+    let scratch = Scratch::new();
+    for n in 0..20_i64 {
+        let connection = scratch.open();
+        use_wal(&connection);
+        connection
+            .execute_batch("CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, b)")
+            .unwrap();
+        connection.execute("INSERT INTO t(b) VALUES('ours')", []).unwrap();
+        drop(connection);
+        // At once, so that the clock of the file system has hardly ticked; without a change of the file's size.
+        let plain = Connection::open(scratch.database()).unwrap();
+        plain.execute("UPDATE t SET b = 'them' || ?1", [n % 10]).unwrap();
+        drop(plain);
+        let connection = open(&scratch.uri()).unwrap();
+        let truth: String = connection
+            .query_row("SELECT group_concat(b) FROM t", [], |row| row.get(0))
+            .unwrap();
+        flush(&connection);
+        drop(connection);
+        let out = scratch.file("restored.db");
+        restore_txid(&scratch.replica(), &out, None);
+        let restored = Connection::open(&out).unwrap();
+        let there: String = restored
+            .query_row("SELECT group_concat(b) FROM t", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(there, truth, "round {n}");
+        drop(restored);
+        std::fs::remove_file(&out).unwrap();
+    }
+}
