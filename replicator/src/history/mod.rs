@@ -320,5 +320,5 @@ async fn read_meta(store: &Store, key: Key, len: u64) -> Result<Option<bytes::By
             problem,
         }));
     }
-    read(store, key).await
+    read(store, key, MAX_META_BYTES as u64).await
 }

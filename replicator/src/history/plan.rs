@@ -1,7 +1,7 @@
 //! From a target to the image and the slots that lead there. Owns the meaning of "at that time"; leaves reading the pages
 //! to restore.
 
-use replvfs_vfs::types::{Txid, UnixMillis};
+use replvfs_vfs::types::{PageSize, Txid, UnixMillis};
 
 use super::error::show_time;
 use super::walk::{Listed, read};
@@ -163,7 +163,8 @@ impl History {
             return Ok(None);
         };
         let key = Key::Image(generation.number(), *txid);
-        let Some(bytes) = read(&self.store, key).await? else {
+        let longest = PageSize::new(generation.meta.page_size).map_or(0, Manifest::max_bytes);
+        let Some(bytes) = read(&self.store, key, longest).await? else {
             return Err(HistoryError::Missing {
                 key,
                 needed_by: Key::Generation(generation.number()),

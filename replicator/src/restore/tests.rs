@@ -610,3 +610,19 @@ async fn the_log_lists_transactions() {
             .is_err()
     );
 }
+
+/// The store may send more than it announced.
+#[tokio::test]
+async fn an_object_that_is_too_long_is_refused() {
+    let mut replica = Replica::new(512, 3, 20).await;
+    replica.begin_generation(None).await;
+    replica.image().await;
+    let chunk = Key::Chunk(ChunkHash::of(&replica.states[&(1, 0)]));
+    for key in [chunk, Key::Image(Generation(1), Txid(0))] {
+        let truth = std::fs::read(replica.path(key)).unwrap();
+        std::fs::write(replica.path(key), [truth.clone(), vec![0; 1 << 20]].concat()).unwrap();
+        replica.check_refused(key, false).await;
+        std::fs::write(replica.path(key), truth).unwrap();
+    }
+    replica.check(Target::Newest, 1, 0).await;
+}
