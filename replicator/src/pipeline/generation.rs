@@ -106,7 +106,16 @@ pub(super) async fn begin(
                     root: GenerationMeta::root(&bytes),
                 });
             }
-            Owner::Another => generation = generation.next(),
+            Owner::Another if generation.next() > generation => generation = generation.next(),
+            Owner::Another => {
+                let replica = shared.store.replica();
+                return Err(fail(
+                    uploader,
+                    &format!(
+                        "{key} is in the replica {replica}, after which there is no number left: give the database another replica"
+                    ),
+                ));
+            }
         }
     }
 }

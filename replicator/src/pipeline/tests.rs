@@ -204,3 +204,22 @@ fn a_flush_says_why_it_failed() {
     assert_eq!(status["failed"], "a reason");
     assert_eq!((status["txid"].as_u64(), status["acked"].as_u64()), (Some(1), None));
 }
+
+#[tokio::test]
+async fn no_generation_follows_the_highest_number() {
+    let uploader = memory("highest");
+    let shared = uploader.shared();
+    let taken = Key::Generation(Generation(u64::MAX));
+    shared
+        .store
+        .create(&taken, Body::Bytes(Bytes::from_static(b"x")))
+        .await
+        .expect("creates");
+    let begun = begin(&uploader, None, page_size(), Txid(0));
+    let begun = tokio::time::timeout(Duration::from_secs(20), begun)
+        .await
+        .expect("it ends");
+    assert_eq!(begun.map(|begun| begun.generation), Err(Stopped));
+    let reason = shared.log.failure().expect("failed");
+    assert!(reason.contains("no number left"), "{reason}");
+}

@@ -611,6 +611,32 @@ async fn the_log_lists_transactions() {
     );
 }
 
+#[tokio::test]
+async fn the_highest_number_of_a_generation_ends_the_search_for_newer_ones() {
+    let mut replica = Replica::new(512, 3, 18).await;
+    replica.begin_generation(None).await;
+    replica.image().await;
+    let meta = GenerationMeta {
+        format: FORMAT_VERSION,
+        generation: Generation(u64::MAX),
+        parent: None,
+        page_size: 512,
+        writer: String::new(),
+        created_at: UnixMillis(0),
+        first_image: Txid(0),
+    };
+    replica
+        .put(Key::Generation(meta.generation), meta.to_bytes().unwrap())
+        .await;
+    let search = History::open(&replica.store);
+    let history = tokio::time::timeout(std::time::Duration::from_secs(20), search)
+        .await
+        .expect("it ends")
+        .unwrap();
+    assert_eq!(history.generations().len(), 2);
+    replica.check(Target::Newest, 1, 0).await;
+}
+
 /// The store may send more than it announced.
 #[tokio::test]
 async fn an_object_that_is_too_long_is_refused() {
