@@ -637,6 +637,37 @@ async fn the_highest_number_of_a_generation_ends_the_search_for_newer_ones() {
     replica.check(Target::Newest, 1, 0).await;
 }
 
+/// Listings are hints: some stores show late what they have, and lose entries.
+#[tokio::test]
+async fn a_log_that_is_not_listed_is_asked_for_by_name() {
+    let mut replica = Replica::new(512, 3, 19).await;
+    replica.begin_generation(None).await;
+    replica.image().await;
+    replica.segment(4).await;
+    replica.segment(4).await;
+    replica.image_of(6).await;
+    replica.image_of(4).await;
+    let history = History::open(&replica.store).await.unwrap();
+    let found = &history.generations()[0];
+    for (image, start) in [(0, 1), (4, 5), (6, 1)] {
+        let bytes = std::fs::read(replica.path(Key::Image(Generation(1), Txid(image)))).unwrap();
+        let manifest = Manifest::decode(&bytes).unwrap();
+        assert_eq!(history.start_of(found, &[], &manifest).await.unwrap(), Txid(start));
+    }
+    let mut plan = history.plan(Target::Newest, None).await.unwrap();
+    assert_eq!(plan.manifest.txid, Txid(6));
+    (plan.start, plan.listed) = (Txid(1), Vec::new());
+    let pages = PageFile {
+        file: Arc::new(tempfile::tempfile().unwrap()),
+        path: PathBuf::new(),
+        page_size: replica.page_size,
+    };
+    let report = Reporter::new(&RestoreOptions::default(), &plan);
+    let applier = Applier::new(pages, plan.manifest.page_count, (Txid(6), UnixMillis(0))).unwrap();
+    let applier = log::apply_log(&replica.store, &plan, applier, &report).await.unwrap();
+    assert_eq!(applier.last.0, Txid(8));
+}
+
 /// The store may send more than it announced.
 #[tokio::test]
 async fn an_object_that_is_too_long_is_refused() {
