@@ -124,6 +124,7 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     operator: Operator,
     replica: String,
+    place: String,
     folder: Option<Folder>,
     best_effort: AtomicBool,
 }
@@ -162,7 +163,7 @@ impl Store {
             )
             .layer(ConcurrentLimitLayer::new(options.concurrency.max(1)))
             .layer(TracingLayer::new());
-        Ok(Store::new(operator, opened.replica))
+        Ok(Store::new(operator, opened.replica, opened.place))
     }
 
     /// Takes a ready operator as it is: timeouts and retries are the caller's. Objects of an `fs` operator are created in its
@@ -171,16 +172,18 @@ impl Store {
     pub fn from_operator(operator: Operator) -> Store {
         let info = operator.info();
         let replica = redacted(&format!("{}://{}{}", info.scheme(), info.name(), info.root()));
-        Store::new(operator, replica)
+        let place = uri::place_of(&operator);
+        Store::new(operator, replica, place)
     }
 
-    fn new(operator: Operator, replica: String) -> Store {
+    fn new(operator: Operator, replica: String, place: String) -> Store {
         let info = operator.info();
         let folder = (info.scheme() == "fs").then(|| Folder::new(PathBuf::from(info.root())));
         let conditional = folder.is_some() || info.capability().write_with_if_not_exists;
         Store(Arc::new(Inner {
             operator,
             replica,
+            place,
             folder,
             best_effort: AtomicBool::new(!conditional),
         }))
@@ -190,6 +193,11 @@ impl Store {
     #[must_use]
     pub fn replica(&self) -> &str {
         &self.0.replica
+    }
+
+    /// Equal for stores that hold the same replica, however their URIs are written.
+    pub(crate) fn place(&self) -> &str {
+        &self.0.place
     }
 
     /// What is known of the store's conditional creation.

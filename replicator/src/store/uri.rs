@@ -25,6 +25,21 @@ pub const SCHEMES: &[&str] = &[
 pub(super) struct Opened {
     pub(super) operator: Operator,
     pub(super) replica: String,
+    pub(super) place: String,
+}
+
+/// The same for all ways to write a replica's URI, as far as that can be told. No part of it is secret.
+pub(super) fn place_of(operator: &Operator) -> String {
+    let info = operator.info();
+    let root = info.root();
+    // Two folders may be one by a symbolic link. One that cannot be looked at is taken by its name.
+    let folder = (info.scheme() == "fs")
+        .then(|| std::fs::canonicalize(&*root).ok())
+        .flatten();
+    match folder {
+        Some(folder) => format!("fs://{}", folder.display()),
+        None => format!("{}://{}{root}", info.scheme(), info.name()),
+    }
 }
 
 /// The URI without its query and without user information: fit for logs, errors and status.
@@ -50,11 +65,22 @@ struct Parts {
 pub(super) fn open(uri: &str, create: bool) -> Result<Opened, StoreError> {
     let replica = redacted(uri);
     let parts = split(uri).map_err(|reason| StoreError::setup(&replica, reason))?;
-    let operator = match parts.scheme.as_str() {
-        "fs" => open_folder(&parts, &replica, create)?,
-        "memory" => open_memory(&parts, &replica)?,
+    let (operator, place) = match parts.scheme.as_str() {
+        "fs" => with_place(open_folder(&parts, &replica, create)?),
+        "memory" => (
+            open_memory(&parts, &replica)?,
+            format!("memory://{}", memory_name(&parts)),
+        ),
         #[cfg(feature = "s3")]
-        "s3" => open_s3(parts, &replica)?,
+        "s3" => {
+            let endpoint = parts.query.iter().find(|(key, _)| key.contains("endpoint"));
+            let endpoint = endpoint.map(|(_, endpoint)| endpoint.trim_end_matches('/').to_owned());
+            let (operator, place) = with_place(open_s3(parts, &replica)?);
+            (
+                operator,
+                place + &endpoint.map(|endpoint| format!("?{endpoint}")).unwrap_or_default(),
+            )
+        }
         other => {
             let known = SCHEMES.join("://, ");
             return Err(StoreError::setup(
@@ -63,7 +89,16 @@ pub(super) fn open(uri: &str, create: bool) -> Result<Opened, StoreError> {
             ));
         }
     };
-    Ok(Opened { operator, replica })
+    Ok(Opened {
+        operator,
+        replica,
+        place,
+    })
+}
+
+fn with_place(operator: Operator) -> (Operator, String) {
+    let place = place_of(&operator);
+    (operator, place)
 }
 
 fn split(uri: &str) -> Result<Parts, String> {
@@ -174,19 +209,23 @@ static MEMORY: LazyLock<Mutex<HashMap<String, Operator>>> = LazyLock::new(Mutex:
 
 fn open_memory(parts: &Parts, replica: &str) -> Result<Operator, StoreError> {
     refuse_query(parts, replica)?;
-    let name = format!("{}{}", parts.authority, parts.path);
-    let name = name.trim_end_matches('/');
+    let name = memory_name(parts);
     if name.is_empty() {
         return Err(StoreError::setup(replica, "it has no name; write memory://<name>"));
     }
     let mut stores = MEMORY.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(operator) = stores.get(name) {
+    if let Some(operator) = stores.get(&name) {
         return Ok(operator.clone());
     }
     let operator = Operator::new(services::Memory::default())
         .map_err(|error| StoreError::from_opendal(Action::Open, None, replica, &error))?;
-    stores.insert(name.to_owned(), operator.clone());
+    stores.insert(name, operator.clone());
     Ok(operator)
+}
+
+fn memory_name(parts: &Parts) -> String {
+    let name = format!("{}{}", parts.authority, parts.path);
+    name.trim_end_matches('/').to_owned()
 }
 
 #[cfg(feature = "s3")]
