@@ -257,3 +257,17 @@ async fn no_more_is_read_than_was_asked_for() {
         assert!(missing.is_not_found(), "{missing}");
     }
 }
+
+#[test]
+fn no_secret_is_shown_for_debugging() {
+    let uris = [
+        #[cfg(feature = "s3")]
+        "s3://b/p?region=eu&access_key_id=AKIA&secret_access_key=hunter2&session_token=hunter2&endpoint=http://localhost",
+        "memory://debug-hunter",
+    ];
+    for uri in uris {
+        let store = Store::open(uri, &StoreOptions::default()).expect("opens");
+        let shown = format!("{store:?} {}", store.place());
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+}

@@ -45,14 +45,26 @@ pub(super) fn place_of(operator: &Operator) -> String {
 /// The URI without its query and without user information: fit for logs, errors and status.
 #[must_use]
 pub fn redacted(uri: &str) -> String {
-    let bare = uri.split(['?', '#']).next().unwrap_or_default();
-    let Some((scheme, rest)) = bare.split_once("://") else {
-        return bare.to_owned();
+    let bare = |text: &str| text.split(['?', '#']).next().unwrap_or_default().to_owned();
+    let Some((scheme, rest)) = uri.split_once("://") else {
+        return bare(uri);
     };
+    if may_split_a_password(rest) {
+        return format!("{}://…", bare(scheme));
+    }
+    let rest = &bare(rest);
     let end = rest.find('/').unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     let host = authority.rsplit('@').next().unwrap_or_default();
     format!("{scheme}://{host}{path}")
+}
+
+/// Whether what comes after `://` may be credentials with a `/` or a `?` in them, as the keys of S3 have: where such a URI
+/// would be cut, is in the middle of the secret.
+fn may_split_a_password(rest: &str) -> bool {
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, after) = rest.split_at(end);
+    authority.contains([':', '@']) && after.contains('@')
 }
 
 struct Parts {
@@ -105,13 +117,13 @@ fn split(uri: &str) -> Result<Parts, String> {
     let Some((scheme, rest)) = uri.split_once("://") else {
         return Err("a replica is a URI such as s3://bucket/prefix, or fs:///absolute/path for a folder".to_owned());
     };
-    if rest.contains('#') {
+    if rest.contains('#') && !may_split_a_password(rest) {
         return Err("a '#' in a replica's URI is to be written as %23".to_owned());
     }
     let (location, query) = rest.split_once('?').unwrap_or((rest, ""));
     let end = location.find('/').unwrap_or(location.len());
     let (authority, path) = location.split_at(end);
-    if authority.contains('@') {
+    if authority.contains('@') || may_split_a_password(rest) {
         return Err(
             "credentials are not taken from the part before '@'; set them in the environment or in a profile"
                 .to_owned(),
@@ -294,6 +306,12 @@ mod tests {
             ("s3://me:pw@b/p#x", "s3://b/p"),
             ("fs:///a/b", "fs:///a/b"),
             ("nonsense?x", "nonsense"),
+            ("fs:///a/me@host", "fs:///a/me@host"),
+            ("s3://b/me@host", "s3://b/me@host"),
+            ("s3://me:p/w@b/p", "s3://…"),
+            ("s3://me:p?w@b/p", "s3://…"),
+            ("s3://me:p#w@b/p", "s3://…"),
+            ("s3://me:p@w/x@b/p", "s3://…"),
         ] {
             assert_eq!(redacted(uri), shown);
         }
@@ -313,6 +331,9 @@ mod tests {
             ("memory://", "memory://<name>"),
             ("s3:///x", "no bucket"),
             ("s3://u:secret@b/x", "environment or in a profile"),
+            ("s3://u:x/secret@b/x", "environment or in a profile"),
+            ("s3://u:x?secret@b/x", "environment or in a profile"),
+            ("s3://u:x#secret@b/x", "environment or in a profile"),
             ("s3://b/x?regoin=eu", "regoin is not a parameter"),
             ("s3://b/x?bucket=eu", "bucket is not a parameter"),
             ("s3://b/x?region=eu&region=us", "given twice"),
