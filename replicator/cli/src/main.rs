@@ -97,7 +97,8 @@ fn one_line(error: &(dyn Error + 'static)) -> String {
         }
         source = cause.source();
     }
-    line.replace('\n', " ")
+    // Some of it comes from the store: nothing in it may move the terminal's cursor.
+    line.replace(char::is_control, " ")
 }
 
 #[cfg(test)]
@@ -146,7 +147,10 @@ mod tests {
             }
         }
         for told in [false, true] {
-            assert_eq!(one_line(&Outer(io::Error::other("in\nner"), told)), "outer: in ner");
+            assert_eq!(
+                one_line(&Outer(io::Error::other("in\nn\x1ber"), told)),
+                "outer: in n er"
+            );
         }
     }
 }

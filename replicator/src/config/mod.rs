@@ -162,7 +162,8 @@ impl Config {
 
     /// How far the WAL of a database may grow because its content is not uploaded yet, in bytes. 1 MiB to 1 TiB. Default: 1 GiB.
     ///
-    /// This version never holds the WAL back for an upload, so the bound always holds.
+    /// This version holds the WAL back only while an image is being made, for which there is no bound yet: when the store does not answer
+    /// then, the WAL grows.
     #[must_use]
     pub fn wal_limit(mut self, bytes: u64) -> Config {
         self.given.wal_limit = Some(bytes);

@@ -48,7 +48,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// What one source says; `None` where it says nothing.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Given {
     pub(crate) replica: Option<String>,
     pub(crate) durability: Option<Durability>,
@@ -63,8 +63,36 @@ pub(crate) struct Given {
     pub(crate) retention: Option<Retention>,
 }
 
+/// A replica's URI may carry credentials in its query.
+impl std::fmt::Debug for Given {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Given")
+            .field("replica", &self.replica.as_deref().map(redacted))
+            .field("durability", &self.durability)
+            .field("timeout", &self.timeout)
+            .field("flush_interval", &self.flush_interval)
+            .field("segment_size", &self.segment_size)
+            .field("memory_limit", &self.memory_limit)
+            .field("wal_limit", &self.wal_limit)
+            .field("close_timeout", &self.close_timeout)
+            .field("restore", &self.restore)
+            .field("on_fenced", &self.on_fenced)
+            .field("retention", &self.retention)
+            .finish()
+    }
+}
+
+impl std::fmt::Debug for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Target::Uri(uri) => f.debug_tuple("Uri").field(&redacted(uri)).finish(),
+            Target::Operator(operator) => f.debug_tuple("Operator").field(operator).finish(),
+        }
+    }
+}
+
 /// Where the history goes.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) enum Target {
     /// To a URI, with the database's name already in it.
     Uri(String),

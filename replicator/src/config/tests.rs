@@ -271,3 +271,12 @@ fn immutable_is_read_as_sqlite_reads_it() {
         assert_eq!(is_immutable(&pairs(uri)), immutable, "{uri}");
     }
 }
+
+#[test]
+fn no_secret_is_shown_for_debugging() {
+    let uri = "s3://b/p?region=eu&secret_access_key=hunter2";
+    let config = Config::default().replica(uri);
+    let settings = resolve(&config, "").expect("valid");
+    let shown = format!("{config:?} {settings:?}");
+    assert!(shown.contains("s3://b/p") && !shown.contains("hunter2"), "{shown}");
+}

@@ -38,8 +38,14 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// [`FormatError::Refused`] when the number of chunks is not that of the pages.
+    /// [`FormatError::Refused`] when the number of chunks is not that of the pages, and for a txid that cannot be.
     pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
+        if self.txid.0 == u64::MAX {
+            return Err(FormatError::refused(
+                PART,
+                format!("transaction {} cannot be", self.txid),
+            ));
+        }
         let count = chunk_count(self.page_size, self.page_count);
         if self.chunks.len() as u64 != u64::from(count) {
             let problem = format!(
@@ -105,6 +111,12 @@ impl Manifest {
         })
     }
 
+    /// No manifest of a database with such pages is longer.
+    #[must_use]
+    pub fn max_bytes(page_size: PageSize) -> u64 {
+        FIELDS_LEN as u64 + u64::from(chunk_count(page_size, u32::MAX)) * 32 + 4
+    }
+
     /// Raw bytes of a chunk; 0 for one that is not there.
     #[must_use]
     pub fn chunk_len(&self, chunk: usize) -> usize {
@@ -135,6 +147,12 @@ pub fn encode_chunk(raw: &[u8], level: i32) -> Result<(ChunkHash, Vec<u8>), Form
     }
     let stored = zstd::bulk::compress(raw, level).map_err(FormatError::Compression)?;
     Ok((ChunkHash::of(raw), stored))
+}
+
+/// No stored chunk of so many raw bytes is longer.
+#[must_use]
+pub fn max_chunk_bytes(raw_len: usize) -> u64 {
+    zstd::zstd_safe::compress_bound(raw_len) as u64
 }
 
 /// The raw pages of a chunk, which are `expected_raw_len` bytes with the hash `expected`.
@@ -209,6 +227,29 @@ mod tests {
             }
         }
         assert!(Manifest::decode(&[bytes.as_slice(), &[0]].concat()).is_err());
+    }
+
+    #[test]
+    fn what_no_reader_accepts_is_not_written() {
+        let mut last = manifest(4096, 3);
+        last.txid = Txid(u64::MAX);
+        assert!(matches!(last.encode(), Err(FormatError::Refused { .. })));
+    }
+
+    #[test]
+    fn the_largest_objects_are_inside_of_the_bounds() {
+        for page_size in [512, 4096, 65_536] {
+            let size = PageSize::new(page_size).unwrap();
+            let few = manifest(page_size, 5000);
+            let len = few.encode().unwrap().len() as u64;
+            let (most, now) = (chunk_count(size, u32::MAX), chunk_count(size, 5000));
+            assert_eq!(Manifest::max_bytes(size), len + 32 * u64::from(most - now));
+        }
+        let noise: Vec<u8> = (0..CHUNK_BYTES as u64 / 8)
+            .flat_map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[..8].to_vec())
+            .collect();
+        let (_, stored) = encode_chunk(&noise, 1).unwrap();
+        assert!(stored.len() > noise.len() && stored.len() as u64 <= max_chunk_bytes(noise.len()));
     }
 
     #[test]

@@ -263,10 +263,11 @@ async fn list_generations(store: &Store) -> Result<Vec<Generation>, HistoryError
     let mut found: Vec<Generation> = folders.iter().filter_map(|name| Generation::parse(name)).collect();
     found.sort_unstable();
     // A store may list late what it has: what was begun since is found by name.
-    let mut next = found.last().map_or(Generation(1), |newest| newest.next());
-    while size(store, Key::Generation(next)).await?.is_some() {
-        found.push(next);
-        next = next.next();
+    let mut newest = found.last().copied().unwrap_or(Generation(0));
+    // Nothing follows the highest number, whose next is itself.
+    while newest.next() > newest && size(store, Key::Generation(newest.next())).await?.is_some() {
+        newest = newest.next();
+        found.push(newest);
     }
     Ok(found)
 }
@@ -320,5 +321,5 @@ async fn read_meta(store: &Store, key: Key, len: u64) -> Result<Option<bytes::By
             problem,
         }));
     }
-    read(store, key).await
+    read(store, key, MAX_META_BYTES as u64).await
 }

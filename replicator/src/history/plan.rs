@@ -1,10 +1,10 @@
 //! From a target to the image and the slots that lead there. Owns the meaning of "at that time"; leaves reading the pages
 //! to restore.
 
-use replvfs_vfs::types::{Txid, UnixMillis};
+use replvfs_vfs::types::{PageSize, Txid, UnixMillis};
 
 use super::error::show_time;
-use super::walk::{Listed, read};
+use super::walk::{Listed, read, size};
 use super::{GenerationHistory, History, HistoryError, Target, listed_from, slot_of};
 use crate::format::{Generation, Key, Manifest, ObjectHash};
 
@@ -76,7 +76,7 @@ impl History {
         let Some(manifest) = manifest else {
             return Err(self.before(found, target).await?);
         };
-        let start = start_of(&slots, &manifest);
+        let start = self.start_of(found, &slots, &manifest).await?;
         Ok(Plan {
             generation: found.number(),
             start,
@@ -163,7 +163,8 @@ impl History {
             return Ok(None);
         };
         let key = Key::Image(generation.number(), *txid);
-        let Some(bytes) = read(&self.store, key).await? else {
+        let longest = PageSize::new(generation.meta.page_size).map_or(0, Manifest::max_bytes);
+        let Some(bytes) = read(&self.store, key, longest).await? else {
             return Err(HistoryError::Missing {
                 key,
                 needed_by: Key::Generation(generation.number()),
@@ -195,7 +196,7 @@ impl History {
         if txid == manifest.txid {
             return Ok(());
         }
-        let start = start_of(slots, manifest);
+        let start = self.start_of(generation, slots, manifest).await?;
         let slot = slot_of(slots, txid).map_or(start, |slot| slot.max(start));
         let after = self.visit_ends(generation, slots, slot, txid, |_, _| ()).await?;
         if after > txid {
@@ -239,13 +240,31 @@ impl History {
     ) -> Result<Txid, HistoryError> {
         let stop = next.unwrap_or(Txid(u64::MAX));
         let mut last = manifest.txid;
-        self.visit_ends(generation, slots, start_of(slots, manifest), stop, |_, end| {
+        let start = self.start_of(generation, slots, manifest).await?;
+        self.visit_ends(generation, slots, start, stop, |_, end| {
             let entries = end.index.transactions().iter();
             let mut wanted = entries.filter(|entry| entry.header.committed_at <= time && entry.txid <= stop);
             last = wanted.next_back().map_or(last, |entry| entry.txid.max(last));
         })
         .await?;
         Ok(last)
+    }
+
+    /// The last segment that starts at or before the first transaction after the image. What is not listed is asked for by
+    /// name: the slot of that transaction, and else the first one of the generation, which the others follow from.
+    pub(crate) async fn start_of(
+        &self,
+        generation: &GenerationHistory,
+        slots: &[Listed],
+        manifest: &Manifest,
+    ) -> Result<Txid, HistoryError> {
+        let after = manifest.txid.next();
+        if let Some(slot) = slot_of(slots, after) {
+            return Ok(slot);
+        }
+        let first = generation.meta.first_image.next().min(after);
+        let there = first == after || size(&self.store, Key::Log(generation.number(), after)).await?.is_some();
+        Ok(if there { after } else { first })
     }
 
     async fn before(&self, generation: &GenerationHistory, target: Target) -> Result<HistoryError, HistoryError> {
@@ -269,10 +288,4 @@ impl History {
             left_out: self.left_out.clone(),
         }
     }
-}
-
-/// The last segment that starts at or before the first transaction after the image.
-fn start_of(slots: &[Listed], manifest: &Manifest) -> Txid {
-    let after = manifest.txid.next();
-    slot_of(slots, after).unwrap_or(after)
 }

@@ -132,9 +132,10 @@ pub(crate) async fn size(store: &Store, key: Key) -> Result<Option<u64>, History
     }
 }
 
-/// A whole object; `None` when it is not there.
-pub(crate) async fn read(store: &Store, key: Key) -> Result<Option<Bytes>, HistoryError> {
-    match store.read(&key).await {
+/// An object that has at most `longest` bytes, and one byte more of one that is longer: decoding it fails. `None` when it
+/// is not there.
+pub(crate) async fn read(store: &Store, key: Key, longest: u64) -> Result<Option<Bytes>, HistoryError> {
+    match store.read_up_to(&key, longest.saturating_add(1)).await {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(error.into()),

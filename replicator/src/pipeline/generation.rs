@@ -9,9 +9,13 @@ use super::Stopped;
 use super::shared::now;
 use super::uploader::{Owner, Uploader};
 use crate::format::{
-    DatabaseId, FORMAT_VERSION, FormatError, Generation, GenerationMeta, Key, ObjectHash, Parent, ReplicaMeta,
+    DatabaseId, FORMAT_VERSION, FormatError, Generation, GenerationMeta, Key, MAX_META_BYTES, ObjectHash, Parent,
+    ReplicaMeta,
 };
 use crate::store::{Body, Created, Fencing, StoreError};
+
+/// One more than a JSON object may have: decoding one that is longer fails.
+const META_BYTES: u64 = MAX_META_BYTES as u64 + 1;
 
 /// A generation that has begun in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +30,7 @@ pub(super) async fn attach(uploader: &Uploader) -> Result<(), Stopped> {
     let store = &uploader.shared().store;
     let bytes = uploader
         .until_answered(|| async {
-            match store.read(&Key::Replica).await {
+            match store.read_up_to(&Key::Replica, META_BYTES).await {
                 Ok(bytes) => Ok(Some(bytes)),
                 Err(error) if error.is_not_found() => Ok(None),
                 Err(error) => Err(error),
@@ -42,7 +46,9 @@ pub(super) async fn attach(uploader: &Uploader) -> Result<(), Stopped> {
             };
             let body = Body::Bytes(encoded(uploader, meta.to_bytes())?);
             uploader.create(Key::Replica, &body).await?;
-            uploader.until_answered(|| store.read(&Key::Replica)).await?
+            uploader
+                .until_answered(|| store.read_up_to(&Key::Replica, META_BYTES))
+                .await?
         }
     };
     match ReplicaMeta::from_bytes(&bytes) {
@@ -100,7 +106,16 @@ pub(super) async fn begin(
                     root: GenerationMeta::root(&bytes),
                 });
             }
-            Owner::Another => generation = generation.next(),
+            Owner::Another if generation.next() > generation => generation = generation.next(),
+            Owner::Another => {
+                let replica = shared.store.replica();
+                return Err(fail(
+                    uploader,
+                    &format!(
+                        "{key} is in the replica {replica}, after which there is no number left: give the database another replica"
+                    ),
+                ));
+            }
         }
     }
 }
@@ -131,7 +146,7 @@ async fn probe(uploader: &Uploader, key: Key, bytes: Bytes) -> Result<Bytes, Sto
     let answer = uploader
         .until_answered(|| store.create(&key, Body::Bytes(other.clone())))
         .await?;
-    let found = uploader.until_answered(|| store.read(&key)).await?;
+    let found = uploader.until_answered(|| store.read_up_to(&key, META_BYTES)).await?;
     if answer == Created::Exists && found == bytes {
         return Ok(bytes);
     }

@@ -16,7 +16,7 @@ use super::replica::DatabaseReplica;
 use super::shared::{self, Shared};
 use super::task::{Plan, Task};
 use crate::config::{Config, Settings, Target, is_immutable};
-use crate::store::{Store, StoreOptions, redacted};
+use crate::store::{Store, StoreOptions};
 
 /// The replicating side of one registered VFS.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub(crate) struct ReplicatingHost {
 #[derive(Debug, Default)]
 struct Databases {
     settings: HashMap<PathBuf, Settings>,
-    /// Which database has which replica, by its whole URI.
+    /// Which database has which replica, by [`Store::place`].
     replicas: HashMap<String, PathBuf>,
 }
 
@@ -55,22 +55,22 @@ impl ReplicatingHost {
                 &"no replica is set: add replica=s3://bucket/app (or another store) to its URI, or set REPLVFS_REPLICA",
             ));
         };
+        let store = match &settings.target {
+            Target::Uri(uri) => Store::open(uri, &store_options()).map_err(|error| about(path, &error))?,
+            Target::Operator(operator) => Store::from_operator(operator.clone()),
+        };
         let mut databases = self.databases.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = place(&settings.target);
+        let place = store.place().to_owned();
         if let Some(other) = databases.replicas.get(&place).filter(|other| *other != path) {
             return Err(about(
                 path,
                 &format_args!(
                     "the replica {} already belongs to {}: give each database its own, for example with {{name}} in the replica",
-                    redacted(&place),
+                    store.replica(),
                     other.display()
                 ),
             ));
         }
-        let store = match &settings.target {
-            Target::Uri(uri) => Store::open(uri, &store_options()).map_err(|error| about(path, &error))?,
-            Target::Operator(operator) => Store::from_operator(operator.clone()),
-        };
         let replica = start(path, &settings, store, log).map_err(|error| about(path, &error))?;
         databases.replicas.insert(place, path.to_owned());
         databases.settings.insert(path.to_owned(), settings);
@@ -111,16 +111,6 @@ fn store_options() -> StoreOptions {
     StoreOptions {
         retries: 1,
         ..StoreOptions::default()
-    }
-}
-
-fn place(target: &Target) -> String {
-    match target {
-        Target::Uri(uri) => uri.clone(),
-        Target::Operator(operator) => {
-            let info = operator.info();
-            format!("{}://{}{}", info.scheme(), info.name(), info.root())
-        }
     }
 }
 

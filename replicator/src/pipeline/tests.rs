@@ -1,20 +1,22 @@
 //! The parts of the pipeline against stores in memory and in folders. The whole way, with SQLite, is tested in `tests/`.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use replvfs_vfs::host::Replica;
+use replvfs_vfs::host::{Host, OpenRequest, Replica};
 use replvfs_vfs::log::Log;
 use replvfs_vfs::transaction::Transaction;
 use replvfs_vfs::types::{PageSize, Pgno, Position, Txid};
 
-use super::Stopped;
 use super::generation::{attach, begin};
 use super::replica::DatabaseReplica;
 use super::sealer;
 use super::shared::Shared;
 use super::uploader::{Owner, Uploader};
+use super::{ReplicatingHost, Stopped};
+use crate::config::Config;
 use crate::format::{Generation, GenerationMeta, Key, ObjectHash, Parent, ReplicaMeta, SegmentIndex};
 use crate::store::{Body, Store, StoreOptions};
 
@@ -203,4 +205,60 @@ fn a_flush_says_why_it_failed() {
     let status: serde_json::Value = serde_json::from_str(&replica.status()).expect("JSON");
     assert_eq!(status["failed"], "a reason");
     assert_eq!((status["txid"].as_u64(), status["acked"].as_u64()), (Some(1), None));
+}
+
+#[tokio::test]
+async fn no_generation_follows_the_highest_number() {
+    let uploader = memory("highest");
+    let shared = uploader.shared();
+    let taken = Key::Generation(Generation(u64::MAX));
+    shared
+        .store
+        .create(&taken, Body::Bytes(Bytes::from_static(b"x")))
+        .await
+        .expect("creates");
+    let begun = begin(&uploader, None, page_size(), Txid(0));
+    let begun = tokio::time::timeout(Duration::from_secs(20), begun)
+        .await
+        .expect("it ends");
+    assert_eq!(begun.map(|begun| begun.generation), Err(Stopped));
+    let reason = shared.log.failure().expect("failed");
+    assert!(reason.contains("no number left"), "{reason}");
+}
+
+#[test]
+fn one_replica_is_not_given_to_two_databases_however_it_is_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let root = folder.path().display();
+    std::fs::create_dir(folder.path().join("r")).expect("makes");
+    std::os::unix::fs::symlink("r", folder.path().join("link")).expect("links");
+    let host = ReplicatingHost::new(Config::default());
+    let open = |path: &str, replica: &str| {
+        let parameters = [("replica".to_owned(), replica.to_owned())];
+        let request = OpenRequest {
+            path: Path::new(path),
+            uri_parameters: &parameters,
+        };
+        host.open(&request, &Log::new()).map(|replica| replica.is_some())
+    };
+    open("/one.db", &format!("fs://{root}/r")).expect("opens");
+    open("/one.db", &format!("fs://{root}/r/")).expect("is its own");
+    open("/two.db", "memory://place").expect("opens");
+    open("/three.db", "s3://b/p?region=eu&secret_access_key=hunter2").expect("opens");
+    open("/four.db", "s3://b/p?region=eu&endpoint=http://localhost:9").expect("is another store");
+    for replica in [
+        &format!("fs://{root}/r"),
+        &format!("fs://{root}//r/"),
+        &format!("FS://{root}/%72"),
+        &format!("fs://{root}/link"),
+        "memory://place/",
+        "s3://b/p/?region=us",
+        "s3://b/p?region=eu&endpoint=http://localhost:9/",
+    ] {
+        let error = open("/other.db", replica).expect_err(replica).to_string();
+        assert!(
+            error.contains("already belongs to") && !error.contains("hunter2"),
+            "{error}"
+        );
+    }
 }

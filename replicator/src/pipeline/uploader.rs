@@ -46,12 +46,14 @@ impl Backoff {
     /// Waits for the next time. Ends early when somebody begins to wait.
     pub(super) async fn pause(&mut self, shared: &Shared) -> Result<(), Stopped> {
         let mut pause = self.next(getrandom::u32().unwrap_or(0));
+        // Before the question whether somebody waits: whoever begins to between the two is not overheard.
+        let hurry = shared.hurry.notified();
         if shared.is_awaited() {
             pause = pause.min(LONGEST_PAUSE_AWAITED);
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = shared.hurry.notified() => {}
+            () = hurry => {}
         }
         match shared.log.failure() {
             None => Ok(()),

@@ -34,7 +34,7 @@ fn fetch(store: Store, key: Key, len: u64) -> Fetch<Fetched> {
         if len > WHOLE_BYTES {
             Ok(fetch_end(store, key, len).await?.map(Fetched::Large))
         } else {
-            Ok(read(&store, key).await?.map(Fetched::Whole))
+            Ok(read(&store, key, WHOLE_BYTES).await?.map(Fetched::Whole))
         }
     })
 }

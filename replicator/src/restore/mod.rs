@@ -18,7 +18,7 @@ use replvfs_vfs::types::{PageSize, Txid, UnixMillis};
 
 pub use error::RestoreError;
 
-use crate::format::{CHUNK_BYTES, ChunkHash, Generation, Key, Manifest, decode_chunk};
+use crate::format::{CHUNK_BYTES, ChunkHash, Generation, Key, Manifest, decode_chunk, max_chunk_bytes};
 use crate::history::{History, HistoryError, Plan, Target};
 use crate::store::Store;
 use pages::{Applier, PageFile};
@@ -169,7 +169,7 @@ async fn write_chunk(
     pages: PageFile,
 ) -> Result<(), RestoreError> {
     let key = Key::Chunk(hash);
-    let stored = crate::history::walk::read(store, key).await?;
+    let stored = crate::history::walk::read(store, key, max_chunk_bytes(len)).await?;
     let stored = stored.ok_or(HistoryError::Missing { key, needed_by: image })?;
     blocking(key, move || {
         let raw = decode_chunk(hash, len, &stored).map_err(RestoreError::format(key))?;

@@ -610,3 +610,76 @@ async fn the_log_lists_transactions() {
             .is_err()
     );
 }
+
+#[tokio::test]
+async fn the_highest_number_of_a_generation_ends_the_search_for_newer_ones() {
+    let mut replica = Replica::new(512, 3, 18).await;
+    replica.begin_generation(None).await;
+    replica.image().await;
+    let meta = GenerationMeta {
+        format: FORMAT_VERSION,
+        generation: Generation(u64::MAX),
+        parent: None,
+        page_size: 512,
+        writer: String::new(),
+        created_at: UnixMillis(0),
+        first_image: Txid(0),
+    };
+    replica
+        .put(Key::Generation(meta.generation), meta.to_bytes().unwrap())
+        .await;
+    let search = History::open(&replica.store);
+    let history = tokio::time::timeout(std::time::Duration::from_secs(20), search)
+        .await
+        .expect("it ends")
+        .unwrap();
+    assert_eq!(history.generations().len(), 2);
+    replica.check(Target::Newest, 1, 0).await;
+}
+
+/// Listings are hints: some stores show late what they have, and lose entries.
+#[tokio::test]
+async fn a_log_that_is_not_listed_is_asked_for_by_name() {
+    let mut replica = Replica::new(512, 3, 19).await;
+    replica.begin_generation(None).await;
+    replica.image().await;
+    replica.segment(4).await;
+    replica.segment(4).await;
+    replica.image_of(6).await;
+    replica.image_of(4).await;
+    let history = History::open(&replica.store).await.unwrap();
+    let found = &history.generations()[0];
+    for (image, start) in [(0, 1), (4, 5), (6, 1)] {
+        let bytes = std::fs::read(replica.path(Key::Image(Generation(1), Txid(image)))).unwrap();
+        let manifest = Manifest::decode(&bytes).unwrap();
+        assert_eq!(history.start_of(found, &[], &manifest).await.unwrap(), Txid(start));
+    }
+    let mut plan = history.plan(Target::Newest, None).await.unwrap();
+    assert_eq!(plan.manifest.txid, Txid(6));
+    (plan.start, plan.listed) = (Txid(1), Vec::new());
+    let pages = PageFile {
+        file: Arc::new(tempfile::tempfile().unwrap()),
+        path: PathBuf::new(),
+        page_size: replica.page_size,
+    };
+    let report = Reporter::new(&RestoreOptions::default(), &plan);
+    let applier = Applier::new(pages, plan.manifest.page_count, (Txid(6), UnixMillis(0))).unwrap();
+    let applier = log::apply_log(&replica.store, &plan, applier, &report).await.unwrap();
+    assert_eq!(applier.last.0, Txid(8));
+}
+
+/// The store may send more than it announced.
+#[tokio::test]
+async fn an_object_that_is_too_long_is_refused() {
+    let mut replica = Replica::new(512, 3, 20).await;
+    replica.begin_generation(None).await;
+    replica.image().await;
+    let chunk = Key::Chunk(ChunkHash::of(&replica.states[&(1, 0)]));
+    for key in [chunk, Key::Image(Generation(1), Txid(0))] {
+        let truth = std::fs::read(replica.path(key)).unwrap();
+        std::fs::write(replica.path(key), [truth.clone(), vec![0; 1 << 20]].concat()).unwrap();
+        replica.check_refused(key, false).await;
+        std::fs::write(replica.path(key), truth).unwrap();
+    }
+    replica.check(Target::Newest, 1, 0).await;
+}

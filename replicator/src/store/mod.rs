@@ -10,7 +10,7 @@ mod uri;
 use std::fs::File;
 use std::future::Future;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::ops::Range;
+use std::ops::{Range, RangeBounds};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use opendal::layers::{ConcurrentLimitLayer, RetryEvent, RetryLayer, TimeoutLayer, TracingLayer};
-use opendal::{ErrorKind, Operator};
+use opendal::{Buffer, ErrorKind, Operator};
 
 use crate::format::Key;
 use error::Action;
@@ -124,6 +124,7 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     operator: Operator,
     replica: String,
+    place: String,
     folder: Option<Folder>,
     best_effort: AtomicBool,
 }
@@ -162,7 +163,7 @@ impl Store {
             )
             .layer(ConcurrentLimitLayer::new(options.concurrency.max(1)))
             .layer(TracingLayer::new());
-        Ok(Store::new(operator, opened.replica))
+        Ok(Store::new(operator, opened.replica, opened.place))
     }
 
     /// Takes a ready operator as it is: timeouts and retries are the caller's. Objects of an `fs` operator are created in its
@@ -171,16 +172,18 @@ impl Store {
     pub fn from_operator(operator: Operator) -> Store {
         let info = operator.info();
         let replica = redacted(&format!("{}://{}{}", info.scheme(), info.name(), info.root()));
-        Store::new(operator, replica)
+        let place = uri::place_of(&operator);
+        Store::new(operator, replica, place)
     }
 
-    fn new(operator: Operator, replica: String) -> Store {
+    fn new(operator: Operator, replica: String, place: String) -> Store {
         let info = operator.info();
         let folder = (info.scheme() == "fs").then(|| Folder::new(PathBuf::from(info.root())));
         let conditional = folder.is_some() || info.capability().write_with_if_not_exists;
         Store(Arc::new(Inner {
             operator,
             replica,
+            place,
             folder,
             best_effort: AtomicBool::new(!conditional),
         }))
@@ -190,6 +193,11 @@ impl Store {
     #[must_use]
     pub fn replica(&self) -> &str {
         &self.0.replica
+    }
+
+    /// Equal for stores that hold the same replica, however their URIs are written.
+    pub(crate) fn place(&self) -> &str {
+        &self.0.place
     }
 
     /// What is known of the store's conditional creation.
@@ -339,17 +347,41 @@ impl Store {
         Ok(true)
     }
 
-    /// Reads a whole object.
+    /// Reads a whole object, however large it is. For what somebody else may have put there, see [`Store::read_up_to`].
     ///
     /// # Errors
     ///
     /// See [`StoreError::is_not_found`].
     pub async fn read(&self, key: &Key) -> Result<Bytes, StoreError> {
+        self.read_up_to(key, u64::MAX).await
+    }
+
+    /// Reads an object, but no more than its first `limit` bytes, whatever the store sends. With one byte more than the
+    /// object may have, whoever decodes it notices that it is too long.
+    ///
+    /// # Errors
+    ///
+    /// See [`StoreError::is_not_found`].
+    pub async fn read_up_to(&self, key: &Key, limit: u64) -> Result<Bytes, StoreError> {
         let path = key.path();
-        match self.0.operator.read(&path).await {
-            Ok(buffer) => Ok(buffer.to_bytes()),
-            Err(error) => Err(self.opendal(Action::Read, Some(&path), &error)),
+        self.gather(&path, .., limit)
+            .await
+            .map_err(|error| self.opendal(Action::Read, Some(&path), &error))
+    }
+
+    async fn gather(&self, path: &str, range: impl RangeBounds<u64>, limit: u64) -> Result<Bytes, opendal::Error> {
+        let mut stream = self.0.operator.reader(path).await?.into_stream(range).await?;
+        let mut parts: Vec<Buffer> = Vec::new();
+        let mut left = limit;
+        while left > 0
+            && let Some(part) = stream.try_next().await?
+        {
+            // At most the length of the part.
+            let part = part.slice(..left.min(part.len() as u64) as usize);
+            left -= part.len() as u64;
+            parts.push(part);
         }
+        Ok(parts.into_iter().flatten().collect::<Buffer>().to_bytes())
     }
 
     /// Reads a part of an object.
@@ -362,8 +394,9 @@ impl Store {
             return Ok(Bytes::new());
         }
         let path = key.path();
-        match self.0.operator.read_with(&path).range(range.clone()).await {
-            Ok(buffer) if buffer.len() as u64 == range.end - range.start => Ok(buffer.to_bytes()),
+        let len = range.end - range.start;
+        match self.gather(&path, range, len.saturating_add(1)).await {
+            Ok(bytes) if bytes.len() as u64 == len => Ok(bytes),
             Ok(_) => Err(self.io(Action::Read, Some(&path), &io::ErrorKind::UnexpectedEof.into())),
             Err(error) => Err(self.opendal(Action::Read, Some(&path), &error)),
         }

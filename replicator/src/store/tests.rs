@@ -237,3 +237,37 @@ async fn a_ready_operator_is_used() {
     assert_eq!(store.create(&log(1), bytes("a")).await.expect("creates"), Created::New);
     assert_eq!(store.read(&log(1)).await.expect("reads"), "a");
 }
+
+#[tokio::test]
+async fn no_more_is_read_than_was_asked_for() {
+    let content = vec![7; 3_000_000];
+    for (store, _folder) in stores("bounded") {
+        store.create(&log(1), bytes(&content)).await.expect("creates");
+        for (limit, len) in [
+            (0, 0),
+            (1, 1),
+            (2_000_001, 2_000_001),
+            (3_000_000, 3_000_000),
+            (u64::MAX, 3_000_000),
+        ] {
+            let read = store.read_up_to(&log(1), limit).await.expect("reads");
+            assert_eq!(read.len(), len, "{limit}");
+        }
+        let missing = store.read_up_to(&log(2), 5).await.expect_err("no object");
+        assert!(missing.is_not_found(), "{missing}");
+    }
+}
+
+#[test]
+fn no_secret_is_shown_for_debugging() {
+    let uris = [
+        #[cfg(feature = "s3")]
+        "s3://b/p?region=eu&access_key_id=AKIA&secret_access_key=hunter2&session_token=hunter2&endpoint=http://localhost",
+        "memory://debug-hunter",
+    ];
+    for uri in uris {
+        let store = Store::open(uri, &StoreOptions::default()).expect("opens");
+        let shown = format!("{store:?} {}", store.place());
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+}

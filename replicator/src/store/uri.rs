@@ -25,19 +25,46 @@ pub const SCHEMES: &[&str] = &[
 pub(super) struct Opened {
     pub(super) operator: Operator,
     pub(super) replica: String,
+    pub(super) place: String,
+}
+
+/// The same for all ways to write a replica's URI, as far as that can be told. No part of it is secret.
+pub(super) fn place_of(operator: &Operator) -> String {
+    let info = operator.info();
+    let root = info.root();
+    // Two folders may be one by a symbolic link. One that cannot be looked at is taken by its name.
+    let folder = (info.scheme() == "fs")
+        .then(|| std::fs::canonicalize(&*root).ok())
+        .flatten();
+    match folder {
+        Some(folder) => format!("fs://{}", folder.display()),
+        None => format!("{}://{}{root}", info.scheme(), info.name()),
+    }
 }
 
 /// The URI without its query and without user information: fit for logs, errors and status.
 #[must_use]
 pub fn redacted(uri: &str) -> String {
-    let bare = uri.split(['?', '#']).next().unwrap_or_default();
-    let Some((scheme, rest)) = bare.split_once("://") else {
-        return bare.to_owned();
+    let bare = |text: &str| text.split(['?', '#']).next().unwrap_or_default().to_owned();
+    let Some((scheme, rest)) = uri.split_once("://") else {
+        return bare(uri);
     };
+    if may_split_a_password(rest) {
+        return format!("{}://…", bare(scheme));
+    }
+    let rest = &bare(rest);
     let end = rest.find('/').unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     let host = authority.rsplit('@').next().unwrap_or_default();
     format!("{scheme}://{host}{path}")
+}
+
+/// Whether what comes after `://` may be credentials with a `/` or a `?` in them, as the keys of S3 have: where such a URI
+/// would be cut, is in the middle of the secret.
+fn may_split_a_password(rest: &str) -> bool {
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, after) = rest.split_at(end);
+    authority.contains([':', '@']) && after.contains('@')
 }
 
 struct Parts {
@@ -50,11 +77,22 @@ struct Parts {
 pub(super) fn open(uri: &str, create: bool) -> Result<Opened, StoreError> {
     let replica = redacted(uri);
     let parts = split(uri).map_err(|reason| StoreError::setup(&replica, reason))?;
-    let operator = match parts.scheme.as_str() {
-        "fs" => open_folder(&parts, &replica, create)?,
-        "memory" => open_memory(&parts, &replica)?,
+    let (operator, place) = match parts.scheme.as_str() {
+        "fs" => with_place(open_folder(&parts, &replica, create)?),
+        "memory" => (
+            open_memory(&parts, &replica)?,
+            format!("memory://{}", memory_name(&parts)),
+        ),
         #[cfg(feature = "s3")]
-        "s3" => open_s3(parts, &replica)?,
+        "s3" => {
+            let endpoint = parts.query.iter().find(|(key, _)| key.contains("endpoint"));
+            let endpoint = endpoint.map(|(_, endpoint)| endpoint.trim_end_matches('/').to_owned());
+            let (operator, place) = with_place(open_s3(parts, &replica)?);
+            (
+                operator,
+                place + &endpoint.map(|endpoint| format!("?{endpoint}")).unwrap_or_default(),
+            )
+        }
         other => {
             let known = SCHEMES.join("://, ");
             return Err(StoreError::setup(
@@ -63,20 +101,29 @@ pub(super) fn open(uri: &str, create: bool) -> Result<Opened, StoreError> {
             ));
         }
     };
-    Ok(Opened { operator, replica })
+    Ok(Opened {
+        operator,
+        replica,
+        place,
+    })
+}
+
+fn with_place(operator: Operator) -> (Operator, String) {
+    let place = place_of(&operator);
+    (operator, place)
 }
 
 fn split(uri: &str) -> Result<Parts, String> {
     let Some((scheme, rest)) = uri.split_once("://") else {
         return Err("a replica is a URI such as s3://bucket/prefix, or fs:///absolute/path for a folder".to_owned());
     };
-    if rest.contains('#') {
+    if rest.contains('#') && !may_split_a_password(rest) {
         return Err("a '#' in a replica's URI is to be written as %23".to_owned());
     }
     let (location, query) = rest.split_once('?').unwrap_or((rest, ""));
     let end = location.find('/').unwrap_or(location.len());
     let (authority, path) = location.split_at(end);
-    if authority.contains('@') {
+    if authority.contains('@') || may_split_a_password(rest) {
         return Err(
             "credentials are not taken from the part before '@'; set them in the environment or in a profile"
                 .to_owned(),
@@ -174,19 +221,23 @@ static MEMORY: LazyLock<Mutex<HashMap<String, Operator>>> = LazyLock::new(Mutex:
 
 fn open_memory(parts: &Parts, replica: &str) -> Result<Operator, StoreError> {
     refuse_query(parts, replica)?;
-    let name = format!("{}{}", parts.authority, parts.path);
-    let name = name.trim_end_matches('/');
+    let name = memory_name(parts);
     if name.is_empty() {
         return Err(StoreError::setup(replica, "it has no name; write memory://<name>"));
     }
     let mut stores = MEMORY.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(operator) = stores.get(name) {
+    if let Some(operator) = stores.get(&name) {
         return Ok(operator.clone());
     }
     let operator = Operator::new(services::Memory::default())
         .map_err(|error| StoreError::from_opendal(Action::Open, None, replica, &error))?;
-    stores.insert(name.to_owned(), operator.clone());
+    stores.insert(name, operator.clone());
     Ok(operator)
+}
+
+fn memory_name(parts: &Parts) -> String {
+    let name = format!("{}{}", parts.authority, parts.path);
+    name.trim_end_matches('/').to_owned()
 }
 
 #[cfg(feature = "s3")]
@@ -255,6 +306,12 @@ mod tests {
             ("s3://me:pw@b/p#x", "s3://b/p"),
             ("fs:///a/b", "fs:///a/b"),
             ("nonsense?x", "nonsense"),
+            ("fs:///a/me@host", "fs:///a/me@host"),
+            ("s3://b/me@host", "s3://b/me@host"),
+            ("s3://me:p/w@b/p", "s3://…"),
+            ("s3://me:p?w@b/p", "s3://…"),
+            ("s3://me:p#w@b/p", "s3://…"),
+            ("s3://me:p@w/x@b/p", "s3://…"),
         ] {
             assert_eq!(redacted(uri), shown);
         }
@@ -274,6 +331,9 @@ mod tests {
             ("memory://", "memory://<name>"),
             ("s3:///x", "no bucket"),
             ("s3://u:secret@b/x", "environment or in a profile"),
+            ("s3://u:x/secret@b/x", "environment or in a profile"),
+            ("s3://u:x?secret@b/x", "environment or in a profile"),
+            ("s3://u:x#secret@b/x", "environment or in a profile"),
             ("s3://b/x?regoin=eu", "regoin is not a parameter"),
             ("s3://b/x?bucket=eu", "bucket is not a parameter"),
             ("s3://b/x?region=eu&region=us", "given twice"),
