@@ -91,7 +91,9 @@ impl Snapshot {
                         .as_mut()
                         .ok_or(SnapshotError::Damaged("it is not there".into()))?;
                     let offset = frame_offset(*frame, self.page_size) + FRAME_HEADER_BYTES as u64;
-                    wal.read(page, offset).map_err(wal_error)?;
+                    if !wal.read(page, offset).map_err(wal_error)? {
+                        return Err(SnapshotError::Damaged(format!("frame {frame} is cut off")));
+                    }
                 }
             }
             State::Copied(files) => {

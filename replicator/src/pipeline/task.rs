@@ -139,7 +139,8 @@ impl Task {
             return Ok(());
         }
         let page_size = base.snapshot.page_size();
-        let goes_on = base.continuity == Continuity::Continued && !self.gap;
+        let after = self.chain.as_ref().map(|chain| chain.last);
+        let goes_on = base.continuity == Continuity::Continued && !self.gap && after == Some(base.txid);
         if !self.attached {
             generation::attach(&self.uploader).await?;
             self.attached = true;
