@@ -204,3 +204,36 @@ fn one_process_replicates_and_the_next_takes_over() {
     flush(&connection);
     newest_is(&scratch, &plain_image(&scratch));
 }
+
+/// Two databases with one replica by mistake. Nothing keeps two machines apart yet, so a restore has to say it.
+#[test]
+fn a_replica_with_two_writers_is_said_to_have_them() {
+    let scratch = Scratch::new();
+    let connection = scratch.open();
+    use_wal(&connection);
+    connection
+        .execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES('first')")
+        .unwrap();
+    flush(&connection);
+    let elsewhere = scratch.file("elsewhere.db");
+    let mut other = Other::start(&format!(
+        "file:{}?vfs=replvfs&replica={}",
+        elsewhere.display(),
+        scratch.replica()
+    ));
+    other.sql("PRAGMA journal_mode=WAL; CREATE TABLE t(a); INSERT INTO t VALUES('second')");
+    other.sql("PRAGMA replvfs_flush");
+    let restore = |name: &str| restore_txid(&scratch.replica(), &scratch.file(name), None);
+    let quiet = restore("before.db");
+    assert_eq!((quiet.generation.0, quiet.warnings.len()), (2, 0));
+    connection.execute_batch("INSERT INTO t VALUES('first again')").unwrap();
+    flush(&connection);
+    let loud = restore("after.db");
+    assert_eq!(loud.generation.0, 2);
+    assert!(
+        loud.warnings.iter().any(|warning| warning.contains("is still written")),
+        "{:?}",
+        loud.warnings
+    );
+    other.end();
+}

@@ -1,6 +1,7 @@
 //! What is in a replica: its generations, their images and logs. Owns finding the way from an image to a target, and the
 //! rule that damage is an error and never an older database. Leaves writing the database to [`restore`](crate::restore).
 
+mod beside;
 mod error;
 mod plan;
 pub(crate) mod walk;

@@ -77,12 +77,16 @@ impl History {
             return Err(self.before(found, target).await?);
         };
         let start = self.start_of(found, &slots, &manifest).await?;
+        let mut warnings = self.warnings.clone();
+        if generation.is_none() && target == Target::Newest {
+            warnings.extend(self.written_beside(found).await);
+        }
         Ok(Plan {
             generation: found.number(),
             start,
             last,
             previous: (start == found.meta.first_image.next()).then_some(found.root),
-            warnings: self.warnings.clone(),
+            warnings,
             listed: listed_from(&slots, start),
             manifest,
         })
