@@ -30,6 +30,9 @@ use std::sync::Arc;
 use replvfs_vfs::api::SqliteApi;
 use replvfs_vfs::shim::{self, Registration};
 
+/// The size of one chunk of an image: about a millisecond of reading.
+const READ_AT_ONCE_BYTES: u64 = format::CHUNK_BYTES as u64;
+
 /// Adds the VFS to the SQLite that the program is linked with. It stays for the life of the process. The environment is read
 /// now; no thread is started and nothing is connected before a database is opened.
 ///
@@ -52,6 +55,7 @@ pub fn register_with(api: SqliteApi, config: Config) -> Result<(), Error> {
         name: config.vfs_name.clone(),
         make_default: config.make_default,
         transaction_memory: config.given.memory_limit() / 4,
+        read_at_once: READ_AT_ONCE_BYTES,
         host: Arc::new(pipeline::ReplicatingHost::new(config)),
     };
     Ok(shim::register(api, registration)?)

@@ -109,6 +109,10 @@ impl Snapshot {
                 }
                 files.read_up_to = first.get() + count - 1;
             }
+            State::Loaded(bytes) => {
+                let at = (first.get() - 1) as usize * page_bytes;
+                buffer.copy_from_slice(&bytes[at..at + buffer.len()]);
+            }
             State::Done => return Err(SnapshotError::GivenUp("it was read before")),
             State::GivenUp(reason) => return Err(SnapshotError::GivenUp(reason)),
         }
@@ -117,6 +121,20 @@ impl Snapshot {
             let at = (lock_page - first.get()) as usize * page_bytes;
             buffer[at..at + page_bytes].fill(0);
         }
+        Ok(())
+    }
+
+    /// Reads a database of up to `limit` bytes now, and lets its handles and locks go.
+    pub(crate) fn load_up_to(&mut self, limit: u64) -> Result<(), SnapshotError> {
+        let bytes = u64::from(self.page_count) * u64::from(self.page_size.get());
+        if bytes > limit {
+            return Ok(());
+        }
+        let mut buffer = vec![0; bytes as usize]; // at most limit, which is far smaller than an address space
+        if let (Some(first), false) = (Pgno::new(1), buffer.is_empty()) {
+            self.read_pages(first, &mut buffer)?;
+        }
+        *self.shared.lock() = State::Loaded(buffer);
         Ok(())
     }
 
@@ -151,6 +169,8 @@ pub(crate) struct Shared {
 enum State {
     Marked(Box<Marked>),
     Copied(Box<Copied>),
+    /// All of it, in memory: no handle, no lock.
+    Loaded(Vec<u8>),
     Done,
     GivenUp(&'static str),
 }
@@ -162,7 +182,7 @@ impl Shared {
 
     fn finish(&self, end: State) {
         let mut state = self.lock();
-        if matches!(*state, State::Marked(_) | State::Copied(_)) {
+        if matches!(*state, State::Marked(_) | State::Copied(_) | State::Loaded(_)) {
             *state = end;
         }
         self.changed.notify_all();
@@ -181,7 +201,7 @@ impl Shared {
             .changed
             .wait_timeout_while(state, timeout, busy)
             .unwrap_or_else(PoisonError::into_inner);
-        matches!(*state, State::Done | State::GivenUp(_))
+        !matches!(*state, State::Marked(_) | State::Copied(_))
     }
 
     /// Whether it depends on copies, not on a lock.

@@ -68,6 +68,14 @@ impl Database {
                 self.log.base_wanted().then(|| self.copy(pages))
             }
         };
+        let settled = settled.map(|found| {
+            let mut found = found?;
+            found
+                .snapshot
+                .load_up_to(self.read_at_once)
+                .map_err(|error| error.to_string())?;
+            Ok(found)
+        });
         match settled {
             None => capture.trouble = None,
             Some(Ok(found)) => {

@@ -29,6 +29,8 @@ pub(crate) struct Database {
     pub(crate) replica: Arc<dyn Replica>,
     /// Bytes of one transaction, or of a snapshot's copies, that may be held in memory.
     pub(crate) memory: u64,
+    /// Bytes up to which a base is read at once.
+    pub(crate) read_at_once: u64,
     pub(super) capture: Mutex<Capture>,
     /// Open connections.
     pub(super) connections: AtomicUsize,
@@ -139,6 +141,7 @@ pub(crate) struct Opening {
     pub(crate) vfs: BaseVfs,
     pub(crate) host: Arc<dyn Host>,
     pub(crate) memory: u64,
+    pub(crate) read_at_once: u64,
 }
 
 impl Database {
@@ -153,6 +156,7 @@ impl Database {
             log,
             replica,
             memory: opening.memory,
+            read_at_once: opening.read_at_once,
             capture: Mutex::default(),
             connections: AtomicUsize::new(0),
             holders: AtomicUsize::new(0),

@@ -1,6 +1,6 @@
 //! The VFS itself: it forwards everything to the one underneath, and tells the capture what passes by.
 //!
-//! Owns the C structures. Leaves every decision to [`crate::capture`]. Of the files, only the main database and its WAL are
+//! Owns the C structures. Leaves every decision to `capture`. Of the files, only the main database and its WAL are
 //! wrapped; all others are opened by the base VFS in the memory that SQLite gave, so that they cost nothing.
 
 mod database_file;

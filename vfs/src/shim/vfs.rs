@@ -31,6 +31,9 @@ pub struct Registration {
     /// Bytes that one open transaction may take in memory before it is read back from the WAL instead; and the pages that are
     /// kept for a snapshot.
     pub transaction_memory: u64,
+    /// Bytes up to which a database is read at once, on the application's thread, when a history starts: that takes less time than
+    /// anybody would wait for the locks that a slower reading holds.
+    pub read_at_once: u64,
     /// Who replicates.
     pub host: Arc<dyn Host>,
 }
@@ -55,6 +58,7 @@ struct Vfs {
     base: BaseVfs,
     host: Arc<dyn Host>,
     memory: u64,
+    read_at_once: u64,
     /// By the full path, as the base VFS resolved it. Databases stay when they are closed: the next open goes on where they were.
     databases: Mutex<HashMap<CString, Arc<Database>>>,
 }
@@ -93,6 +97,7 @@ pub fn register(api: SqliteApi, registration: Registration) -> Result<(), Regist
         base: BaseVfs { raw: base, api },
         host: registration.host,
         memory: registration.transaction_memory,
+        read_at_once: registration.read_at_once,
         databases: Mutex::default(),
     }));
     // SAFETY: base is a registered VFS.
@@ -258,6 +263,7 @@ impl Vfs {
             vfs: self.base,
             host: Arc::clone(&self.host),
             memory: self.memory,
+            read_at_once: self.read_at_once,
         };
         let database = Database::new(opening, log, replica);
         databases.insert(c_path, Arc::clone(&database));

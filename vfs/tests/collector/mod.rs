@@ -259,6 +259,8 @@ pub(crate) fn open(path: &Path) -> Connection {
             name: "replvfs".into(),
             make_default: false,
             transaction_memory: 64 << 10,
+            // The databases of these tests are small, and their locks are what is tested.
+            read_at_once: 0,
             host: Arc::new(Collecting),
         };
         register(SqliteApi::linked(), registration).unwrap();
