@@ -28,7 +28,7 @@ pub struct SqliteApi {
     create_filename:
         unsafe extern "C" fn(*const c_char, *const c_char, *const c_char, c_int, *mut *const c_char) -> *const c_char,
     free_filename: unsafe extern "C" fn(*const c_char),
-    database_file_object: unsafe extern "C" fn(*const c_char) -> *mut ffi::sqlite3_file,
+    filename_database: unsafe extern "C" fn(*const c_char) -> *const c_char,
     version: c_int,
 }
 
@@ -56,9 +56,9 @@ mod slot {
     pub(super) const URI_PARAMETER: usize = 189;
     pub(super) const MALLOC64: usize = 197;
     pub(super) const URI_KEY: usize = 245;
+    pub(super) const FILENAME_DATABASE: usize = 246;
     pub(super) const CREATE_FILENAME: usize = 249;
     pub(super) const FREE_FILENAME: usize = 250;
-    pub(super) const DATABASE_FILE_OBJECT: usize = 251;
 }
 
 impl SqliteApi {
@@ -95,7 +95,7 @@ impl SqliteApi {
             log: ffi::sqlite3_log,
             create_filename,
             free_filename,
-            database_file_object: ffi::sqlite3_database_file_object,
+            filename_database: ffi::sqlite3_filename_database,
             version,
         }
     }
@@ -160,7 +160,7 @@ impl SqliteApi {
             log: entry!(LOG),
             create_filename: entry!(CREATE_FILENAME),
             free_filename: entry!(FREE_FILENAME),
-            database_file_object: entry!(DATABASE_FILE_OBJECT),
+            filename_database: entry!(FILENAME_DATABASE),
             version,
         })
     }
@@ -248,14 +248,15 @@ impl SqliteApi {
         parameters
     }
 
-    /// The main database's file for the name of its WAL.
+    /// The name of the database that the name of a WAL belongs to: the very pointer that the database was opened with, if both are
+    /// from one pager.
     ///
     /// # Safety
     ///
-    /// `wal_name` is what SQLite's pager passed to `xOpen` with `SQLITE_OPEN_WAL`.
-    pub(crate) unsafe fn database_file_object(&self, wal_name: *const c_char) -> *mut ffi::sqlite3_file {
+    /// `wal_name` is a `sqlite3_filename` that was passed to `xOpen` with `SQLITE_OPEN_WAL`.
+    pub(crate) unsafe fn filename_database(&self, wal_name: *const c_char) -> *const c_char {
         // SAFETY: as promised by the caller.
-        unsafe { (self.database_file_object)(wal_name) }
+        unsafe { (self.filename_database)(wal_name) }
     }
 
     /// A file name of our own with the parameters of another, as `xOpen` wants it.

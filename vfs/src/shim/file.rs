@@ -231,9 +231,4 @@ impl Methods {
         let index = usize::try_from(version.clamp(1, 3) - 1).unwrap_or(0);
         &raw const self.0[index]
     }
-
-    /// Whether a file uses one of these tables.
-    pub(super) fn has(&'static self, methods: *const ffi::sqlite3_io_methods) -> bool {
-        self.0.iter().any(|table| std::ptr::eq(table, methods))
-    }
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use libsqlite3_sys as ffi;
 
@@ -61,6 +61,8 @@ struct Vfs {
     read_at_once: u64,
     /// By the full path, as the base VFS resolved it. Databases stay when they are closed: the next open goes on where they were.
     databases: Mutex<HashMap<CString, Arc<Database>>>,
+    /// By the address of the name that the main file was opened with.
+    connections: Mutex<HashMap<usize, Weak<Connection>>>,
 }
 
 /// Registers the VFS, over the one that is the default now. It stays for the life of the process.
@@ -99,6 +101,7 @@ pub fn register(api: SqliteApi, registration: Registration) -> Result<(), Regist
         memory: registration.transaction_memory,
         read_at_once: registration.read_at_once,
         databases: Mutex::default(),
+        connections: Mutex::default(),
     }));
     // SAFETY: base is a registered VFS.
     let like = unsafe { *base };
@@ -179,6 +182,7 @@ unsafe extern "C" fn open(
                 if is_ok(code) {
                     // SAFETY: just opened.
                     opened.lock().file = Some(unsafe { ShimFile::of(file).real() });
+                    app.remember(name, &opened);
                 }
                 code
             }
@@ -270,16 +274,26 @@ impl Vfs {
         Ok(Some(database))
     }
 
+    /// The connection whose pager opens this WAL, known by the block that holds all names of a pager.
+    ///
+    /// `sqlite3_database_file_object` would tell the file, but only for names that a pager made: another VFS above ours makes its own, and
+    /// for those it reads memory that is nobody's.
+    ///
     /// # Safety
     ///
-    /// `name` is what SQLite passed to `xOpen` for a WAL.
+    /// `name` is a `sqlite3_filename`.
     unsafe fn connection_of_wal(&self, name: *const c_char) -> Option<Arc<Connection>> {
-        // SAFETY: as promised by the caller; the database file is open as long as its WAL.
-        unsafe {
-            let database = self.base.api.database_file_object(name);
-            let ours = !database.is_null() && database_file::METHODS.has((*database).pMethods);
-            ours.then(|| ShimFile::of(database).connection().cloned()).flatten()
-        }
+        // SAFETY: as promised by the caller.
+        let database = unsafe { self.base.api.filename_database(name) };
+        let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        connections.get(&database.addr()).and_then(Weak::upgrade)
+    }
+
+    /// Remembers a connection by the name that its pager opened it with, as long as it is open.
+    fn remember(&self, name: *const c_char, connection: &Arc<Connection>) {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        connections.retain(|_, connection| connection.strong_count() > 0);
+        connections.insert(name.addr(), Arc::downgrade(connection));
     }
 
     /// # Safety
