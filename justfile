@@ -10,6 +10,10 @@ test *args:
 test-long *args:
     REPLVFS_LONG_TESTS=1 cargo test --workspace --locked {{ args }}
 
+# Kills writers for so many rounds: what was reported must be in the replica
+kill rounds="500" seed="3":
+    REPLVFS_KILL_ROUNDS={{ rounds }} REPLVFS_KILL_SEED={{ seed }} cargo test -p replvfs-tests --locked --test kill -- --nocapture
+
 # Formatting and lints, as CI has them
 lint:
     cargo fmt --all --check

@@ -112,3 +112,34 @@ fn closing_at_once_still_leaves_everything_in_the_store() {
     assert_eq!(restore_txid(&scratch.replica(), &out, None).txid.0, 1);
     compare_pages(&after, &std::fs::read(&out).unwrap()).unwrap();
 }
+
+#[test]
+fn a_flush_that_no_image_can_come_of_says_so_at_once() {
+    let scratch = Scratch::new();
+    existing(&scratch, false);
+    // As long as no generation can be begun, the snapshot is not read.
+    std::fs::create_dir(scratch.file("replica")).unwrap();
+    let in_the_way = scratch.file("replica").join("gen");
+    std::fs::write(&in_the_way, "").unwrap();
+    let connection = open(&scratch.uri_with("&timeout=10s")).unwrap();
+    connection
+        .execute_batch(
+            "PRAGMA locking_mode=EXCLUSIVE; PRAGMA wal_autocheckpoint=1; UPDATE t SET b = randomblob(10000) WHERE a % 10 = 0",
+        )
+        .unwrap();
+    // The checkpoint overwrote more than was kept of it, and the WAL is larger than what is copied for another.
+    let refused = connection
+        .query_row("PRAGMA replvfs_flush", [], |_| Ok(()))
+        .unwrap_err();
+    assert!(
+        refused.to_string().contains("WAL is larger than memory_limit"),
+        "{refused}"
+    );
+    std::fs::remove_file(in_the_way).unwrap();
+    connection
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        .unwrap();
+    connection.execute_batch("INSERT INTO t(b) VALUES('small')").unwrap();
+    flush(&connection);
+    restore_txid(&scratch.replica(), &scratch.file("restored.db"), None);
+}

@@ -228,6 +228,13 @@ impl Database {
         }))
     }
 
+    /// Why no base can come from a connection that is alone with the database: to wait for one would be in vain.
+    pub(crate) fn no_base_from(&self, connection: &Connection) -> Option<String> {
+        let stuck = connection.lock().too_large && self.log.base_wanted() && self.log.acked() < self.log.last_txid();
+        let trouble = stuck.then(|| self.capture().trouble.clone())??;
+        Some(format!("{trouble}; use PRAGMA wal_checkpoint(TRUNCATE), then write"))
+    }
+
     /// A write to the database file by a connection that has no WAL.
     pub(crate) fn rollback_write(&self) {
         let mut capture = self.capture();

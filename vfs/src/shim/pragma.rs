@@ -57,7 +57,7 @@ fn run(connection: &Connection, pragma: &str, value: Option<&str>) -> Result<Opt
         }
         "flush" => {
             database.sync(connection);
-            if let Some(reason) = database.not_capturing() {
+            if let Some(reason) = database.not_capturing().or_else(|| database.no_base_from(connection)) {
                 return Err(format!("cannot flush: {reason}"));
             }
             database.replica.flush().map_err(|error| error.to_string())?;

@@ -1,0 +1,81 @@
+//! The kill -9 harness: writers are killed at moments chosen by a seed, started again, and no commit that SQLite reported may
+//! be missing from the replica afterwards, nor any transaction be there in part.
+//!
+//! Owns how many rounds there are and how a failure is replayed. `content` owns what is written and how it is checked,
+//! `child` what the processes do, `plan` what is drawn from the seed, `processes` starting and killing, `campaign` the rounds of one
+//! database.
+//!
+//! | variable | |
+//! |---|---|
+//! | `REPLVFS_KILL_ROUNDS` | rounds; 60 without it, 240 with `REPLVFS_LONG_TESTS=1` |
+//! | `REPLVFS_KILL_SEED` | the seed; a fixed one without it |
+//!
+//! The seed decides what is done and when a kill is due; when within a phase it strikes is the scheduler's business too. So a
+//! failure may need its seed a few times to come again.
+#![allow(missing_docs)]
+
+mod campaign;
+mod child;
+mod content;
+mod plan;
+mod processes;
+
+use campaign::{Campaign, Counts};
+use plan::Rng;
+
+/// Rounds with one database: long enough for several restarts, short enough that images stay small.
+const ROUNDS_OF_A_DATABASE: u64 = 10;
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable}={text} is no number")),
+    )
+}
+
+/// Says how to replay a failure.
+struct Replay {
+    seed: u64,
+    round: u64,
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let &mut Replay { seed, round } = self;
+            eprintln!(
+                "failed in round {round}; again: REPLVFS_KILL_SEED={seed} REPLVFS_KILL_ROUNDS={} cargo test -p replvfs-tests --test kill",
+                round + 1
+            );
+        }
+    }
+}
+
+/// What the other processes run: nothing, unless they are told what.
+#[test]
+fn other_process() {
+    child::run_if_asked();
+}
+
+#[test]
+fn what_was_reported_is_never_lost() {
+    let long = std::env::var_os("REPLVFS_LONG_TESTS").is_some_and(|value| value == "1");
+    let rounds = number("REPLVFS_KILL_ROUNDS").unwrap_or(if long { 240 } else { 60 });
+    let seed = number("REPLVFS_KILL_SEED").unwrap_or(3);
+    let mut replay = Replay { seed, round: 0 };
+    let mut counts = Counts::default();
+    while replay.round < rounds {
+        let campaign = replay.round / ROUNDS_OF_A_DATABASE;
+        let mut campaign = Campaign::new(Rng::new(seed.wrapping_mul(1_000_003).wrapping_add(campaign)));
+        for _ in 0..ROUNDS_OF_A_DATABASE.min(rounds - replay.round) {
+            campaign.round();
+            replay.round += 1;
+        }
+        counts += campaign.counts();
+    }
+    println!("seed {seed}, {rounds} rounds: {counts:?}");
+    if rounds >= 60 {
+        counts.are_worth_it();
+    }
+}
