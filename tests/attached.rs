@@ -1,7 +1,7 @@
 //! Two databases on one connection, each with its own replica, and transactions over both.
 #![allow(missing_docs)]
 
-use replvfs_tests::{Scratch, compare_pages, open, restore_txid, use_wal};
+use replvfs_tests::{Scratch, compare_pages, open, plain_image, restore_txid, use_wal};
 use rusqlite::Connection;
 
 fn number(connection: &Connection, pragma: &str) -> u64 {
@@ -62,8 +62,4 @@ fn attached_databases_have_their_own_histories() {
             std::fs::remove_file(&out).unwrap();
         }
     }
-}
-
-fn plain_image(path: &std::path::Path) -> Vec<u8> {
-    Connection::open(path).unwrap().serialize("main").unwrap().to_vec()
 }

@@ -1,12 +1,8 @@
 //! A database that was there before: its first image is what it was when replication began, while writers and checkpoints go on.
 #![allow(missing_docs)]
 
-use replvfs_tests::{Scratch, compare_pages, flush, open, pragma_number, restore_txid};
+use replvfs_tests::{Scratch, compare_pages, flush, open, plain_image, pragma_number, restore_txid};
 use rusqlite::Connection;
-
-fn plain_image(path: &std::path::Path) -> Vec<u8> {
-    Connection::open(path).unwrap().serialize("main").unwrap().to_vec()
-}
 
 /// A database of some 30 MiB with a WAL left beside it, as a process that died leaves it.
 fn existing(scratch: &Scratch, with_wal: bool) {

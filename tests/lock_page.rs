@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::Read;
 use std::process::Command;
 
-use replvfs_tests::{Scratch, flush, long_tests, open, pragma_number, restore_txid, use_wal};
+use replvfs_tests::{Scratch, check_integrity, flush, long_tests, open, pragma_number, restore_txid, use_wal};
 
 #[test]
 fn a_database_grows_past_the_lock_page() {
@@ -77,18 +77,10 @@ fn a_database_grows_past_the_lock_page() {
         at += read;
     }
     std::fs::remove_file(&copy).unwrap();
-    check(&out);
+    check_integrity(&out);
     std::fs::remove_file(&out).unwrap();
 
     // And a state before the lock page was reached.
     restore_txid(&scratch.replica(), &out, marks.first().copied());
-    check(&out);
-}
-
-fn check(path: &std::path::Path) {
-    let connection = rusqlite::Connection::open(path).unwrap();
-    let answer: String = connection
-        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
-        .unwrap();
-    assert_eq!(answer, "ok");
+    check_integrity(&out);
 }

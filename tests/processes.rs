@@ -6,7 +6,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use replvfs_tests::{Scratch, compare_pages, flush, open, pragma_number, restore_txid, use_wal};
+use replvfs_tests::{Scratch, compare_pages, flush, open, plain_image, pragma_number, restore_txid, status, use_wal};
 use rusqlite::Connection;
 
 const URI: &str = "REPLVFS_TEST_OTHER_PROCESS";
@@ -73,26 +73,11 @@ impl Other {
     }
 }
 
-fn plain_image(scratch: &Scratch) -> Vec<u8> {
-    Connection::open(scratch.database())
-        .unwrap()
-        .serialize("main")
-        .unwrap()
-        .to_vec()
-}
-
 fn newest_is(scratch: &Scratch, truth: &[u8]) {
     let out = scratch.file("restored.db");
     restore_txid(&scratch.replica(), &out, None);
     compare_pages(truth, &std::fs::read(&out).unwrap()).unwrap();
     std::fs::remove_file(&out).unwrap();
-}
-
-fn status(connection: &Connection) -> serde_json::Value {
-    let text: String = connection
-        .query_row("PRAGMA replvfs_status", [], |row| row.get(0))
-        .unwrap();
-    serde_json::from_str(&text).unwrap()
 }
 
 #[test]
@@ -126,7 +111,7 @@ fn commits_of_a_plain_process_are_part_of_the_history() {
     flush(&connection);
     assert_eq!(pragma_number(&connection, "replvfs_acked"), Some(base + expected));
     assert_eq!(status(&connection)["generation"], 1);
-    newest_is(&scratch, &plain_image(&scratch));
+    newest_is(&scratch, &plain_image(&scratch.database()));
     for txid in base..=base + expected {
         let out = scratch.file("restored.db");
         restore_txid(&scratch.replica(), &out, Some(txid));
@@ -157,7 +142,7 @@ fn a_wal_that_a_plain_process_restarted_is_noticed() {
         connection.execute_batch("INSERT INTO t(b) VALUES(2)").unwrap();
         flush(&connection);
         assert_eq!(status(&connection)["generation"], 2, "{restart}");
-        newest_is(&scratch, &plain_image(&scratch));
+        newest_is(&scratch, &plain_image(&scratch.database()));
         // What was before is still there.
         let out = scratch.file("earlier.db");
         restore_txid(&scratch.replica(), &out, Some(2));
@@ -186,7 +171,7 @@ fn one_process_replicates_and_the_next_takes_over() {
     assert!(refused.to_string().contains("another process replicates"), "{refused}");
     // The owner sees to it.
     owner.sql("PRAGMA replvfs_flush");
-    newest_is(&scratch, &plain_image(&scratch));
+    newest_is(&scratch, &plain_image(&scratch.database()));
 
     owner.end();
     // Each commit is an occasion to take over; the base comes with the transaction after it.
@@ -202,7 +187,7 @@ fn one_process_replicates_and_the_next_takes_over() {
         .execute_batch("INSERT INTO t(b) VALUES('the new owner')")
         .unwrap();
     flush(&connection);
-    newest_is(&scratch, &plain_image(&scratch));
+    newest_is(&scratch, &plain_image(&scratch.database()));
 }
 
 /// Two databases with one replica by mistake. Nothing keeps two machines apart yet, so a restore has to say it.

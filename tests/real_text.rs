@@ -1,9 +1,7 @@
 //! Real text: SQLite's own source, and what Debian's package manager keeps, with a full-text index, updates and deletes.
 #![allow(missing_docs)]
 
-use std::path::Path;
-
-use replvfs_tests::{Scratch, compare_pages, flush, open, pragma_number, restore_txid, use_wal};
+use replvfs_tests::{Scratch, compare_pages, flush, open, plain_image, pragma_number, restore_txid, use_wal};
 use rusqlite::{Connection, params};
 
 /// Read by Debian and its kin only.
@@ -83,10 +81,6 @@ fn text_with_a_full_text_index_comes_back() {
 fn look(connection: &Connection, scratch: &Scratch) -> (u64, Vec<u8>, i64) {
     let txid = pragma_number(connection, "replvfs_txid").unwrap();
     (txid, plain_image(&scratch.database()), count_matches(connection))
-}
-
-fn plain_image(path: &Path) -> Vec<u8> {
-    Connection::open(path).unwrap().serialize("main").unwrap().to_vec()
 }
 
 fn count_matches(connection: &Connection) -> i64 {

@@ -1,15 +1,8 @@
 //! Programs that open a connection for each piece of work, and close it again: one history, one image.
 #![allow(missing_docs)]
 
-use replvfs_tests::{Scratch, flush, open, pragma_number, restore_txid, use_wal};
+use replvfs_tests::{Scratch, flush, open, pragma_number, restore_txid, status, use_wal};
 use rusqlite::Connection;
-
-fn status(connection: &Connection) -> serde_json::Value {
-    let text: String = connection
-        .query_row("PRAGMA replvfs_status", [], |row| row.get(0))
-        .unwrap();
-    serde_json::from_str(&text).unwrap()
-}
 
 #[test]
 fn a_connection_for_each_write_makes_one_history() {

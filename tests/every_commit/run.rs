@@ -2,10 +2,9 @@
 //! restores.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::process::Command;
 
-use replvfs_tests::{Scratch, compare_pages, flush, pragma_number, restore_txid};
+use replvfs_tests::{Scratch, check_integrity, compare_pages, flush, plain_image, pragma_number, restore_txid};
 use rusqlite::Connection;
 
 use crate::script::{Part, Step, Write};
@@ -172,7 +171,7 @@ impl Run<'_> {
     fn true_image(&self) -> Vec<u8> {
         let path = self.scratch.database();
         if self.setup.locking == Locking::Normal {
-            return serialize(&path);
+            return plain_image(&path);
         }
         // Nobody else may read this database: look at a copy. Another process makes it, since closing the file in this one would
         // drop SQLite's locks.
@@ -187,7 +186,7 @@ impl Run<'_> {
                 let _ = std::fs::remove_file(&to);
             }
         }
-        let image = serialize(&copy);
+        let image = plain_image(&copy);
         for suffix in ["", "-wal", "-shm"] {
             let _ = std::fs::remove_file(self.scratch.file(&format!("copy.db{suffix}")));
         }
@@ -215,18 +214,4 @@ fn execute(connection: &Connection, write: &Write, seed: &mut u64) {
     connection
         .execute_batch(&sql)
         .unwrap_or_else(|error| panic!("{sql}: {error}"));
-}
-
-fn serialize(path: &Path) -> Vec<u8> {
-    let mut connection = Connection::open(path).unwrap();
-    connection.serialize("main").unwrap().to_vec()
-}
-
-/// `PRAGMA integrity_check` on a restored file, which it leaves as it was.
-pub(crate) fn check_integrity(path: &Path) {
-    let connection = Connection::open(path).unwrap();
-    let answer: String = connection
-        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
-        .unwrap();
-    assert_eq!(answer, "ok", "{}", path.display());
 }

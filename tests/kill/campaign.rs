@@ -16,7 +16,7 @@ use replvfs::format::Generation;
 use replvfs::history::{History, Target};
 use replvfs::restore::{RestoreOptions, Restored, restore};
 use replvfs::store::{Store, StoreOptions};
-use replvfs_tests::{Scratch, compare_pages};
+use replvfs_tests::{Scratch, compare_pages, plain_image};
 use rusqlite::Connection;
 
 use crate::content::{Newest, check};
@@ -191,7 +191,7 @@ impl Campaign {
         let found = check(&out, "the newest state");
         holds(&found, &self.reported, "what was reported");
         let live = self.live_copy();
-        let difference = compare_pages(&serialize(&live), &fs::read(&out).unwrap());
+        let difference = compare_pages(&plain_image(&live), &fs::read(&out).unwrap());
         difference.unwrap_or_else(|difference| panic!("the newest state is not the database: {difference}"));
         self.earlier_states(&found);
         for file in [&out, &live] {
@@ -252,10 +252,6 @@ impl Campaign {
         }
         copy
     }
-}
-
-fn serialize(path: &Path) -> Vec<u8> {
-    Connection::open(path).unwrap().serialize("main").unwrap().to_vec()
 }
 
 /// A database file, if it is there, and what SQLite left beside it.

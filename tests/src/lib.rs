@@ -155,6 +155,20 @@ pub fn pragma_number(connection: &Connection, pragma: &str) -> Option<u64> {
     }
 }
 
+/// What `PRAGMA replvfs_status` says.
+pub fn status(connection: &Connection) -> serde_json::Value {
+    let text: String = connection
+        .query_row("PRAGMA replvfs_status", [], |row| row.get(0))
+        .expect("PRAGMA replvfs_status");
+    serde_json::from_str(&text).expect("the status is JSON")
+}
+
+/// The whole database as SQLite reads it without replvfs.
+pub fn plain_image(path: &Path) -> Vec<u8> {
+    let mut connection = Connection::open(path).expect("opening the database without replvfs");
+    connection.serialize("main").expect("reading the database").to_vec()
+}
+
 /// Uploads everything and waits for it.
 pub fn flush(connection: &Connection) {
     let mut statement = connection
