@@ -9,6 +9,7 @@ compile_error!("replvfs is built for Unix: its locks and files are POSIX's");
 
 pub mod api;
 mod base;
+mod buffer;
 mod capture;
 mod guard;
 pub mod host;

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::base::BaseFile;
+use crate::buffer::Buffer;
 use crate::types::{PageSize, Pgno, Position, Txid, UnixMillis};
 use crate::wal::{FRAME_HEADER_BYTES, Scan, frame_bytes, frame_offset};
 
@@ -34,7 +35,7 @@ pub struct Transaction {
 #[derive(Debug)]
 pub(crate) enum Frames {
     /// The bytes of the WAL from the first frame to the last.
-    Memory(Vec<u8>),
+    Memory(Buffer),
     /// Too large for that.
     Range(Arc<WalRange>),
 }
@@ -95,7 +96,7 @@ impl Transaction {
                 checksum: sum,
             },
             big_endian: false,
-            frames: Frames::Memory(bytes),
+            frames: Frames::Memory(Buffer(bytes)),
         }
     }
 

@@ -6,6 +6,7 @@ use libsqlite3_sys as ffi;
 
 use super::database::{Capture, Connection, ConnectionState, Cursor, Database};
 use crate::base::{FileRef, IndexRegion};
+use crate::buffer::Buffer;
 use crate::transaction::{Frames, Transaction, WalRange};
 use crate::types::{PageSize, Position};
 use crate::wal::{Commit, HEADER_BYTES, IndexHeader, Scan, WalHeader, frame_bytes, frame_offset};
@@ -107,7 +108,7 @@ impl Database {
             self.range(open.start, commit.position, page_size)
                 .ok_or(Gap("its WAL could not be opened"))?
         } else {
-            Frames::Memory(bytes)
+            Frames::Memory(Buffer(bytes))
         };
         self.append(capture, open.start, commit, page_size, big_endian, frames);
         open.start = commit.position;
@@ -218,7 +219,7 @@ impl Database {
         }
         let length = u64::from(is.frame - start.frame) * frame_bytes(page_size);
         let frames = match state.mirror.take(start.frame + 1, length, page_size) {
-            Some(bytes) => Some(Frames::Memory(bytes)),
+            Some(bytes) => Some(Frames::Memory(Buffer(bytes))),
             None => self.range(start, is, page_size),
         };
         let Some(frames) = frames else {
@@ -280,7 +281,7 @@ impl Database {
         let Some(commit) = commit else { return };
         let length = u64::from(commit.position.frame - start.frame) * frame_bytes(page_size);
         let frames = match state.mirror.take(start.frame + 1, length, page_size) {
-            Some(bytes) => Some(Frames::Memory(bytes)),
+            Some(bytes) => Some(Frames::Memory(Buffer(bytes))),
             None => self.range(start, commit.position, page_size),
         };
         match frames {

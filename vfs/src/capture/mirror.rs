@@ -3,6 +3,7 @@
 //! Spilled pages, pages written again in place, writes in two parts, frames after a `ROLLBACK TO`: all are writes somewhere inside
 //! this image, so none of them is a special case.
 
+use crate::buffer;
 use crate::types::PageSize;
 use crate::wal::{HEADER_BYTES, WalHeader, frame_offset};
 
@@ -42,7 +43,12 @@ impl Mirror {
         }
         if self.bytes.is_empty() {
             self.start = offset;
-            self.bytes.reserve(self.expected.max(data.len()));
+            let room = self.expected.max(data.len());
+            if self.bytes.capacity() == 0 {
+                self.bytes = buffer::take(room);
+            } else {
+                self.bytes.reserve(room);
+            }
         }
         let at = offset.checked_sub(self.start).and_then(|at| usize::try_from(at).ok());
         match at {

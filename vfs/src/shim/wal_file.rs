@@ -70,6 +70,9 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
 }
 
 fn before_write(connection: &Connection, offset: i64) {
+    if offset != 0 && !connection.database.wants_attention() {
+        return;
+    }
     let mut state = connection.lock();
     if offset == 0 {
         connection.database.before_wal_is_lost();
