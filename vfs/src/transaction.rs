@@ -120,19 +120,19 @@ impl Transaction {
         let mut frame = vec![0; FRAME_HEADER_BYTES + self.page_size.as_usize()];
         let newest = self.check(&mut frame)?;
         for (pgno, number) in newest {
-            self.read_frame(number, &mut frame)?;
+            let frame = self.frame(number, &mut frame)?;
             visit(pgno, &frame[FRAME_HEADER_BYTES..])?;
         }
         Ok(())
     }
 
     /// Walks all frames, and tells the newest frame of each page.
-    fn check(&self, frame: &mut [u8]) -> Result<BTreeMap<Pgno, u32>, FrameError> {
+    fn check(&self, buffer: &mut [u8]) -> Result<BTreeMap<Pgno, u32>, FrameError> {
         let mut scan = Scan::from_position(self.start, self.page_size, self.big_endian);
         let mut newest = BTreeMap::new();
         let mut last = None;
         for number in self.start.frame + 1..=self.end.frame {
-            self.read_frame(number, frame)?;
+            let frame = self.frame(number, buffer)?;
             let (pgno, _, commit) = scan
                 .step(frame)
                 .map_err(|error| FrameError::Chain { frame: error.frame })?;
@@ -148,17 +148,19 @@ impl Transaction {
         Ok(newest)
     }
 
-    fn read_frame(&self, number: u32, frame: &mut [u8]) -> Result<(), FrameError> {
+    /// One frame: where it is in memory, or read into `buffer`, which is as long as one.
+    fn frame<'a>(&'a self, number: u32, buffer: &'a mut [u8]) -> Result<&'a [u8], FrameError> {
         match &self.frames {
             Frames::Memory(bytes) => {
-                let at = (number - self.start.frame - 1) as usize * frame.len();
-                let source = bytes
-                    .get(at..at + frame.len())
-                    .ok_or(FrameError::Chain { frame: number })?;
-                frame.copy_from_slice(source);
-                Ok(())
+                let at = (number - self.start.frame - 1) as usize * buffer.len();
+                bytes
+                    .get(at..at + buffer.len())
+                    .ok_or(FrameError::Chain { frame: number })
             }
-            Frames::Range(range) => range.read(frame, frame_offset(number, self.page_size)),
+            Frames::Range(range) => {
+                range.read(buffer, frame_offset(number, self.page_size))?;
+                Ok(buffer)
+            }
         }
     }
 }
