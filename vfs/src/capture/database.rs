@@ -75,6 +75,9 @@ pub(super) struct Cursor {
 pub(crate) struct Connection {
     pub(crate) database: Arc<Database>,
     pub(crate) state: Mutex<ConnectionState>,
+    /// Its barriers can publish a commit: it has the write lock, or the file for itself. Readers, whose barriers cannot, take no lock for
+    /// them.
+    publishes: AtomicBool,
 }
 
 pub(crate) struct ConnectionState {
@@ -118,7 +121,19 @@ impl Connection {
         Connection {
             database,
             state: Mutex::new(state),
+            publishes: AtomicBool::new(false),
         }
+    }
+
+    /// Whether a barrier of it is worth a look.
+    pub(crate) fn publishes(&self) -> bool {
+        self.publishes.load(Ordering::Relaxed)
+    }
+
+    /// To be called when its locks have changed, on its thread.
+    pub(crate) fn locks_changed(&self, state: &ConnectionState) {
+        self.publishes
+            .store(state.writing || state.is_exclusive(), Ordering::Relaxed);
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, ConnectionState> {

@@ -122,6 +122,7 @@ unsafe extern "C" fn lock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
             if level > state.file_lock {
                 connection.database.count_holder(state.file_lock, level);
                 state.file_lock = level;
+                connection.locks_changed(&state);
             }
         });
     }
@@ -150,6 +151,7 @@ fn lock_goes_down(connection: &Connection, level: c_int) {
     }
     connection.database.count_holder(state.file_lock, level);
     state.file_lock = level;
+    connection.locks_changed(&state);
 }
 
 unsafe extern "C" fn file_control(file: *mut ffi::sqlite3_file, op: c_int, argument: *mut c_void) -> c_int {
@@ -225,6 +227,7 @@ unsafe extern "C" fn shm_lock(file: *mut ffi::sqlite3_file, offset: c_int, n: c_
             observe("xShmLock", connection, || {
                 let mut state = connection.lock();
                 state.writing = false;
+                connection.locks_changed(&state);
                 state.mirror.clear();
             });
         }
@@ -239,6 +242,7 @@ unsafe extern "C" fn shm_lock(file: *mut ffi::sqlite3_file, offset: c_int, n: c_
             observe("xShmLock", connection, || {
                 let mut state = connection.lock();
                 state.writing = true;
+                connection.locks_changed(&state);
                 connection.database.write_lock_taken(&mut state);
             });
         } else if !exclusive && offset >= FIRST_READ_SLOT && connection.database.wants_attention() {
@@ -255,6 +259,9 @@ unsafe extern "C" fn shm_barrier(file: *mut ffi::sqlite3_file) {
     unsafe { forward!(file, xShmBarrier, ()) };
     // SAFETY: an open file of ours.
     if let Some(connection) = unsafe { connection(file) } {
+        if !connection.publishes() {
+            return;
+        }
         observe("xShmBarrier", connection, || {
             connection.database.barrier(&mut connection.lock())
         });
