@@ -145,7 +145,7 @@ impl Database {
 
     /// The connection is between the two copies of the wal-index header.
     pub(crate) fn barrier(&self, state: &mut ConnectionState) {
-        if !(state.writing || state.is_exclusive()) {
+        if !state.can_publish() {
             return;
         }
         let (Some(region), Some(wal)) = (state.region, state.wal) else {
@@ -217,22 +217,35 @@ impl Database {
             }
             return;
         }
-        let length = u64::from(is.frame - start.frame) * frame_bytes(page_size);
-        let frames = match state.mirror.take(start.frame + 1, length, page_size) {
-            Some(bytes) => Some(Frames::Memory(Buffer(bytes))),
-            None => self.range(start, is, page_size),
-        };
-        let Some(frames) = frames else {
-            return self.break_history(
-                capture,
-                "a transaction larger than memory_limit could not be kept in the WAL",
-            );
-        };
         let commit = Commit {
             position: is,
             page_count: header.page_count,
         };
-        self.append(capture, start, commit, page_size, header.big_endian, frames);
+        self.log_own(capture, state, start, commit, page_size, header.big_endian);
+    }
+
+    /// Logs a transaction of this connection: out of its mirror, or as a range of the WAL.
+    fn log_own(
+        &self,
+        capture: &mut Capture,
+        state: &mut ConnectionState,
+        start: Position,
+        commit: Commit,
+        page_size: PageSize,
+        big_endian: bool,
+    ) {
+        let length = u64::from(commit.position.frame - start.frame) * frame_bytes(page_size);
+        let frames = match state.mirror.take(start.frame + 1, length, page_size) {
+            Some(bytes) => Some(Frames::Memory(Buffer(bytes))),
+            None => self.range(start, commit.position, page_size),
+        };
+        match frames {
+            Some(frames) => self.append(capture, start, commit, page_size, big_endian, frames),
+            None => self.break_history(
+                capture,
+                "a transaction larger than memory_limit could not be kept in the WAL",
+            ),
+        }
     }
 
     fn range(&self, start: Position, end: Position, page_size: PageSize) -> Option<Frames> {
@@ -279,18 +292,7 @@ impl Database {
             None => last_commit_in(wal, scan),
         };
         let Some(commit) = commit else { return };
-        let length = u64::from(commit.position.frame - start.frame) * frame_bytes(page_size);
-        let frames = match state.mirror.take(start.frame + 1, length, page_size) {
-            Some(bytes) => Some(Frames::Memory(Buffer(bytes))),
-            None => self.range(start, commit.position, page_size),
-        };
-        match frames {
-            Some(frames) => self.append(&mut capture, start, commit, page_size, big_endian, frames),
-            None => self.break_history(
-                &mut capture,
-                "a transaction larger than memory_limit could not be kept in the WAL",
-            ),
-        }
+        self.log_own(&mut capture, state, start, commit, page_size, big_endian);
     }
 
     /// Logs what others have committed, without the write lock. What cannot be read now is left for the next time.
@@ -376,7 +378,7 @@ fn last_commit_in(wal: FileRef, mut scan: Scan) -> Option<Commit> {
     }
 }
 
-/// `SQLITE_OK` or the code itself: readability at call sites that forward.
+/// Whether a result code of SQLite is `SQLITE_OK`.
 pub(crate) fn is_ok(code: i32) -> bool {
     code == ffi::SQLITE_OK
 }

@@ -100,6 +100,11 @@ pub(crate) struct ConnectionState {
 unsafe impl Send for ConnectionState {}
 
 impl ConnectionState {
+    /// It can commit: it has the WAL's write lock, or the file for itself.
+    pub(crate) fn can_publish(&self) -> bool {
+        self.writing || self.is_exclusive()
+    }
+
     /// No other process can touch the database.
     pub(crate) fn is_exclusive(&self) -> bool {
         self.file_lock >= ffi::SQLITE_LOCK_EXCLUSIVE
