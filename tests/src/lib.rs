@@ -343,8 +343,10 @@ fn compare<A: Read, B: Read>(expected: (A, u64), actual: (B, u64)) -> Result<(),
 
 /// Fails the test when `PRAGMA integrity_check` finds anything in the file, which is opened without replvfs.
 pub fn check_integrity(path: &Path) {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).expect("opening the restored file");
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+    // Immutable, as a reader that may not write leaves an empty WAL behind when it closes.
+    let uri = format!("file:{}?immutable=1", path.display());
+    let connection = Connection::open_with_flags(uri, flags).expect("opening the restored file");
     let found: String = connection
         .query_row("PRAGMA integrity_check", [], |row| row.get(0))
         .expect("PRAGMA integrity_check");
