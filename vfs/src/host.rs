@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::log::Log;
+use crate::resume::Left;
 use crate::types::UnixMillis;
 
 /// One per registered VFS: decides how a database is replicated when it is opened.
@@ -61,8 +62,27 @@ pub trait Replica: Send + Sync + 'static {
     /// When that did not happen within the replica's timeout, or cannot happen.
     fn flush(&self) -> Result<(), FlushError>;
 
-    /// The last connection of this process has closed. May wait, for a bounded time, for the log to be uploaded.
+    /// Whether this process replicates the database, so that it is to keep the WAL.
+    fn owns(&self) -> bool;
+
+    /// Whether this process replicates the database from here on, since no other does any more.
+    fn take_over(&self) -> bool;
+
+    /// The upload is worth being hurried: a WAL cannot be restarted before. Never blocks.
+    fn hurry(&self);
+
+    /// Waits, for `close_timeout` at most, until all that is in the log is in the store; `true` if it is.
+    fn drain(&self) -> bool;
+
+    /// The database leaves a WAL behind: to be remembered beyond the end of this process before it returns, without a sync. Called with
+    /// locks of the capture held: local file I/O only. `false` when it could not be remembered.
+    fn left(&self, left: &Left) -> bool;
+
+    /// The last connection of this process has closed.
     fn closed(&self);
+
+    /// Bytes to which a WAL may grow for the sake of a store that does not answer.
+    fn wal_limit(&self) -> u64;
 
     /// How long a connection may be kept waiting at close, or when it wants the file for itself.
     fn close_timeout(&self) -> std::time::Duration;

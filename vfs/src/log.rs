@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::host::Replica;
+use crate::resume::Resume;
 use crate::snapshot::Snapshot;
 use crate::transaction::Transaction;
 use crate::types::{Position, Txid, UnixMillis};
@@ -32,7 +33,7 @@ pub struct Base {
 /// How a [`Base`] follows the transactions before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Continuity {
-    /// Nothing came before it in this process. Its txid is 0.
+    /// Nothing came before it, as far as this machine knows. Its txid is 0.
     First,
     /// It is the state after the transaction with its own txid: an earlier base could not be read to its end.
     Continued,
@@ -46,8 +47,30 @@ pub enum Continuity {
 pub enum Batch {
     /// A new base: an image is due.
     Base(Box<Base>),
-    /// Consecutive transactions of one page size, at least one.
-    Transactions(Vec<Transaction>),
+    /// The database was found to go on from what [`Log::resume_from`] named: transactions follow the one with this number.
+    Resumed(Txid),
+    /// Consecutive transactions of one page size, at least one. The log keeps them too, until [`Log::stored`].
+    Transactions(Vec<Arc<Transaction>>),
+}
+
+/// What the log wants from the capture before any transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    Nothing,
+    Base,
+    /// Proof that the database goes on from there; without one, a base that is marked broken.
+    Resume(Resume),
+}
+
+/// Identifies what was wanted: an answer to an older question is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Question(u64);
+
+/// The capturing side, as the replicating side may ask for it at any time, on threads of its own.
+pub(crate) trait Capturing: Send + Sync {
+    fn is_pinned(&self) -> bool;
+    fn has_news(&self) -> bool;
+    fn look(&self);
 }
 
 /// What is waiting in the log.
@@ -62,17 +85,35 @@ pub struct Pending {
 #[derive(Debug)]
 enum Item {
     Base(Box<Base>),
-    Transaction(Transaction),
+    Resumed(Txid),
+    Transaction(Arc<Transaction>),
+}
+
+impl Item {
+    /// The replica is to look at it at once: a base holds locks until it is read.
+    fn is_urgent(&self) -> bool {
+        !matches!(self, Item::Transaction(_))
+    }
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     queue: VecDeque<Item>,
     wal_bytes: u64,
-    /// Bases in the queue.
-    bases: usize,
+    /// Items in the queue that are no transactions.
+    urgent: usize,
+    /// Transactions that were taken, and are not known to be in the store.
+    taken: VecDeque<Arc<Transaction>>,
     last: Option<Txid>,
     acked: Option<Txid>,
+    /// Txids are final: the store was asked how the history goes on, or the database proved to continue it.
+    settled: bool,
+    resume: Option<Resume>,
+    question: u64,
+    /// What is captured is dropped until the capture answers.
+    dropping: bool,
+    /// What is captured is dropped until the replica calls [`Log::capture_again`].
+    suspended: bool,
     failure: Option<String>,
     /// Wake the replica when this many bytes wait.
     armed: Option<u64>,
@@ -80,19 +121,40 @@ struct Inner {
 
 impl Inner {
     fn due(&self, wal_bytes: u64) -> bool {
-        // A base holds locks until it is read, so what stands before it is not to be waited for either.
-        !self.queue.is_empty() && (self.wal_bytes >= wal_bytes || self.bases > 0)
+        // What stands before a base is not to be waited for either.
+        !self.queue.is_empty() && (self.wal_bytes >= wal_bytes || self.urgent > 0)
+    }
+
+    /// Empties the queue. Bases and ranges of the WAL close files when they go: not under the lock.
+    #[must_use]
+    fn clear(&mut self) -> (VecDeque<Item>, VecDeque<Arc<Transaction>>) {
+        self.wal_bytes = 0;
+        self.urgent = 0;
+        (std::mem::take(&mut self.queue), std::mem::take(&mut self.taken))
+    }
+
+    fn is_open(&self) -> bool {
+        self.failure.is_none() && !self.dropping && !self.suspended
     }
 }
 
-/// The log of one database. All methods may be called from any thread, and none waits but [`Log::wait_acked`].
-#[derive(Debug, Default)]
+/// The log of one database. All methods may be called from any thread, and none waits but [`Log::wait_acked`], [`Log::wait_settled`] and
+/// [`Log::look`].
+#[derive(Default)]
 pub struct Log {
     inner: Mutex<Inner>,
-    acknowledged: Condvar,
-    /// The capture must bring a base before it may log anything more.
+    /// Notified when `acked`, `settled` or `failure` change.
+    progress: Condvar,
+    /// The capture must bring a base, or prove that it can do without, before it may log anything more.
     base_wanted: AtomicBool,
     replica: OnceLock<Weak<dyn Replica>>,
+    capturing: OnceLock<Weak<dyn Capturing>>,
+}
+
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Log").finish_non_exhaustive()
+    }
 }
 
 impl Log {
@@ -114,17 +176,34 @@ impl Log {
         let _ = self.replica.set(Arc::downgrade(replica));
     }
 
-    fn push(&self, item: Item, wal_bytes: u64) {
+    pub(crate) fn connect_capture(&self, capturing: Weak<dyn Capturing>) {
+        // As for the replica.
+        let _ = self.capturing.set(capturing);
+    }
+
+    /// `false` when it was dropped.
+    fn push(&self, item: Item, txid: Txid, wal_bytes: u64, answers: Option<Question>) -> bool {
         let wake = {
             let mut inner = self.lock();
-            match &item {
-                Item::Base(base) => inner.last = Some(base.txid),
-                Item::Transaction(transaction) => inner.last = Some(transaction.txid),
+            match answers {
+                Some(Question(question)) if question != inner.question || inner.suspended => return false,
+                Some(_) => {
+                    inner.resume = None;
+                    inner.dropping = false;
+                    self.base_wanted.store(false, Ordering::Release);
+                }
+                None if !inner.is_open() => return false,
+                None => {}
             }
+            inner.last = Some(txid);
             if inner.failure.is_some() {
-                return;
+                return false;
             }
-            inner.bases += usize::from(matches!(item, Item::Base(_)));
+            if matches!(item, Item::Resumed(_)) {
+                inner.settled = true;
+                self.progress.notify_all();
+            }
+            inner.urgent += usize::from(item.is_urgent());
             inner.queue.push_back(item);
             inner.wal_bytes += wal_bytes;
             let due = inner.armed.is_some_and(|armed| inner.due(armed));
@@ -133,23 +212,42 @@ impl Log {
             }
             due
         };
-        if wake && let Some(replica) = self.replica.get().and_then(Weak::upgrade) {
+        if wake && let Some(replica) = self.replica() {
             replica.wake();
         }
+        true
     }
 
-    /// Appends a base. From here on transactions follow it.
-    #[doc(hidden)]
-    pub fn push_base(&self, base: Base) {
-        self.base_wanted.store(false, Ordering::Release);
-        self.push(Item::Base(Box::new(base)), 0);
+    fn replica(&self) -> Option<Arc<dyn Replica>> {
+        self.replica.get().and_then(Weak::upgrade)
+    }
+
+    /// What must come before any transaction. Costs no lock when nothing is wanted.
+    pub(crate) fn wanted(&self) -> (Wanted, Question) {
+        if !self.base_wanted() {
+            return (Wanted::Nothing, Question(0));
+        }
+        let inner = self.lock();
+        let wanted = inner.resume.map_or(Wanted::Base, Wanted::Resume);
+        (wanted, Question(inner.question))
+    }
+
+    /// Appends a base. From here on transactions follow it. `false` when something else is wanted by now.
+    pub(crate) fn push_base(&self, base: Base, answers: Question) -> bool {
+        let txid = base.txid;
+        self.push(Item::Base(Box::new(base)), txid, 0, Some(answers))
+    }
+
+    /// The database goes on from the transaction that was asked for. `false` when something else is wanted by now.
+    pub(crate) fn push_resumed(&self, txid: Txid, answers: Question) -> bool {
+        self.push(Item::Resumed(txid), txid, 0, Some(answers))
     }
 
     /// Appends a transaction, whose txid is the one after [`Log::last_txid`].
     #[doc(hidden)]
     pub fn push_transaction(&self, transaction: Transaction) {
-        let wal_bytes = transaction.wal_bytes();
-        self.push(Item::Transaction(transaction), wal_bytes);
+        let (txid, wal_bytes) = (transaction.txid, transaction.wal_bytes());
+        self.push(Item::Transaction(Arc::new(transaction)), txid, wal_bytes, None);
     }
 
     /// Asks for one [`Replica::wake`] when a base waits, or when transactions of at least
@@ -171,7 +269,7 @@ impl Log {
         }
     }
 
-    /// Takes the oldest item: a base alone, or transactions until their WAL bytes pass `wal_bytes` (at least one).
+    /// Takes the oldest item: a base or a resumption alone, or transactions until their WAL bytes pass `wal_bytes` (at least one).
     pub fn take(&self, wal_bytes: u64) -> Option<Batch> {
         let mut inner = self.lock();
         let mut taken = Vec::new();
@@ -179,8 +277,12 @@ impl Log {
         while let Some(item) = inner.queue.pop_front() {
             match item {
                 Item::Base(base) if taken.is_empty() => {
-                    inner.bases -= 1;
+                    inner.urgent -= 1;
                     return Some(Batch::Base(base));
+                }
+                Item::Resumed(txid) if taken.is_empty() => {
+                    inner.urgent -= 1;
+                    return Some(Batch::Resumed(txid));
                 }
                 Item::Transaction(transaction) if taken.is_empty() || bytes < wal_bytes => {
                     bytes += transaction.wal_bytes();
@@ -193,7 +295,146 @@ impl Log {
             }
         }
         inner.wal_bytes = inner.wal_bytes.saturating_sub(bytes);
+        inner.taken.extend(taken.iter().cloned());
         (!taken.is_empty()).then_some(Batch::Transactions(taken))
+    }
+
+    /// Transactions up to this one are in the store, though perhaps not restorable before an image is. Nothing on this machine has to
+    /// keep them any more.
+    pub fn stored(&self, txid: Txid) {
+        let dropped: Vec<_> = {
+            let mut inner = self.lock();
+            let count = inner.taken.partition_point(|transaction| transaction.txid <= txid);
+            inner.taken.drain(..count).collect()
+        };
+        drop(dropped);
+    }
+
+    /// Forgets what was captured: another process replicates it.
+    pub fn forget(&self) {
+        let dropped = self.lock().clear();
+        drop(dropped);
+    }
+
+    /// Whether the store has every transaction that was captured, or none has to be in it.
+    pub(crate) fn is_drained(&self) -> bool {
+        let inner = self.lock();
+        inner.taken.is_empty() && !inner.queue.iter().any(|item| matches!(item, Item::Transaction(_)))
+    }
+
+    /// The transactions that are not known to be in the store, in order; `None` as long as their numbers may change.
+    pub(crate) fn unstored(&self) -> Option<Vec<Arc<Transaction>>> {
+        let inner = self.lock();
+        if !inner.settled {
+            return None;
+        }
+        let queued = inner.queue.iter().filter_map(|item| match item {
+            Item::Transaction(transaction) => Some(transaction),
+            Item::Base(_) | Item::Resumed(_) => None,
+        });
+        Some(inner.taken.iter().chain(queued).cloned().collect())
+    }
+
+    /// Asks the capture to go on from a known transaction. What was captured before is forgotten, and so is what is captured until it has
+    /// answered: with [`Batch::Resumed`], or, when the database cannot be proved to go on from there, with a base that is
+    /// [`Continuity::Broken`] and has the txid after the newest that `resume` names.
+    pub fn resume_from(&self, resume: Resume) {
+        let dropped = {
+            let mut inner = self.lock();
+            inner.resume = Some(resume);
+            inner.question += 1;
+            inner.dropping = true;
+            inner.settled = false;
+            self.base_wanted.store(true, Ordering::Release);
+            inner.clear()
+        };
+        drop(dropped);
+    }
+
+    /// Numbers everything in the log higher by `by`, since the store already has transactions with these numbers, and makes the numbers
+    /// final. Does nothing when they are final.
+    pub fn settle(&self, by: u64) {
+        let mut inner = self.lock();
+        if inner.settled {
+            return;
+        }
+        inner.settled = true;
+        if by > 0 {
+            inner.last = inner.last.map(|last| Txid(last.0 + by));
+            for item in &mut inner.queue {
+                match item {
+                    Item::Base(base) => base.txid.0 += by,
+                    Item::Resumed(txid) => txid.0 += by,
+                    Item::Transaction(transaction) => {
+                        if let Some(transaction) = Arc::get_mut(transaction) {
+                            transaction.txid.0 += by;
+                        }
+                    }
+                }
+            }
+        }
+        self.progress.notify_all();
+    }
+
+    /// Whether txids are final.
+    pub fn is_settled(&self) -> bool {
+        self.lock().settled
+    }
+
+    /// Waits until txids are final, the log has failed, or the time is over; `true` if they are final.
+    pub fn wait_settled(&self, timeout: Duration) -> bool {
+        let inner = self.lock();
+        let (inner, _) = self
+            .progress
+            .wait_timeout_while(inner, timeout, |inner| !inner.settled && inner.failure.is_none())
+            .unwrap_or_else(PoisonError::into_inner);
+        inner.settled
+    }
+
+    /// Nothing more is kept for a store that does not answer: what was captured is dropped, and so is what follows.
+    pub(crate) fn suspend(&self) {
+        let dropped = {
+            let mut inner = self.lock();
+            inner.suspended = true;
+            inner.clear()
+        };
+        drop(dropped);
+    }
+
+    /// Captured transactions were dropped, and still are, since the WAL had reached `wal_limit`.
+    pub fn is_suspended(&self) -> bool {
+        self.lock().suspended
+    }
+
+    /// The store answers again: asks for a base, from which the history goes on. Does nothing when the log is not suspended.
+    pub fn capture_again(&self) {
+        let mut inner = self.lock();
+        if std::mem::take(&mut inner.suspended) {
+            inner.question += 1;
+            self.base_wanted.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether the WAL is kept from being restarted, so that [`Log::has_news`] is worth asking for now and then.
+    pub fn is_pinned(&self) -> bool {
+        self.capturing().is_some_and(|capturing| capturing.is_pinned())
+    }
+
+    /// Whether another process has committed what is not in the log. Looks at memory only.
+    pub fn has_news(&self) -> bool {
+        self.capturing().is_some_and(|capturing| capturing.has_news())
+    }
+
+    /// Captures what other processes have committed, and restarts a WAL that nobody needs any more when its writers cannot. Blocks on
+    /// file I/O.
+    pub fn look(&self) {
+        if let Some(capturing) = self.capturing() {
+            capturing.look();
+        }
+    }
+
+    fn capturing(&self) -> Option<Arc<dyn Capturing>> {
+        self.capturing.get().and_then(Weak::upgrade)
     }
 
     /// The newest captured transaction; `None` before the first base.
@@ -216,7 +457,7 @@ impl Log {
         );
         if inner.failure.is_none() && inner.acked < Some(txid) {
             inner.acked = Some(txid);
-            self.acknowledged.notify_all();
+            self.progress.notify_all();
         }
     }
 
@@ -228,12 +469,9 @@ impl Log {
             if inner.failure.is_none() {
                 inner.failure = Some(reason);
             }
-            inner.wal_bytes = 0;
-            inner.bases = 0;
-            self.acknowledged.notify_all();
-            std::mem::take(&mut inner.queue)
+            self.progress.notify_all();
+            inner.clear()
         };
-        // Bases and WAL ranges close files when they go: not under the lock.
         drop(dropped);
     }
 
@@ -246,7 +484,7 @@ impl Log {
     pub fn wait_acked(&self, txid: Txid, timeout: Duration) -> bool {
         let inner = self.lock();
         let (inner, _) = self
-            .acknowledged
+            .progress
             .wait_timeout_while(inner, timeout, |inner| {
                 inner.acked < Some(txid) && inner.failure.is_none()
             })
@@ -256,10 +494,13 @@ impl Log {
 
     /// Asks the capture for a new base at the next opportunity: an image could not be made from the last one.
     pub fn request_base(&self) {
-        self.base_wanted.store(true, Ordering::Release);
+        let inner = self.lock();
+        if !inner.suspended {
+            self.base_wanted.store(true, Ordering::Release);
+        }
     }
 
-    /// Whether a base is wanted.
+    /// Whether a base is wanted, or proof that none is needed.
     pub fn base_wanted(&self) -> bool {
         self.base_wanted.load(Ordering::Acquire)
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use replvfs_vfs::host::{FlushError, Replica};
+use replvfs_vfs::resume::Left;
 
 use super::shared::Shared;
 
@@ -72,6 +73,28 @@ impl Replica for DatabaseReplica {
 
     fn flush(&self) -> Result<(), FlushError> {
         self.flush_within(self.timeout)
+    }
+
+    fn owns(&self) -> bool {
+        !self.shared.is_standby()
+    }
+
+    fn take_over(&self) -> bool {
+        false
+    }
+
+    fn hurry(&self) {}
+
+    fn drain(&self) -> bool {
+        true
+    }
+
+    fn left(&self, _left: &Left) -> bool {
+        true
+    }
+
+    fn wal_limit(&self) -> u64 {
+        1 << 30
     }
 
     fn closed(&self) {

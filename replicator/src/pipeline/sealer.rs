@@ -50,7 +50,7 @@ impl SealError {
 /// Seals consecutive transactions, at least one. Large ones go through a temporary file, which has no name, in `folder` or where the
 /// system keeps such files.
 pub(super) fn seal(
-    transactions: &[Transaction],
+    transactions: &[Arc<Transaction>],
     generation: Generation,
     previous: ObjectHash,
     folder: &Path,
@@ -67,7 +67,7 @@ pub(super) fn seal(
         end: last.end,
         previous,
     };
-    let wal_bytes: u64 = transactions.iter().map(Transaction::wal_bytes).sum();
+    let wal_bytes: u64 = transactions.iter().map(|transaction| transaction.wal_bytes()).sum();
     if wal_bytes <= IN_MEMORY_BYTES {
         let (bytes, hash) = write(Vec::new(), header, transactions)?;
         return Ok(Segment {
@@ -85,7 +85,11 @@ pub(super) fn seal(
     })
 }
 
-fn write<W: Write>(out: W, header: SegmentHeader, transactions: &[Transaction]) -> Result<(W, ObjectHash), SealError> {
+fn write<W: Write>(
+    out: W,
+    header: SegmentHeader,
+    transactions: &[Arc<Transaction>],
+) -> Result<(W, ObjectHash), SealError> {
     let mut writer = SegmentWriter::new(out, header, LEVEL)?;
     for transaction in transactions {
         writer.begin(TransactionHeader {

@@ -102,6 +102,7 @@ impl Task {
         match self.shared.log.take(self.plan.segment_size) {
             None => Ok(()),
             Some(Batch::Base(base)) => self.base(*base).await,
+            Some(Batch::Resumed(_)) => Ok(()),
             Some(Batch::Transactions(transactions)) => self.transactions(transactions).await,
         }
     }
@@ -207,7 +208,7 @@ impl Task {
         }))
     }
 
-    async fn transactions(&mut self, transactions: Vec<Transaction>) -> Result<(), Stopped> {
+    async fn transactions(&mut self, transactions: Vec<Arc<Transaction>>) -> Result<(), Stopped> {
         let Some(first) = transactions.first().map(|first| (first.txid, first.page_size)) else {
             return Ok(());
         };
@@ -233,7 +234,7 @@ impl Task {
                 first.0
             ));
         }
-        let wal_bytes = transactions.iter().map(Transaction::wal_bytes).sum();
+        let wal_bytes = transactions.iter().map(|transaction| transaction.wal_bytes()).sum();
         let last = transactions.last().map_or(first.0, |last| last.txid);
         self.last_sealed = Some(Instant::now());
         self.shared.uploading(wal_bytes);
@@ -242,7 +243,7 @@ impl Task {
         outcome
     }
 
-    async fn upload(&mut self, transactions: Vec<Transaction>, first: Txid, last: Txid) -> Result<(), Stopped> {
+    async fn upload(&mut self, transactions: Vec<Arc<Transaction>>, first: Txid, last: Txid) -> Result<(), Stopped> {
         let Some(chain) = &mut self.chain else {
             return Ok(());
         };
@@ -261,6 +262,7 @@ impl Task {
         }
         chain.previous = segment.hash;
         chain.last = last;
+        self.shared.log.stored(last);
         self.gaps_in_a_row = 0;
         self.shared.uploading(0);
         self.progress.segment(last);
@@ -289,7 +291,7 @@ impl Task {
 /// On the blocking pool, and again while what stands in the way may pass.
 async fn seal(
     shared: &Shared,
-    transactions: Vec<Transaction>,
+    transactions: Vec<Arc<Transaction>>,
     chain: &Chain,
     plan: &Plan,
 ) -> Result<Result<Segment, SealError>, Stopped> {

@@ -32,7 +32,7 @@ fn page_size() -> PageSize {
     PageSize::new(4096).expect("a page size")
 }
 
-fn transactions(count: u64, pages: u32) -> Vec<Transaction> {
+fn transactions(count: u64, pages: u32) -> Vec<Arc<Transaction>> {
     let mut start = Position::default();
     (1..=count)
         .map(|txid| {
@@ -46,7 +46,7 @@ fn transactions(count: u64, pages: u32) -> Vec<Transaction> {
                 .collect();
             let transaction = Transaction::for_test(Txid(txid), page_size(), pages, &content, start);
             start = transaction.end;
-            transaction
+            Arc::new(transaction)
         })
         .collect()
 }

@@ -160,6 +160,7 @@ impl Database {
     }
 
     fn log_base(&self, capture: &mut Capture, found: Found) {
+        let (_, question) = self.log.wanted();
         let (continuity, txid) = match self.log.last_txid() {
             Some(last) if capture.broken => (Continuity::Broken, last.next()),
             Some(last) => (Continuity::Continued, last),
@@ -178,13 +179,16 @@ impl Database {
         capture.started = true;
         capture.broken = false;
         capture.trouble = None;
-        self.log.push_base(Base {
-            txid,
-            position: found.cursor.position,
-            taken_at: self.host.now(),
-            continuity,
-            snapshot: found.snapshot,
-        });
+        self.log.push_base(
+            Base {
+                txid,
+                position: found.cursor.position,
+                taken_at: self.host.now(),
+                continuity,
+                snapshot: found.snapshot,
+            },
+            question,
+        );
     }
 
     /// A base that is protected by a WAL read lock, as a reader takes it (`walTryBeginRead`).

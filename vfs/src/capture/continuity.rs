@@ -13,12 +13,17 @@ const COARSE_TICK_MS: i64 = 2_020;
 
 /// A database file that no WAL belongs to, as it stood while this process alone had access to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Fingerprint {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified_ns: (i64, i64),
-    changed_ns: (i64, i64),
+pub struct Fingerprint {
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Seconds and nanoseconds of the last write, as the file system tells them.
+    pub modified_ns: (i64, i64),
+    /// The same of the last change of the inode.
+    pub changed_ns: (i64, i64),
 }
 
 impl Fingerprint {
@@ -75,8 +80,9 @@ impl Fingerprint {
         age_ms.is_some_and(|age_ms| age_ms > tick_ms)
     }
 
-    /// Of the file as it is now.
-    pub(crate) fn of(path: &Path) -> Option<Fingerprint> {
+    /// Of the file as it is now; `None` when it cannot be asked.
+    #[must_use]
+    pub fn of(path: &Path) -> Option<Fingerprint> {
         let meta = fs::metadata(path).ok()?;
         Some(Fingerprint {
             device: meta.dev(),

@@ -12,7 +12,7 @@ use super::mirror::Mirror;
 use crate::api::report;
 use crate::base::{BaseVfs, FileRef, IndexRegion};
 use crate::host::{Host, Replica};
-use crate::log::Log;
+use crate::log::{Capturing, Log};
 use crate::snapshot::Shared;
 use crate::transaction::WalRange;
 use crate::types::{PageSize, Position};
@@ -167,7 +167,7 @@ pub(crate) struct Opening {
 impl Database {
     pub(crate) fn new(opening: Opening, log: Arc<Log>, replica: Arc<dyn Replica>) -> Arc<Database> {
         log.connect(&replica);
-        Arc::new(Database {
+        let database = Arc::new(Database {
             path: opening.path,
             c_path: opening.c_path,
             parameters: opening.parameters,
@@ -185,7 +185,10 @@ impl Database {
             copying: AtomicBool::new(false),
             ranges: Mutex::default(),
             rollback_commits: AtomicUsize::new(0),
-        })
+        });
+        let capturing: Weak<Database> = Arc::downgrade(&database);
+        database.log.connect_capture(capturing);
+        database
     }
 
     pub(super) fn capture(&self) -> MutexGuard<'_, Capture> {
@@ -332,4 +335,16 @@ impl Database {
             self.unverified.store(true, Ordering::Release);
         }
     }
+}
+
+impl Capturing for Database {
+    fn is_pinned(&self) -> bool {
+        false
+    }
+
+    fn has_news(&self) -> bool {
+        false
+    }
+
+    fn look(&self) {}
 }

@@ -10,4 +10,5 @@ mod database;
 mod mirror;
 
 pub(crate) use commit::is_ok;
+pub use continuity::Fingerprint;
 pub(crate) use database::{Connection, Database, Opening};

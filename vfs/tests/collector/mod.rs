@@ -12,6 +12,7 @@ use std::time::Duration;
 use replvfs_vfs::api::SqliteApi;
 use replvfs_vfs::host::{FlushError, Host, OpenError, OpenRequest, Replica};
 use replvfs_vfs::log::{Base, Batch, Continuity, Log};
+use replvfs_vfs::resume::Left;
 use replvfs_vfs::shim::{Registration, register};
 use replvfs_vfs::transaction::{FrameError, Transaction};
 use replvfs_vfs::types::{Pgno, UnixMillis};
@@ -84,7 +85,29 @@ impl Replica for Collector {
         Ok(())
     }
 
+    fn owns(&self) -> bool {
+        true
+    }
+
+    fn take_over(&self) -> bool {
+        true
+    }
+
+    fn hurry(&self) {}
+
+    fn drain(&self) -> bool {
+        true
+    }
+
+    fn left(&self, _: &Left) -> bool {
+        true
+    }
+
     fn closed(&self) {}
+
+    fn wal_limit(&self) -> u64 {
+        1 << 30
+    }
 
     fn close_timeout(&self) -> Duration {
         Duration::from_millis(self.close_timeout_ms.load(Ordering::Relaxed))
@@ -160,6 +183,7 @@ impl Collector {
             while let Some(batch) = self.log.take(1) {
                 match batch {
                     Batch::Base(base) => self.apply_base(*base, &mut image),
+                    Batch::Resumed(_) => {}
                     Batch::Transactions(transactions) => {
                         if !self.apply(&transactions, &mut image) {
                             image = None;
@@ -195,7 +219,7 @@ impl Collector {
         *image = Some(read);
     }
 
-    fn apply(&self, transactions: &[Transaction], image: &mut Option<Vec<u8>>) -> bool {
+    fn apply(&self, transactions: &[Arc<Transaction>], image: &mut Option<Vec<u8>>) -> bool {
         for transaction in transactions {
             let Some(pages) = image else { continue };
             let size = transaction.page_size.as_usize();
