@@ -55,6 +55,7 @@ pub fn register_with(api: SqliteApi, config: Config) -> Result<(), Error> {
         name: config.vfs_name.clone(),
         make_default: config.make_default,
         transaction_memory: config.given.memory_limit() / 4,
+        memory: config.given.memory_limit() / 2,
         read_at_once: READ_AT_ONCE_BYTES,
         host: Arc::new(pipeline::ReplicatingHost::new(config)),
     };

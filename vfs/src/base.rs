@@ -9,12 +9,16 @@ use std::sync::atomic::{AtomicU32, Ordering, fence};
 use libsqlite3_sys as ffi;
 
 use crate::api::{Filename, SqliteApi};
-use crate::wal::{CHECKPOINT_INFO_READ_MARKS, INDEX_HEADER_BYTES, IndexHeader};
+use crate::wal::{
+    CHECKPOINT_INFO, CHECKPOINT_INFO_ATTEMPTED, CHECKPOINT_INFO_READ_MARKS, INDEX_HEADER_BYTES, IndexHeader,
+    READ_MARK_NOT_USED,
+};
 
 /// Bytes of a wal-index region (`WALINDEX_PGSZ`).
 pub(crate) const REGION_BYTES: c_int = 32_768;
-/// Slots of `xShmLock`: the write lock, and the first of the read locks.
+/// Slots of `xShmLock`: the write lock, the checkpoint lock, and the first of the read locks.
 pub(crate) const WRITE_SLOT: c_int = 0;
+pub(crate) const CHECKPOINT_SLOT: c_int = 1;
 pub(crate) const FIRST_READ_SLOT: c_int = 3;
 
 /// A SQLite result code that is not `SQLITE_OK`.
@@ -54,6 +58,18 @@ impl BaseVfs {
         path.extend_from_slice(b"-wal");
         let path = CString::new(path).map_err(|_| Code(ffi::SQLITE_CANTOPEN))?;
         self.open(&path, &[], ffi::SQLITE_OPEN_READONLY | ffi::SQLITE_OPEN_WAL)
+    }
+
+    /// Random bytes, as SQLite takes them for salts.
+    pub(crate) fn random(&self) -> u32 {
+        let mut bytes = [0_u8; 4];
+        // SAFETY: raw is registered; bytes has room for the four that are asked for.
+        unsafe {
+            if let Some(randomness) = (*self.raw).xRandomness {
+                randomness(self.raw, 4, bytes.as_mut_ptr().cast());
+            }
+        }
+        u32::from_ne_bytes(bytes)
     }
 
     fn open(&self, path: &CStr, parameters: &[(String, String)], flags: c_int) -> Result<BaseFile, Code> {
@@ -106,8 +122,19 @@ impl Drop for BaseFile {
 }
 
 impl BaseFile {
-    fn as_ref(&self) -> FileRef {
+    /// Not to be used after it is dropped, nor by two threads at once.
+    pub(crate) fn as_ref(&self) -> FileRef {
         FileRef(self.raw)
+    }
+
+    /// `xShmBarrier`.
+    pub(crate) fn shm_barrier(&mut self) {
+        // SAFETY: raw is open and its wal-index is mapped.
+        unsafe {
+            if let Some(barrier) = (*(*self.raw).pMethods).xShmBarrier {
+                barrier(self.raw);
+            }
+        }
     }
 
     /// As [`FileRef::read`].
@@ -169,12 +196,17 @@ impl BaseFile {
 
     /// `xShmLock` on one slot.
     pub(crate) fn shm_lock(&mut self, slot: c_int, flags: c_int) -> Result<(), Code> {
+        self.shm_lock_many(slot, 1, flags)
+    }
+
+    /// `xShmLock` on consecutive slots.
+    pub(crate) fn shm_lock_many(&mut self, slot: c_int, count: c_int, flags: c_int) -> Result<(), Code> {
         // SAFETY: raw is open and its wal-index is mapped.
         unsafe {
             let lock = (*(*self.raw).pMethods)
                 .xShmLock
                 .ok_or(Code(ffi::SQLITE_IOERR_SHMLOCK))?;
-            check(lock(self.raw, slot, 1, flags))
+            check(lock(self.raw, slot, count, flags))
         }
     }
 }
@@ -252,6 +284,11 @@ impl IndexRegion {
         (!region.is_null() && region.cast::<AtomicU32>().is_aligned()).then(|| IndexRegion(region.cast()))
     }
 
+    /// Whether both are of one wal-index: a process maps it once, whoever opens the database.
+    pub(crate) fn is(&self, other: IndexRegion) -> bool {
+        std::ptr::eq(self.0, other.0)
+    }
+
     fn word(&self, at: usize) -> &AtomicU32 {
         debug_assert!(at.is_multiple_of(4) && at < REGION_BYTES as usize);
         // SAFETY: the region is REGION_BYTES long and aligned (new), and at is a multiple of 4 inside it.
@@ -274,6 +311,34 @@ impl IndexRegion {
         fence(Ordering::SeqCst);
         let second = self.header_bytes(1);
         (first == second).then(|| IndexHeader::decode(&first))?
+    }
+
+    /// `nBackfill`: frames that are in the database file.
+    pub(crate) fn backfilled(&self) -> u32 {
+        self.word(CHECKPOINT_INFO).load(Ordering::Acquire)
+    }
+
+    /// Says that nothing is in the WAL (`walRestartHdr`). `file` is the handle that the region belongs to. Only under the WRITE
+    /// lock and the EXCLUSIVE locks of all read slots but the first, with everything backfilled.
+    pub(crate) fn restart(&self, file: &mut BaseFile, header: &[u8; INDEX_HEADER_BYTES]) {
+        self.set_header_bytes(1, header);
+        fence(Ordering::SeqCst);
+        file.shm_barrier();
+        self.set_header_bytes(0, header);
+        self.word(CHECKPOINT_INFO).store(0, Ordering::Release);
+        self.word(CHECKPOINT_INFO_ATTEMPTED).store(0, Ordering::Release);
+        self.set_read_mark(1, 0);
+        for index in 2..=4 {
+            self.set_read_mark(index, READ_MARK_NOT_USED);
+        }
+    }
+
+    fn set_header_bytes(&self, copy: usize, bytes: &[u8; INDEX_HEADER_BYTES]) {
+        for (index, chunk) in bytes.chunks_exact(4).enumerate() {
+            let word = u32::from_ne_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);
+            self.word(copy * INDEX_HEADER_BYTES + index * 4)
+                .store(word, Ordering::Relaxed);
+        }
     }
 
     /// `aReadMark[index]`, 0 to 4.

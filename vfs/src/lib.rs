@@ -17,6 +17,7 @@ pub mod log;
 pub mod resume;
 pub mod shim;
 pub mod snapshot;
+mod spill;
 pub mod transaction;
 pub mod types;
 pub mod wal;

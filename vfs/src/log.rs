@@ -69,6 +69,7 @@ pub(crate) struct Question(u64);
 /// The capturing side, as the replicating side may ask for it at any time, on threads of its own.
 pub(crate) trait Capturing: Send + Sync {
     fn is_pinned(&self) -> bool;
+    fn wal_bytes(&self) -> u64;
     fn has_news(&self) -> bool;
     fn look(&self);
 }
@@ -104,6 +105,7 @@ struct Inner {
     urgent: usize,
     /// Transactions that were taken, and are not known to be in the store.
     taken: VecDeque<Arc<Transaction>>,
+    taken_bytes: u64,
     last: Option<Txid>,
     acked: Option<Txid>,
     /// Txids are final: the store was asked how the history goes on, or the database proved to continue it.
@@ -129,6 +131,7 @@ impl Inner {
     #[must_use]
     fn clear(&mut self) -> (VecDeque<Item>, VecDeque<Arc<Transaction>>) {
         self.wal_bytes = 0;
+        self.taken_bytes = 0;
         self.urgent = 0;
         (std::mem::take(&mut self.queue), std::mem::take(&mut self.taken))
     }
@@ -295,6 +298,7 @@ impl Log {
             }
         }
         inner.wal_bytes = inner.wal_bytes.saturating_sub(bytes);
+        inner.taken_bytes += bytes;
         inner.taken.extend(taken.iter().cloned());
         (!taken.is_empty()).then_some(Batch::Transactions(taken))
     }
@@ -305,7 +309,10 @@ impl Log {
         let dropped: Vec<_> = {
             let mut inner = self.lock();
             let count = inner.taken.partition_point(|transaction| transaction.txid <= txid);
-            inner.taken.drain(..count).collect()
+            let dropped: Vec<_> = inner.taken.drain(..count).collect();
+            let bytes: u64 = dropped.iter().map(|transaction| transaction.wal_bytes()).sum();
+            inner.taken_bytes = inner.taken_bytes.saturating_sub(bytes);
+            dropped
         };
         drop(dropped);
     }
@@ -316,23 +323,21 @@ impl Log {
         drop(dropped);
     }
 
-    /// Whether the store has every transaction that was captured, or none has to be in it.
-    pub(crate) fn is_drained(&self) -> bool {
+    /// WAL bytes of the transactions that are not known to be in the store; `None` as long as numbers may change.
+    pub(crate) fn unstored_bytes(&self) -> Option<u64> {
         let inner = self.lock();
-        inner.taken.is_empty() && !inner.queue.iter().any(|item| matches!(item, Item::Transaction(_)))
+        inner.settled.then_some(inner.wal_bytes + inner.taken_bytes)
     }
 
-    /// The transactions that are not known to be in the store, in order; `None` as long as their numbers may change.
-    pub(crate) fn unstored(&self) -> Option<Vec<Arc<Transaction>>> {
+    /// The transactions behind `txid` that are not known to be in the store, in order.
+    pub(crate) fn unstored_after(&self, txid: Txid) -> Vec<Arc<Transaction>> {
         let inner = self.lock();
-        if !inner.settled {
-            return None;
-        }
         let queued = inner.queue.iter().filter_map(|item| match item {
             Item::Transaction(transaction) => Some(transaction),
             Item::Base(_) | Item::Resumed(_) => None,
         });
-        Some(inner.taken.iter().chain(queued).cloned().collect())
+        let all = inner.taken.iter().chain(queued);
+        all.filter(|transaction| transaction.txid > txid).cloned().collect()
     }
 
     /// Asks the capture to go on from a known transaction. What was captured before is forgotten, and so is what is captured until it has
@@ -418,6 +423,26 @@ impl Log {
     /// Whether the WAL is kept from being restarted, so that [`Log::has_news`] is worth asking for now and then.
     pub fn is_pinned(&self) -> bool {
         self.capturing().is_some_and(|capturing| capturing.is_pinned())
+    }
+
+    /// Bytes of the WAL up to its last commit, as far as it is pinned.
+    pub fn pinned_wal_bytes(&self) -> u64 {
+        self.capturing().map_or(0, |capturing| capturing.wal_bytes())
+    }
+
+    /// Bytes of the transactions that are kept in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        let inner = self.lock();
+        let queued = inner.queue.iter().filter_map(|item| match item {
+            Item::Transaction(transaction) => Some(transaction),
+            Item::Base(_) | Item::Resumed(_) => None,
+        });
+        inner
+            .taken
+            .iter()
+            .chain(queued)
+            .map(|transaction| transaction.memory_bytes())
+            .sum()
     }
 
     /// Whether another process has committed what is not in the log. Looks at memory only.

@@ -3,8 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::base::BaseFile;
 use crate::buffer::Buffer;
@@ -96,7 +98,7 @@ impl Transaction {
                 checksum: sum,
             },
             big_endian: false,
-            frames: Frames::Memory(Buffer(bytes)),
+            frames: Frames::Memory(Buffer::new(bytes, None)),
         }
     }
 
@@ -104,6 +106,15 @@ impl Transaction {
     #[must_use]
     pub fn wal_bytes(&self) -> u64 {
         u64::from(self.end.frame.saturating_sub(self.start.frame)) * frame_bytes(self.page_size)
+    }
+
+    /// Bytes of its frames in memory.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        match &self.frames {
+            Frames::Memory(bytes) => bytes.len() as u64,
+            Frames::Range(_) => 0,
+        }
     }
 
     /// Calls `visit` with the newest version of every page that the transaction wrote, in ascending page order,
@@ -165,6 +176,27 @@ impl Transaction {
     }
 }
 
+/// An open WAL that several ranges are read from.
+#[derive(Debug)]
+pub(crate) struct WalReader(Mutex<BaseFile>);
+
+impl WalReader {
+    pub(crate) fn new(wal: BaseFile) -> Arc<WalReader> {
+        Arc::new(WalReader(Mutex::new(wal)))
+    }
+
+    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), FrameError> {
+        let mut wal = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match wal.read(buffer, offset) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(FrameError::Io {
+                code: libsqlite3_sys::SQLITE_IOERR_SHORT_READ,
+            }),
+            Err(code) => Err(FrameError::Io { code: code.0 }),
+        }
+    }
+}
+
 /// Frames that are read from the WAL when they are needed. As long as one lives, the WAL must keep them.
 #[derive(Debug)]
 pub(crate) struct WalRange {
@@ -175,67 +207,128 @@ pub(crate) struct WalRange {
 
 #[derive(Debug)]
 enum Source {
-    Wal(BaseFile),
-    /// The range was copied before the WAL was overwritten; byte 0 is `first_byte`.
-    Copy(File),
+    Wal {
+        reader: Arc<WalReader>,
+        _needed: Counted,
+    },
+    /// The range stands in a file of our own, from this byte on.
+    Copy(Arc<File>, u64),
     Lost(i32),
 }
 
+/// Counts the ranges that a WAL is needed for.
+#[derive(Debug)]
+pub(crate) struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    pub(crate) fn new(count: &Arc<AtomicUsize>) -> Counted {
+        count.fetch_add(1, Ordering::AcqRel);
+        Counted(Arc::clone(count))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 impl WalRange {
-    pub(crate) fn new(wal: BaseFile, first_byte: u64, end_byte: u64) -> Arc<WalRange> {
+    pub(crate) fn in_wal(wal: Arc<WalReader>, first_byte: u64, end_byte: u64, counted: Counted) -> Arc<WalRange> {
         Arc::new(WalRange {
             first_byte,
             end_byte,
-            source: Mutex::new(Source::Wal(wal)),
+            source: Mutex::new(Source::Wal {
+                reader: wal,
+                _needed: counted,
+            }),
         })
     }
 
-    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), FrameError> {
+    /// The bytes of a WAL from `first_byte` on, which stand in `file` from byte `at` on.
+    pub(crate) fn in_file(file: Arc<File>, at: u64, first_byte: u64, end_byte: u64) -> Arc<WalRange> {
+        Arc::new(WalRange {
+            first_byte,
+            end_byte,
+            source: Mutex::new(Source::Copy(file, at)),
+        })
+    }
+
+    fn source(&self) -> MutexGuard<'_, Source> {
+        self.source.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), FrameError> {
         let io = |code| FrameError::Io { code };
         if offset < self.first_byte || offset + buffer.len() as u64 > self.end_byte {
             return Err(io(libsqlite3_sys::SQLITE_IOERR_READ));
         }
-        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *source {
-            Source::Wal(wal) => match wal.read(buffer, offset) {
-                Ok(true) => Ok(()),
-                Ok(false) => Err(io(libsqlite3_sys::SQLITE_IOERR_SHORT_READ)),
-                Err(code) => Err(io(code.0)),
-            },
-            Source::Copy(file) => file
-                .read_exact_at(buffer, offset - self.first_byte)
+        match &*self.source() {
+            Source::Wal { reader, .. } => reader.read(buffer, offset),
+            Source::Copy(file, at) => file
+                .read_exact_at(buffer, at + (offset - self.first_byte))
                 .map_err(|_| io(libsqlite3_sys::SQLITE_IOERR_READ)),
             Source::Lost(code) => Err(io(*code)),
         }
     }
 
-    /// Makes the range independent of the WAL, which is about to be overwritten. When that fails, reading it fails later,
-    /// and the history says so.
-    pub(crate) fn detach(&self, spill: impl FnOnce() -> std::io::Result<File>) {
-        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
-        let Source::Wal(wal) = &mut *source else { return };
-        let copied = spill().and_then(|file| {
-            let mut buffer = vec![0; 1 << 20];
-            let mut at = self.first_byte;
-            while at < self.end_byte {
-                let part = usize::try_from(self.end_byte - at)
-                    .unwrap_or(buffer.len())
-                    .min(buffer.len());
-                match wal.read(&mut buffer[..part], at) {
-                    Ok(true) => file.write_all_at(&buffer[..part], at - self.first_byte)?,
-                    Ok(false) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-                    Err(code) => return Err(std::io::Error::other(format!("SQLite code {}", code.0))),
+    /// The WAL may go: the range was copied.
+    fn moved_to(&self, file: &Arc<File>, at: u64) {
+        *self.source() = Source::Copy(Arc::clone(file), at);
+    }
+
+    /// The WAL goes, and the range could not be copied: reading it fails later, and the history says so.
+    pub(crate) fn lose(&self) {
+        let mut source = self.source();
+        if matches!(*source, Source::Wal { .. }) {
+            *source = Source::Lost(libsqlite3_sys::SQLITE_IOERR_WRITE);
+        }
+    }
+}
+
+impl Transaction {
+    /// Where its frames stand in the WAL: the first byte, and the one behind the last.
+    fn extent(&self) -> (u64, u64) {
+        let first = frame_offset(self.start.frame + 1, self.page_size);
+        (first, first + self.wal_bytes())
+    }
+
+    /// Writes the frames to `file` from byte `at` on.
+    pub(crate) fn copy_frames(&self, file: &File, at: u64) -> io::Result<()> {
+        match &self.frames {
+            Frames::Memory(bytes) => file.write_all_at(bytes, at),
+            Frames::Range(range) => {
+                let (first, end) = self.extent();
+                let mut buffer = vec![0; 1 << 20];
+                let mut offset = first;
+                while offset < end {
+                    let part = usize::try_from(end - offset).unwrap_or(buffer.len()).min(buffer.len());
+                    range.read(&mut buffer[..part], offset).map_err(io::Error::other)?;
+                    file.write_all_at(&buffer[..part], at + (offset - first))?;
+                    offset += part as u64;
                 }
-                at += part as u64;
+                Ok(())
             }
-            Ok(file)
-        });
-        *source = match copied {
-            Ok(file) => Source::Copy(file),
-            Err(error) => {
-                tracing::error!(%error, "a large transaction could not be copied before the WAL was overwritten");
-                Source::Lost(libsqlite3_sys::SQLITE_IOERR_WRITE)
-            }
-        };
+        }
+    }
+
+    /// Frames that were to be read from the WAL are read from the copy from now on.
+    pub(crate) fn frames_moved_to(&self, file: &Arc<File>, at: u64) {
+        if let Frames::Range(range) = &self.frames {
+            range.moved_to(file, at);
+        }
+    }
+
+    /// Its frames can be had as they stand in a WAL.
+    pub(crate) fn frames_in_file(file: Arc<File>, at: u64, start: Position, wal_bytes: u64, size: PageSize) -> Frames {
+        let first = frame_offset(start.frame + 1, size);
+        Frames::Range(WalRange::in_file(file, at, first, first + wal_bytes))
+    }
+
+    /// See [`WalRange::lose`].
+    pub(crate) fn lose_frames(&self) {
+        if let Frames::Range(range) = &self.frames {
+            range.lose();
+        }
     }
 }

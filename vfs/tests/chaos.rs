@@ -5,6 +5,7 @@
 mod collector;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use collector::faults::{self, Fault};
 use collector::{Collector, open, plain};
@@ -170,7 +171,17 @@ fn threads_that_open_write_and_close_at_once() {
         if round % 2 == 0 {
             drop(first);
         }
+        let ended = AtomicUsize::new(0);
         std::thread::scope(|scope| {
+            let (log, ended) = (collector.log(), &ended);
+            scope.spawn(move || {
+                while ended.load(Ordering::Acquire) < 4 {
+                    if log.is_pinned() && log.has_news() {
+                        log.look();
+                    }
+                    std::thread::yield_now();
+                }
+            });
             for thread in 0..4_u64 {
                 let (path, collector) = (&path, &collector);
                 scope.spawn(move || {
@@ -186,6 +197,10 @@ fn threads_that_open_write_and_close_at_once() {
                         };
                         let used = connection.get_or_insert_with(connect);
                         let sql = match dice.roll(10) {
+                            // A stranger would wait for the pin, with the write lock in its hand.
+                            0 if thread == 0 && round >= 2 => {
+                                "PRAGMA busy_timeout=0; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA busy_timeout=20000"
+                            }
                             0 => "PRAGMA wal_checkpoint(TRUNCATE)",
                             1 => "SELECT count(*) FROM t",
                             2 => "INSERT INTO t(b) VALUES(randomblob(150000))",
@@ -200,6 +215,7 @@ fn threads_that_open_write_and_close_at_once() {
                             _ => {}
                         }
                     }
+                    ended.fetch_add(1, Ordering::AcqRel);
                 });
             }
         });

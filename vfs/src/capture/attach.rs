@@ -8,8 +8,9 @@ use libsqlite3_sys as ffi;
 
 use super::continuity::Fingerprint;
 use super::database::{Capture, ConnectionState, Cursor, Database};
+use super::pin::{EXCLUSIVE_LOCK, EXCLUSIVE_UNLOCK, SHARED_LOCK, SHARED_UNLOCK};
 use crate::base::{BaseFile, Code, FIRST_READ_SLOT, FileRef, IndexRegion};
-use crate::log::{Base, Continuity};
+use crate::log::{Base, Continuity, Question, Wanted};
 use crate::snapshot::{Marked, Shared, Snapshot, WalPages};
 use crate::types::{PageSize, Position};
 use crate::wal::{IndexHeader, READ_MARK_NOT_USED};
@@ -18,11 +19,6 @@ use crate::wal::{IndexHeader, READ_MARK_NOT_USED};
 const MARKS: [usize; 4] = [1, 2, 3, 4];
 /// The header may move on while a mark is taken; a writer that is that fast lets us try again at its next lock.
 const ATTEMPTS: usize = 100;
-
-const SHARED_LOCK: i32 = ffi::SQLITE_SHM_LOCK | ffi::SQLITE_SHM_SHARED;
-const SHARED_UNLOCK: i32 = ffi::SQLITE_SHM_UNLOCK | ffi::SQLITE_SHM_SHARED;
-const EXCLUSIVE_LOCK: i32 = ffi::SQLITE_SHM_LOCK | ffi::SQLITE_SHM_EXCLUSIVE;
-const EXCLUSIVE_UNLOCK: i32 = ffi::SQLITE_SHM_UNLOCK | ffi::SQLITE_SHM_EXCLUSIVE;
 
 /// What a base is made of.
 struct Found {
@@ -42,33 +38,83 @@ impl Database {
             return;
         }
         self.in_wal_mode();
-        let mut capture = self.capture();
         // SAFETY: the connection's file, on its thread.
         if state.file.is_some_and(|file| unsafe { file.has_moved() }) {
             // The handles of our own would be on another database than the connection.
-            capture.trouble = Some("the database file was renamed or replaced while a connection has it open".into());
+            self.capture().trouble =
+                Some("the database file was renamed or replaced while a connection has it open".into());
             return;
         }
-        let settled = match state.region {
+        match state.region {
             Some(region) if !state.is_exclusive() => {
-                let Some(header) = region.header() else { return };
-                self.verify(&mut capture, header.position, Some((&header, wal)));
-                self.log.base_wanted().then(|| self.mark(region))
+                if self.is_of_another_file(region) {
+                    self.drop_pin();
+                }
+                self.take_pin();
+                self.attach_shared(&mut self.capture(), region, wal);
             }
-            _ => {
-                let pages = match self.committed_pages(&mut capture, state, wal) {
-                    Ok(Some(pages)) => pages,
-                    Ok(None) => return,
-                    Err(reason) => {
-                        capture.trouble = Some(reason);
-                        return;
-                    }
-                };
-                self.verify(&mut capture, pages.position, None);
-                self.log.base_wanted().then(|| self.copy(pages))
+            _ => self.attach_exclusive(state, wal),
+        }
+    }
+
+    /// Under a WAL read or write lock, or the pin.
+    pub(super) fn attach_shared(&self, capture: &mut Capture, region: IndexRegion, wal: FileRef) {
+        let Some(header) = region.header() else { return };
+        let question = match self.log.wanted() {
+            (Wanted::Resume(resume), question) => {
+                self.resume(capture, resume, question, &header, wal);
+                question
+            }
+            (_, question) => {
+                self.verify(capture, header.position, Some((&header, wal)));
+                question
             }
         };
-        let settled = settled.map(|found| {
+        // All that is known is proved by now: from here on only those can restart the WAL whom the pin lets.
+        self.unbroken
+            .store(self.pinned.load(Ordering::Acquire), Ordering::Release);
+        let found = self.log.base_wanted().then(|| self.mark(region));
+        self.settle_base(capture, found, question, Some(wal));
+    }
+
+    fn attach_exclusive(&self, state: &mut ConnectionState, wal: FileRef) {
+        let mut capture = self.capture();
+        let pages = match self.committed_pages(&mut capture, state, wal) {
+            Ok(Some(pages)) => pages,
+            Ok(None) => return,
+            Err(reason) => {
+                capture.trouble = Some(reason);
+                return;
+            }
+        };
+        let question = match self.log.wanted() {
+            (Wanted::Resume(resume), question) => {
+                let header = IndexHeader {
+                    position: pages.position,
+                    page_size: pages.header.map(|header| header.page_size),
+                    page_count: pages.page_count.unwrap_or(0),
+                    big_endian: pages.header.is_some_and(|header| header.big_endian),
+                };
+                self.resume(&mut capture, resume, question, &header, wal);
+                question
+            }
+            (_, question) => {
+                self.verify(&mut capture, pages.position, None);
+                question
+            }
+        };
+        let found = self.log.base_wanted().then(|| self.copy(pages));
+        self.settle_base(&mut capture, found, question, None);
+    }
+
+    fn settle_base(
+        &self,
+        capture: &mut Capture,
+        found: Option<Result<Found, String>>,
+        question: Question,
+        wal: Option<FileRef>,
+    ) {
+        let settled = found.map(|found| {
             let mut found = found?;
             found
                 .snapshot
@@ -79,11 +125,11 @@ impl Database {
         match settled {
             None => capture.trouble = None,
             Some(Ok(found)) => {
-                if let Some(header) = &found.header {
+                if let (Some(header), Some(wal)) = (&found.header, wal) {
                     // What others committed before the mark are transactions of their own, not a part of this base's.
-                    self.catch_up(&mut capture, header, wal);
+                    self.catch_up(capture, header, wal);
                 }
-                self.log_base(&mut capture, found);
+                self.log_base(capture, found, question);
             }
             Some(Err(reason)) => {
                 if capture.trouble.as_ref() != Some(&reason) {
@@ -159,12 +205,19 @@ impl Database {
         }
     }
 
-    fn log_base(&self, capture: &mut Capture, found: Found) {
-        let (_, question) = self.log.wanted();
-        let (continuity, txid) = match self.log.last_txid() {
+    fn log_base(&self, capture: &mut Capture, found: Found, question: Question) {
+        let known = capture.unproved.or_else(|| self.log.last_txid());
+        let (continuity, txid) = match known {
             Some(last) if capture.broken => (Continuity::Broken, last.next()),
             Some(last) => (Continuity::Continued, last),
             None => (Continuity::First, crate::types::Txid::ZERO),
+        };
+        let base = Base {
+            txid,
+            position: found.cursor.position,
+            taken_at: self.host.now(),
+            continuity,
+            snapshot: found.snapshot,
         };
         let copying = found.shared.is_copied();
         {
@@ -175,20 +228,14 @@ impl Database {
         if copying {
             self.copying.store(true, Ordering::Release);
         }
+        if !self.log.push_base(base, question) {
+            return; // Something else is asked for meanwhile.
+        }
         capture.cursor = Some(found.cursor);
         capture.started = true;
         capture.broken = false;
+        capture.unproved = None;
         capture.trouble = None;
-        self.log.push_base(
-            Base {
-                txid,
-                position: found.cursor.position,
-                taken_at: self.host.now(),
-                continuity,
-                snapshot: found.snapshot,
-            },
-            question,
-        );
     }
 
     /// A base that is protected by a WAL read lock, as a reader takes it (`walTryBeginRead`).
@@ -275,22 +322,72 @@ impl Database {
         })
     }
 
-    /// A connection is about to ask for the EXCLUSIVE file lock, which a snapshot's SHARED would refuse it.
-    pub(crate) fn make_way(&self, state: &ConnectionState) {
+    /// A connection is about to ask for the EXCLUSIVE file lock, which our own SHARED locks would refuse it. To be followed by
+    /// [`Database::way_was_made`].
+    pub(crate) fn make_way(&self, state: &mut ConnectionState) {
+        self.making_way.fetch_add(1, Ordering::AcqRel);
         let own = usize::from(state.file_lock != ffi::SQLITE_LOCK_NONE);
         if self.holders.load(Ordering::Acquire) > own {
             return; // Another connection refuses it anyway.
         }
-        self.end_snapshots(false, "a connection wanted the database file for itself");
+        let mut patience = self.replica.close_timeout();
+        if state.wal.is_some() && !state.taking_exclusive {
+            // The last close, or the end of WAL mode: afterwards the WAL is gone.
+            if !self.replica.owns() && self.replica.take_over() {
+                self.attach(state);
+            }
+            if !self.replica.drain() {
+                state.waited = true;
+                patience = Duration::ZERO;
+            }
+        }
+        self.end_snapshots(false, patience, "a connection wanted the database file for itself");
+        self.drop_pin();
+    }
+
+    /// The lock was given, or not.
+    pub(crate) fn way_was_made(&self, state: &ConnectionState) {
+        self.making_way.fetch_sub(1, Ordering::AcqRel);
+        if state.wal.is_some() && !state.is_exclusive() {
+            self.take_pin();
+        }
+    }
+
+    /// A connection is about to delete its WAL: whether it has to stay, for what is not in the store.
+    pub(crate) fn keeps_wal(&self, state: &mut ConnectionState) -> bool {
+        if state.wal.is_none() || !state.is_exclusive() || !self.replica.owns() {
+            return false;
+        }
+        if !state.waited && self.replica.drain() || self.log.unstored_bytes() == Some(0) {
+            return false;
+        }
+        if state.leaving_wal {
+            // A WAL beside a database in another mode would be taken for its newest part.
+            self.before_wal_is_lost();
+            return false;
+        }
+        let stays = self.log.failure().is_none() && !self.log.is_suspended() && self.capture().cursor.is_some();
+        state.keeps_wal = stays;
+        stays
     }
 
     /// A connection that has the file for itself is about to let others in.
     pub(crate) fn leave_exclusive(&self, last_change: bool) {
-        self.end_snapshots(true, "the connection that had the database file for itself let it go");
+        let patience = self.replica.close_timeout();
+        self.end_snapshots(
+            true,
+            patience,
+            "the connection that had the database file for itself let it go",
+        );
         self.copying.store(false, Ordering::Release);
         let mut capture = self.capture();
-        if last_change && capture.cursor.is_some() {
-            capture.left_behind = Fingerprint::leave(&self.path, self.host.now(), capture.held);
+        let Some(cursor) = capture.cursor.filter(|_| last_change) else {
+            return;
+        };
+        capture.left_behind = Fingerprint::leave(&self.path, self.host.now(), capture.held);
+        if let Some(file) = capture.left_behind {
+            let end = capture.ended.unwrap_or(cursor.position);
+            self.note_file(&mut capture, end, file);
         }
     }
 
@@ -301,19 +398,25 @@ impl Database {
     }
 
     /// Waits for the readers of one kind of snapshot, and then gives up what is left of them.
-    fn end_snapshots(&self, copied: bool, reason: &'static str) {
+    fn end_snapshots(&self, copied: bool, mut patience: Duration, reason: &'static str) {
         let reading = self.reading();
         let mut left = reading.iter().filter(|shared| shared.is_copied() == copied).peekable();
         if left.peek().is_none() {
             return;
         }
-        let mut patience = self.replica.close_timeout();
         for shared in left {
             if !shared.wait(patience) {
                 patience = Duration::ZERO;
                 shared.give_up(reason);
                 self.log.request_base();
             }
+        }
+    }
+
+    /// Nothing is read any more from any of them.
+    pub(super) fn give_snapshots_up(&self, reason: &'static str) {
+        for shared in self.reading() {
+            shared.give_up(reason);
         }
     }
 
@@ -343,6 +446,12 @@ impl Database {
         if self.connections.load(Ordering::Acquire) == 0 {
             self.unverified.store(true, Ordering::Release);
             self.replica.closed();
+            if self.log.unstored_bytes().is_none_or(|bytes| bytes == 0) {
+                let mut capture = self.capture();
+                self.forget_spill(&mut capture);
+                drop(capture);
+                self.drop_pin();
+            }
         }
     }
 }

@@ -6,8 +6,8 @@ use libsqlite3_sys as ffi;
 
 use super::database::{Capture, Connection, ConnectionState, Cursor, Database};
 use crate::base::{FileRef, IndexRegion};
-use crate::buffer::Buffer;
-use crate::transaction::{Frames, Transaction, WalRange};
+use crate::buffer::{Buffer, Charge};
+use crate::transaction::{Frames, Transaction};
 use crate::types::{PageSize, Position};
 use crate::wal::{Commit, HEADER_BYTES, IndexHeader, Scan, WalHeader, frame_bytes, frame_offset};
 
@@ -30,7 +30,20 @@ impl Database {
         }
         // Without a valid header the connection is about to recover the WAL, and the barrier in there tells us.
         let Some(header) = region.header() else { return };
+        if self.lacks_pin() {
+            self.take_pin();
+        }
         let mut capture = self.capture();
+        if capture
+            .cursor
+            .is_some_and(|cursor| cursor.position.salts != header.position.salts)
+            && self.is_of_another_file(region)
+        {
+            return self.break_history(
+                &mut capture,
+                "its file was renamed or replaced while a connection has it open",
+            );
+        }
         self.catch_up(&mut capture, &header, wal);
         let broken = capture.cursor.is_none();
         drop(capture);
@@ -46,7 +59,13 @@ impl Database {
         if is.salts == was.salts && is.frame == was.frame && (is.frame == 0 || is.checksum == was.checksum) {
             return;
         }
-        if is.salts != was.salts || is.frame < was.frame {
+        // Nothing was in that WAL, and the pin has kept it since: whoever began another one, began with its first frame.
+        let was_empty = was.frame == 0 && self.unbroken.load(Ordering::Acquire);
+        if was_empty && is.frame == 0 {
+            capture.cursor = Some(Cursor { position: is, ..cursor });
+            return;
+        }
+        if is.salts != was.salts && !was_empty || is.salts == was.salts && is.frame < was.frame {
             return self.break_history(capture, "its WAL was restarted by a process that does not replicate");
         }
         if let Err(Gap(reason)) = self.log_gap(capture, cursor, header, wal) {
@@ -58,7 +77,10 @@ impl Database {
     fn log_gap(&self, capture: &mut Capture, cursor: Cursor, header: &IndexHeader, wal: FileRef) -> Result<(), Gap> {
         let page_size = header.page_size.ok_or(Gap("its wal-index names no page size"))?;
         let start = if cursor.position.frame == 0 {
-            start_of(wal, header)?
+            let start = start_of(wal, header)?;
+            // Another process may have begun it.
+            self.note_wal(capture, start.salts);
+            start
         } else {
             cursor.position
         };
@@ -68,6 +90,7 @@ impl Database {
         let mut open = OpenTransaction {
             start,
             bytes: Vec::new(),
+            charge: Charge::nothing(&self.budget),
             too_large: false,
         };
         while scan.position().frame < header.position.frame {
@@ -108,7 +131,8 @@ impl Database {
             self.range(open.start, commit.position, page_size)
                 .ok_or(Gap("its WAL could not be opened"))?
         } else {
-            Frames::Memory(Buffer(bytes))
+            let charge = open.charge.split(bytes.len() as u64);
+            Frames::Memory(Buffer::new(bytes, Some(charge)))
         };
         self.append(capture, open.start, commit, page_size, big_endian, frames);
         open.start = commit.position;
@@ -191,6 +215,9 @@ impl Database {
                 frame: 0,
                 checksum: [0, 0],
             };
+            if was.frame > 0 {
+                capture.ended = Some(was);
+            }
             capture.cursor = Some(Cursor { position, ..cursor });
             state.mirror.clear();
             return;
@@ -236,7 +263,7 @@ impl Database {
     ) {
         let length = u64::from(commit.position.frame - start.frame) * frame_bytes(page_size);
         let frames = match state.mirror.take(start.frame + 1, length, page_size) {
-            Some(bytes) => Some(Frames::Memory(Buffer(bytes))),
+            Some(bytes) => Some(Frames::Memory(bytes)),
             None => self.range(start, commit.position, page_size),
         };
         match frames {
@@ -249,12 +276,9 @@ impl Database {
     }
 
     fn range(&self, start: Position, end: Position, page_size: PageSize) -> Option<Frames> {
-        let wal = self.vfs.open_wal(&self.c_path).ok()?;
         let first_byte = frame_offset(start.frame + 1, page_size);
         let end_byte = frame_offset(end.frame + 1, page_size);
-        let range = WalRange::new(wal, first_byte, end_byte);
-        self.remember_range(&range);
-        Some(Frames::Range(range))
+        self.wal_range(first_byte, end_byte).map(Frames::Range)
     }
 
     /// A commit on a connection in heap mode: nothing but the frames themselves tells what it was.
@@ -313,7 +337,7 @@ impl Database {
         }
     }
 
-    fn sync_with(&self, capture: &mut Capture, region: IndexRegion, wal: FileRef) {
+    pub(super) fn sync_with(&self, capture: &mut Capture, region: IndexRegion, wal: FileRef) {
         let (Some(header), Some(cursor)) = (region.header(), capture.cursor) else {
             return;
         };
@@ -334,14 +358,17 @@ impl Database {
 struct OpenTransaction {
     start: Position,
     bytes: Vec<u8>,
+    charge: Charge,
     too_large: bool,
 }
 
 impl OpenTransaction {
     fn extend(&mut self, frame: &[u8], limit: u64) {
-        if self.too_large || (self.bytes.len() + frame.len()) as u64 > limit {
+        let bytes = (self.bytes.len() + frame.len()) as u64;
+        if self.too_large || bytes > limit || !self.charge.cover(bytes) {
             self.too_large = true;
             self.bytes = Vec::new();
+            self.charge.clear();
         } else {
             self.bytes.extend_from_slice(frame);
         }

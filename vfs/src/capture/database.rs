@@ -9,13 +9,16 @@ use libsqlite3_sys as ffi;
 
 use super::continuity::Fingerprint;
 use super::mirror::Mirror;
+use super::pin::Pin;
 use crate::api::report;
 use crate::base::{BaseVfs, FileRef, IndexRegion};
+use crate::buffer::Budget;
 use crate::host::{Host, Replica};
-use crate::log::{Capturing, Log};
+use crate::log::Log;
 use crate::snapshot::Shared;
-use crate::transaction::WalRange;
-use crate::types::{PageSize, Position};
+use crate::spill::Spill;
+use crate::transaction::{Counted, WalRange, WalReader};
+use crate::types::{PageSize, Position, Salts, Txid};
 
 /// One database that is open in this process through the shim.
 pub(crate) struct Database {
@@ -27,22 +30,37 @@ pub(crate) struct Database {
     pub(crate) host: Arc<dyn Host>,
     pub(crate) log: Arc<Log>,
     pub(crate) replica: Arc<dyn Replica>,
-    /// Bytes of one transaction, or of a snapshot's copies, that may be held in memory.
+    /// Bytes of one transaction, or of a snapshot's copies, that may be held in memory; and those that are carried over a restart of the
+    /// WAL at most.
     pub(crate) memory: u64,
+    /// Bytes of all transactions in the process.
+    pub(crate) budget: Arc<Budget>,
     /// Bytes up to which a base is read at once.
     pub(crate) read_at_once: u64,
     pub(super) capture: Mutex<Capture>,
     /// Open connections.
     pub(super) connections: AtomicUsize,
+    /// Those with a WAL open.
+    pub(super) wal_connections: AtomicUsize,
     /// Connections that hold any file lock.
     pub(super) holders: AtomicUsize,
+    /// Connections that are about to ask for the file for themselves.
+    pub(super) making_way: AtomicUsize,
+    /// What keeps the WAL.
+    pub(super) pin: Mutex<Option<Pin>>,
+    /// The pin's slot is held.
+    pub(super) pinned: AtomicBool,
+    /// It has been held ever since the cursor was proved: nobody but us can have restarted the WAL.
+    pub(super) unbroken: AtomicBool,
     /// The cursor must be proved again: for a while no connection of this process held a lock.
     pub(super) unverified: AtomicBool,
     /// The snapshots that are being read, if any.
     pub(super) snapshots: Mutex<Vec<Weak<Shared>>>,
     /// One of them depends on copies of what is overwritten.
     pub(super) copying: AtomicBool,
-    ranges: Mutex<Vec<Weak<WalRange>>>,
+    /// Parts of the WAL that are still to be read for the log.
+    ranges: Arc<AtomicUsize>,
+    reader: Mutex<Weak<WalReader>>,
     /// Commits that were made in a rollback-journal mode.
     rollback_commits: AtomicUsize,
 }
@@ -59,6 +77,14 @@ pub(super) struct Capture {
     pub(super) left_behind: Option<Fingerprint>,
     /// The newest one that was found again.
     pub(super) held: Option<Fingerprint>,
+    /// The end of the WAL that was restarted, until the next one's header is written.
+    pub(super) ended: Option<Position>,
+    /// The salts that were noted as those of the WAL after it.
+    pub(super) noted: Option<Salts>,
+    /// The number after which a base comes that could not be proved to continue what is known.
+    pub(super) unproved: Option<Txid>,
+    /// What was carried over restarts of the WAL, and may be needed after this process.
+    pub(super) spill: Option<Spill>,
     /// Why the last attempt to take a base failed.
     pub(super) trouble: Option<String>,
 }
@@ -94,6 +120,16 @@ pub(crate) struct ConnectionState {
     pub(crate) mirror: Mirror,
     /// The WAL's committed part was too large to copy; not to be tried again before the WAL restarts.
     pub(crate) too_large: bool,
+    /// It checkpoints.
+    pub(crate) checkpointing: bool,
+    /// A PRAGMA was seen that ends WAL mode.
+    pub(crate) leaving_wal: bool,
+    /// A PRAGMA was seen that takes the file for this connection alone.
+    pub(crate) taking_exclusive: bool,
+    /// The upload was waited for, in vain, before the file was taken to be closed.
+    pub(crate) waited: bool,
+    /// The WAL stays behind at close, with all that is in it.
+    pub(crate) keeps_wal: bool,
 }
 
 // SAFETY: the file and region pointers are used only by the thread that SQLite lets use the connection, under the mutex.
@@ -120,8 +156,13 @@ impl Connection {
             writing: false,
             wal: None,
             region: None,
-            mirror: Mirror::new(database.memory),
+            mirror: Mirror::new(database.memory, &database.budget),
             too_large: false,
+            checkpointing: false,
+            leaving_wal: false,
+            taking_exclusive: false,
+            waited: false,
+            keeps_wal: false,
         };
         Connection {
             database,
@@ -133,6 +174,17 @@ impl Connection {
     /// Whether a barrier of it is worth a look.
     pub(crate) fn publishes(&self) -> bool {
         self.publishes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn wal_opened(&self, wal: FileRef) {
+        self.lock().wal = Some(wal);
+        self.database.wal_connections.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn wal_closed(&self) {
+        if self.lock().wal.take().is_some() {
+            self.database.wal_connections.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 
     /// To be called when its locks have changed, on its thread.
@@ -161,6 +213,7 @@ pub(crate) struct Opening {
     pub(crate) vfs: BaseVfs,
     pub(crate) host: Arc<dyn Host>,
     pub(crate) memory: u64,
+    pub(crate) budget: Arc<Budget>,
     pub(crate) read_at_once: u64,
 }
 
@@ -176,14 +229,21 @@ impl Database {
             log,
             replica,
             memory: opening.memory,
+            budget: opening.budget,
             read_at_once: opening.read_at_once,
             capture: Mutex::default(),
             connections: AtomicUsize::new(0),
+            wal_connections: AtomicUsize::new(0),
+            making_way: AtomicUsize::new(0),
+            pin: Mutex::default(),
+            pinned: AtomicBool::new(false),
+            unbroken: AtomicBool::new(false),
             holders: AtomicUsize::new(0),
             unverified: AtomicBool::new(false),
             snapshots: Mutex::default(),
             copying: AtomicBool::new(false),
-            ranges: Mutex::default(),
+            ranges: Arc::default(),
+            reader: Mutex::default(),
             rollback_commits: AtomicUsize::new(0),
         });
         let capturing: Weak<Database> = Arc::downgrade(&database);
@@ -280,49 +340,28 @@ impl Database {
         self.rollback_commits.store(0, Ordering::Relaxed);
     }
 
-    pub(super) fn remember_range(&self, range: &Arc<WalRange>) {
-        let mut ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
-        ranges.retain(|range| range.strong_count() > 0);
-        ranges.push(Arc::downgrade(range));
-    }
-
-    fn live_ranges(&self) -> Vec<Arc<WalRange>> {
-        self.ranges
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .filter_map(Weak::upgrade)
-            .collect()
+    /// A part of the WAL that is read when it is needed.
+    pub(super) fn wal_range(&self, first_byte: u64, end_byte: u64) -> Option<Arc<WalRange>> {
+        let mut known = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let reader = match known.upgrade() {
+            Some(reader) => reader,
+            None => {
+                let reader = WalReader::new(self.vfs.open_wal(&self.c_path).ok()?);
+                *known = Arc::downgrade(&reader);
+                reader
+            }
+        };
+        Some(WalRange::in_wal(
+            reader,
+            first_byte,
+            end_byte,
+            Counted::new(&self.ranges),
+        ))
     }
 
     /// Frames in the WAL are still to be read for the log.
     pub(crate) fn holds_wal(&self) -> bool {
-        !self.live_ranges().is_empty()
-    }
-
-    /// The WAL is about to be overwritten or cut off by a connection that asks nobody.
-    pub(crate) fn before_wal_is_lost(&self) {
-        for range in self.live_ranges() {
-            range.detach(|| self.spill_file());
-        }
-    }
-
-    /// A file without a name, beside the database: there must be room for its WAL there anyway.
-    fn spill_file(&self) -> std::io::Result<std::fs::File> {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let mut name = self.path.clone().into_os_string();
-        name.push(format!(
-            "-replvfs-{}-{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        ));
-        let file = std::fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&name)?;
-        std::fs::remove_file(&name)?;
-        Ok(file)
+        self.ranges.load(Ordering::Acquire) > 0
     }
 
     /// A connection got or lost its first file lock.
@@ -331,20 +370,10 @@ impl Database {
         if before == none && after != none {
             self.holders.fetch_add(1, Ordering::AcqRel);
         } else if before != none && after == none && self.holders.fetch_sub(1, Ordering::AcqRel) == 1 {
-            // Connections that are open but hold nothing keep nobody from deleting the WAL.
-            self.unverified.store(true, Ordering::Release);
+            // Connections that are open but hold nothing keep nobody from deleting the WAL. The pin does.
+            if !self.pinned.load(Ordering::Acquire) {
+                self.unverified.store(true, Ordering::Release);
+            }
         }
     }
-}
-
-impl Capturing for Database {
-    fn is_pinned(&self) -> bool {
-        false
-    }
-
-    fn has_news(&self) -> bool {
-        false
-    }
-
-    fn look(&self) {}
 }

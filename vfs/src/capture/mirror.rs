@@ -3,11 +3,13 @@
 //! Spilled pages, pages written again in place, writes in two parts, frames after a `ROLLBACK TO`: all are writes somewhere inside
 //! this image, so none of them is a special case.
 
-use crate::buffer;
+use std::sync::Arc;
+
+use crate::buffer::{self, Budget, Buffer, Charge};
 use crate::types::PageSize;
 use crate::wal::{HEADER_BYTES, WalHeader, frame_offset};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Mirror {
     /// The WAL header, if this connection wrote it.
     header: Option<WalHeader>,
@@ -17,15 +19,21 @@ pub(crate) struct Mirror {
     /// Something is missing: the WAL itself has to be read.
     incomplete: bool,
     limit: u64,
+    charge: Charge,
     /// What the last transaction took, to allocate the next at once.
     expected: usize,
 }
 
 impl Mirror {
-    pub(crate) fn new(limit: u64) -> Mirror {
+    pub(crate) fn new(limit: u64, budget: &Arc<Budget>) -> Mirror {
         Mirror {
+            header: None,
+            start: 0,
+            bytes: Vec::new(),
+            incomplete: false,
             limit,
-            ..Mirror::default()
+            charge: Charge::nothing(budget),
+            expected: 0,
         }
     }
 
@@ -52,7 +60,7 @@ impl Mirror {
         }
         let at = offset.checked_sub(self.start).and_then(|at| usize::try_from(at).ok());
         match at {
-            Some(at) if at <= self.bytes.len() && (at + data.len()) as u64 <= self.limit => {
+            Some(at) if at <= self.bytes.len() && self.has_room((at + data.len()) as u64) => {
                 let inside = data.len().min(self.bytes.len() - at);
                 self.bytes[at..at + inside].copy_from_slice(&data[..inside]);
                 self.bytes.extend_from_slice(&data[inside..]);
@@ -61,15 +69,21 @@ impl Mirror {
         }
     }
 
+    fn has_room(&mut self, bytes: u64) -> bool {
+        bytes <= self.limit && self.charge.cover(bytes)
+    }
+
     /// From here on, until the next [`Mirror::clear`], the WAL has to be read instead.
     pub(crate) fn give_up(&mut self) {
         self.incomplete = true;
         self.bytes = Vec::new();
+        self.charge.clear();
     }
 
     /// Forgets what was written: it was committed, or rolled back.
     pub(crate) fn clear(&mut self) {
         self.bytes.clear();
+        self.charge.clear();
         self.incomplete = false;
     }
 
@@ -90,14 +104,14 @@ impl Mirror {
     }
 
     /// Takes `length` bytes of frames from `first` on out of the mirror, and clears it.
-    pub(crate) fn take(&mut self, first: u32, length: u64, page_size: PageSize) -> Option<Vec<u8>> {
+    pub(crate) fn take(&mut self, first: u32, length: u64, page_size: PageSize) -> Option<Buffer> {
         let length = usize::try_from(length).ok()?;
         let there = self.frames(first, page_size).is_some_and(|bytes| bytes.len() >= length);
         let taken = there.then(|| {
             let mut bytes = std::mem::take(&mut self.bytes);
             bytes.truncate(length);
             self.expected = length;
-            bytes
+            Buffer::new(bytes, Some(self.charge.split(length as u64)))
         });
         self.clear();
         taken
@@ -114,7 +128,7 @@ mod tests {
 
     #[test]
     fn rewrites_inside_and_writes_in_parts_give_the_bytes_of_the_file() {
-        let mut mirror = Mirror::new(1 << 20);
+        let mut mirror = Mirror::new(1 << 20, &Budget::new(1 << 21));
         let at = frame_offset(3, size());
         mirror.write(at, &[1; 24]);
         mirror.write(at + 24, &[2; 200]);
@@ -134,7 +148,7 @@ mod tests {
             vec![(560, 24), (32, 24)],
             vec![(32, 1000), (1032, 25)],
         ] {
-            let mut mirror = Mirror::new(1024);
+            let mut mirror = Mirror::new(1024, &Budget::new(1 << 20));
             for (offset, len) in writes {
                 mirror.write(offset, &vec![7; len]);
             }
@@ -148,7 +162,7 @@ mod tests {
 
     #[test]
     fn frames_are_not_given_for_another_place() {
-        let mut mirror = Mirror::new(1 << 20);
+        let mut mirror = Mirror::new(1 << 20, &Budget::new(1 << 21));
         mirror.write(frame_offset(2, size()), &[7; 536]);
         assert!(mirror.take(1, 536, size()).is_none());
         assert!(

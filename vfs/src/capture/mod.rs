@@ -8,6 +8,9 @@ mod commit;
 mod continuity;
 mod database;
 mod mirror;
+mod pin;
+mod restart;
+mod resume;
 
 pub(crate) use commit::is_ok;
 pub use continuity::Fingerprint;

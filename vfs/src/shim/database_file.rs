@@ -7,7 +7,7 @@ use libsqlite3_sys as ffi;
 use super::file::{Methods, ShimFile, forward, forwarded};
 use super::pragma;
 use super::wal_file::observe;
-use crate::base::{FIRST_READ_SLOT, FileRef, IndexRegion, WRITE_SLOT};
+use crate::base::{CHECKPOINT_SLOT, FIRST_READ_SLOT, FileRef, IndexRegion, WRITE_SLOT};
 use crate::capture::{Connection, is_ok};
 use crate::guard::guard;
 
@@ -110,7 +110,9 @@ unsafe extern "C" fn lock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
     if let Some(connection) = connection
         && level == ffi::SQLITE_LOCK_EXCLUSIVE
     {
-        observe("xLock", connection, || connection.database.make_way(&connection.lock()));
+        observe("xLock", connection, || {
+            connection.database.make_way(&mut connection.lock())
+        });
     }
     // SAFETY: SQLite's arguments are passed on as they came.
     let code = unsafe { forward!(file, xLock, ffi::SQLITE_OK, level) };
@@ -124,6 +126,13 @@ unsafe extern "C" fn lock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
                 state.file_lock = level;
                 connection.locks_changed(&state);
             }
+        });
+    }
+    if let Some(connection) = connection
+        && level == ffi::SQLITE_LOCK_EXCLUSIVE
+    {
+        observe("xLock", connection, || {
+            connection.database.way_was_made(&connection.lock())
         });
     }
     code
@@ -170,6 +179,8 @@ unsafe extern "C" fn file_control(file: *mut ffi::sqlite3_file, op: c_int, argum
             None => return ffi::SQLITE_ERROR,
         }
     }
+    // SAFETY: for this control the argument is an int.
+    let asked = op == ffi::SQLITE_FCNTL_PERSIST_WAL && !argument.is_null() && unsafe { *argument.cast::<c_int>() } < 0;
     // SAFETY: SQLite's arguments are passed on as they came.
     let code = unsafe { forward!(file, xFileControl, ffi::SQLITE_NOTFOUND, op, argument) };
     let Some(connection) = connection else { return code };
@@ -188,6 +199,15 @@ unsafe extern "C" fn file_control(file: *mut ffi::sqlite3_file, op: c_int, argum
                 pragma::prefix_vfs_name(connection, argument.cast(), code)
             });
             return ffi::SQLITE_OK;
+        }
+        ffi::SQLITE_FCNTL_PERSIST_WAL if !argument.is_null() => {
+            // SAFETY: for this control the argument is an int: -1 asks, and after the base VFS it is the answer.
+            let answer = unsafe { &mut *argument.cast::<c_int>() };
+            observe("xFileControl", connection, || {
+                if asked && connection.database.keeps_wal(&mut connection.lock()) {
+                    *answer = 1;
+                }
+            });
         }
         _ => {}
     }
@@ -219,9 +239,16 @@ unsafe extern "C" fn shm_lock(file: *mut ffi::sqlite3_file, offset: c_int, n: c_
     let locks = flags & ffi::SQLITE_SHM_LOCK != 0;
     let exclusive = flags & ffi::SQLITE_SHM_EXCLUSIVE != 0;
     let write_lock = exclusive && offset == WRITE_SLOT;
+    let restart = exclusive && (offset, n) == RESTART_SLOTS;
     if let Some(connection) = connection {
-        if locks && exclusive && (offset, n) == RESTART_SLOTS && connection.database.holds_wal() {
-            return ffi::SQLITE_BUSY;
+        if restart && locks {
+            let allowed = guard("xShmLock", || connection.database.before_restart(connection));
+            if allowed == Some(false) {
+                return ffi::SQLITE_BUSY;
+            }
+        }
+        if exclusive && offset == CHECKPOINT_SLOT {
+            observe("xShmLock", connection, || connection.lock().checkpointing = locks);
         }
         if write_lock && !locks {
             observe("xShmLock", connection, || {
@@ -234,6 +261,12 @@ unsafe extern "C" fn shm_lock(file: *mut ffi::sqlite3_file, offset: c_int, n: c_
     }
     // SAFETY: SQLite's arguments are passed on as they came.
     let code = unsafe { forward!(file, xShmLock, ffi::SQLITE_IOERR_SHMLOCK, offset, n, flags) };
+    if let Some(connection) = connection
+        && restart
+        && !(locks && is_ok(code))
+    {
+        observe("xShmLock", connection, || connection.database.after_restart());
+    }
     if let Some(connection) = connection
         && locks
         && is_ok(code)

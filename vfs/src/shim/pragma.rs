@@ -25,6 +25,7 @@ pub(super) unsafe fn answer(connection: &Connection, arguments: *mut *mut c_char
         )
     };
     let name = name.to_ascii_lowercase();
+    note_modes(connection, &name, value.as_deref());
     let pragma = name.strip_prefix(PREFIX)?;
     let result = run(connection, pragma, value.as_deref());
     let (code, text) = match &result {
@@ -36,6 +37,18 @@ pub(super) unsafe fn answer(connection: &Connection, arguments: *mut *mut c_char
         unsafe { *arguments = connection.database.vfs.api.mprintf(text) };
     }
     Some(code)
+}
+
+/// What SQLite's own PRAGMAs are about to do with the locks.
+fn note_modes(connection: &Connection, name: &str, value: Option<&str>) {
+    let Some(value) = value.map(|value| value.trim_matches(['\'', '"'])) else {
+        return;
+    };
+    match name {
+        "journal_mode" => connection.lock().leaving_wal = !value.eq_ignore_ascii_case("wal"),
+        "locking_mode" => connection.lock().taking_exclusive = value.eq_ignore_ascii_case("exclusive"),
+        _ => {}
+    }
 }
 
 /// The row to return, if any; or an error message.

@@ -13,6 +13,7 @@ use super::file::{REAL_OFFSET, ShimFile};
 use super::{database_file, wal_file};
 use crate::api::{SqliteApi, report};
 use crate::base::{BaseVfs, FileRef};
+use crate::buffer::Budget;
 use crate::capture::{Connection, Database, Opening, is_ok};
 use crate::guard::guard;
 use crate::host::{Host, OpenError, OpenRequest};
@@ -31,6 +32,9 @@ pub struct Registration {
     /// Bytes that one open transaction may take in memory before it is read back from the WAL instead; and the pages that are
     /// kept for a snapshot.
     pub transaction_memory: u64,
+    /// Bytes that all committed and open transactions of the process may take in memory together; what is beyond stays in the WAL until it
+    /// is uploaded.
+    pub memory: u64,
     /// Bytes up to which a database is read at once, on the application's thread, when a history starts: that takes less time than
     /// anybody would wait for the locks that a slower reading holds.
     pub read_at_once: u64,
@@ -58,6 +62,7 @@ struct Vfs {
     base: BaseVfs,
     host: Arc<dyn Host>,
     memory: u64,
+    budget: Arc<Budget>,
     read_at_once: u64,
     /// By the full path, as the base VFS resolved it. Databases stay when they are closed: the next open goes on where they were.
     databases: Mutex<HashMap<CString, Arc<Database>>>,
@@ -99,6 +104,7 @@ pub fn register(api: SqliteApi, registration: Registration) -> Result<(), Regist
         base: BaseVfs { raw: base, api },
         host: registration.host,
         memory: registration.transaction_memory,
+        budget: Budget::new(registration.memory),
         read_at_once: registration.read_at_once,
         databases: Mutex::default(),
         connections: Mutex::default(),
@@ -216,7 +222,7 @@ unsafe extern "C" fn open(
             if is_ok(code) {
                 // SAFETY: just opened.
                 let real = unsafe { ShimFile::of(file).real() };
-                wal_file::observe("wal xOpen", &connection, || connection.lock().wal = Some(real));
+                wal_file::observe("wal xOpen", &connection, || connection.wal_opened(real));
             }
             return code;
         }
@@ -267,6 +273,7 @@ impl Vfs {
             vfs: self.base,
             host: Arc::clone(&self.host),
             memory: self.memory,
+            budget: Arc::clone(&self.budget),
             read_at_once: self.read_at_once,
         };
         let database = Database::new(opening, log, replica);

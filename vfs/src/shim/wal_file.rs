@@ -36,7 +36,7 @@ unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
     // SAFETY: SQLite closes a file once, and it is one of ours.
     let connection = unsafe { ShimFile::of(file).connection().cloned() };
     if let Some(connection) = &connection {
-        observe("wal xClose", connection, || connection.lock().wal = None);
+        observe("wal xClose", connection, || connection.wal_closed());
     }
     // SAFETY: as above.
     let code = unsafe { forward!(file, xClose, ffi::SQLITE_OK) };
@@ -49,7 +49,9 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
     // SAFETY: an open file of ours.
     let connection = unsafe { ShimFile::of(file).connection() };
     if let Some(connection) = connection {
-        observe("wal xWrite", connection, || before_write(connection, offset));
+        // SAFETY: SQLite gives amount readable bytes.
+        let head = unsafe { std::slice::from_raw_parts(data.cast::<u8>(), usize::try_from(amount).unwrap_or(0)) };
+        observe("wal xWrite", connection, || before_write(connection, offset, head));
     }
     // SAFETY: SQLite's arguments are passed on as they came.
     let code = unsafe { forward!(file, xWrite, ffi::SQLITE_IOERR_WRITE, data, amount, offset) };
@@ -69,12 +71,12 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
     code
 }
 
-fn before_write(connection: &Connection, offset: i64) {
+fn before_write(connection: &Connection, offset: i64, data: &[u8]) {
     if offset != 0 && !connection.database.wants_attention() {
         return;
     }
     let mut state = connection.lock();
-    if offset == 0 {
+    if offset == 0 && state.is_exclusive() {
         connection.database.before_wal_is_lost();
     }
     if state.is_exclusive() && connection.database.wants_attention() {
@@ -82,6 +84,7 @@ fn before_write(connection: &Connection, offset: i64) {
     }
     if offset == 0 {
         state.too_large = false;
+        connection.database.wal_begins(data);
     }
 }
 
@@ -104,7 +107,23 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int 
     if let Some(connection) = unsafe { ShimFile::of(file).connection() }
         && size < HEADER_BYTES as i64
     {
-        observe("wal xTruncate", connection, || connection.database.before_wal_is_lost());
+        let keeps = guard("wal xTruncate", || {
+            let state = connection.lock();
+            if state.is_exclusive() && !state.keeps_wal {
+                connection.database.before_wal_is_lost();
+            }
+            state.keeps_wal
+        });
+        if keeps == Some(true) {
+            // journal_size_limit would empty the WAL that has just been kept.
+            return ffi::SQLITE_OK;
+        }
+        // SAFETY: SQLite's arguments are passed on as they came.
+        let code = unsafe { forward!(file, xTruncate, ffi::SQLITE_IOERR_TRUNCATE, size) };
+        if is_ok(code) {
+            observe("wal xTruncate", connection, || connection.database.wal_truncated());
+        }
+        return code;
     }
     // SAFETY: SQLite's arguments are passed on as they came.
     unsafe { forward!(file, xTruncate, ffi::SQLITE_IOERR_TRUNCATE, size) }

@@ -10,5 +10,8 @@ mod scan;
 pub(crate) use header::checksum;
 pub use header::{FRAME_HEADER_BYTES, FrameHeader, HEADER_BYTES, WalHeader, frame_bytes, frame_offset};
 pub use index::IndexHeader;
-pub(crate) use index::{CHECKPOINT_INFO_READ_MARKS, INDEX_HEADER_BYTES, READ_MARK_NOT_USED};
+pub(crate) use index::{
+    CHECKPOINT_INFO, CHECKPOINT_INFO_ATTEMPTED, CHECKPOINT_INFO_READ_MARKS, INDEX_HEADER_BYTES, READ_MARK_NOT_USED,
+    restarted,
+};
 pub use scan::{ChainError, Commit, Scan};

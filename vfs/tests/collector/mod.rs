@@ -30,6 +30,8 @@ pub(crate) struct Collector {
     kept: Condvar,
     idle: Mutex<bool>,
     rested: Condvar,
+    /// Nothing is said to be in the store.
+    keeping: Mutex<bool>,
     paused: Mutex<bool>,
     resumed: Condvar,
     close_timeout_ms: AtomicU64,
@@ -49,6 +51,7 @@ impl Host for Collecting {
             kept: Condvar::new(),
             idle: Mutex::default(),
             rested: Condvar::new(),
+            keeping: Mutex::default(),
             paused: Mutex::default(),
             resumed: Condvar::new(),
             close_timeout_ms: AtomicU64::new(60_000),
@@ -182,11 +185,17 @@ impl Collector {
             self.while_running();
             while let Some(batch) = self.log.take(1) {
                 match batch {
-                    Batch::Base(base) => self.apply_base(*base, &mut image),
+                    Batch::Base(base) => {
+                        self.log.settle(0);
+                        self.apply_base(*base, &mut image);
+                    }
                     Batch::Resumed(_) => {}
                     Batch::Transactions(transactions) => {
                         if !self.apply(&transactions, &mut image) {
                             image = None;
+                        }
+                        if let (Some(last), false) = (transactions.last(), *self.keeping.lock().unwrap()) {
+                            self.log.stored(last.txid);
                         }
                     }
                 }
@@ -283,6 +292,7 @@ pub(crate) fn open(path: &Path) -> Connection {
             name: "replvfs".into(),
             make_default: false,
             transaction_memory: 64 << 10,
+            memory: 64 << 20,
             // The databases of these tests are small, and their locks are what is tested.
             read_at_once: 0,
             host: Arc::new(Collecting),

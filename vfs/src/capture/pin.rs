@@ -1,0 +1,240 @@
+//! What keeps the WAL until everything in it is in the store: a handle of our own with a SHARED lock on the database and a WAL read lock whose
+//! mark says that it reads nothing from the WAL.
+//!
+//! Such a lock lets checkpoints write everything back and readers come and go, but no process can restart, truncate or delete the WAL:
+//! for that SQLite wants all read locks, or the database file, for itself. Owns the handle; `restart` decides when it steps aside.
+
+use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
+
+use libsqlite3_sys as ffi;
+
+use super::database::{Capture, Database};
+use crate::base::{BaseFile, Code, FIRST_READ_SLOT, FileRef, IndexRegion};
+use crate::log::Capturing;
+use crate::wal::READ_MARK_NOT_USED;
+
+pub(super) const SHARED_LOCK: i32 = ffi::SQLITE_SHM_LOCK | ffi::SQLITE_SHM_SHARED;
+pub(super) const SHARED_UNLOCK: i32 = ffi::SQLITE_SHM_UNLOCK | ffi::SQLITE_SHM_SHARED;
+pub(super) const EXCLUSIVE_LOCK: i32 = ffi::SQLITE_SHM_LOCK | ffi::SQLITE_SHM_EXCLUSIVE;
+pub(super) const EXCLUSIVE_UNLOCK: i32 = ffi::SQLITE_SHM_UNLOCK | ffi::SQLITE_SHM_EXCLUSIVE;
+
+#[derive(Debug)]
+pub(crate) struct Pin {
+    pub(super) file: BaseFile,
+    /// Of `file`: not used after it is unmapped.
+    pub(super) region: IndexRegion,
+    /// Opened when it is first read.
+    wal: Option<BaseFile>,
+    /// The `xShmLock` slot that is held SHARED.
+    slot: Option<i32>,
+}
+
+impl Pin {
+    /// SHARED on the database and the wal-index mapped, but no slot yet.
+    fn open(database: &Database) -> Result<Pin, Code> {
+        let mut file = database.vfs.open_database(&database.c_path, &database.parameters)?;
+        file.lock_shared()?;
+        let mapped = file.map_index();
+        if let Ok(Some(region)) = mapped {
+            return Ok(Pin {
+                file,
+                region,
+                wal: None,
+                slot: None,
+            });
+        }
+        // Even a mapping that failed may have joined the shared memory, which a close alone does not leave.
+        file.unmap_index();
+        file.unlock();
+        mapped.and(Err(Code(ffi::SQLITE_IOERR_SHMMAP)))
+    }
+
+    /// The last slot first: readers try the first ones first.
+    pub(super) fn take_slot(&mut self) -> bool {
+        if self.slot.is_some() {
+            return true;
+        }
+        for index in (1..=4_i32).rev() {
+            let slot = FIRST_READ_SLOT + index;
+            if self.file.shm_lock(slot, EXCLUSIVE_LOCK).is_err() {
+                continue;
+            }
+            let mark = usize::try_from(index).unwrap_or(0);
+            self.region.set_read_mark(mark, READ_MARK_NOT_USED);
+            let _ = self.file.shm_lock(slot, EXCLUSIVE_UNLOCK);
+            if self.file.shm_lock(slot, SHARED_LOCK).is_err() {
+                continue;
+            }
+            if self.region.read_mark(mark) == READ_MARK_NOT_USED {
+                self.slot = Some(slot);
+                return true;
+            }
+            // A reader was faster: with its mark the lock would hold back checkpoints.
+            let _ = self.file.shm_lock(slot, SHARED_UNLOCK);
+        }
+        false
+    }
+
+    pub(super) fn release_slot(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            let _ = self.file.shm_lock(slot, SHARED_UNLOCK);
+        }
+    }
+
+    /// The WAL, for reading. Not to be used after the pin.
+    pub(super) fn wal(&mut self, database: &Database) -> Option<FileRef> {
+        if self.wal.is_none() {
+            self.wal = database.vfs.open_wal(&database.c_path).ok();
+        }
+        self.wal.as_ref().map(BaseFile::as_ref)
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        // The order of SQLite's own readers: read lock, wal-index, file lock; BaseFile closes.
+        self.release_slot();
+        self.file.unmap_index();
+        self.file.unlock();
+    }
+}
+
+impl Database {
+    pub(super) fn pin_lock(&self) -> MutexGuard<'_, Option<Pin>> {
+        self.pin.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the WAL from now on, if this process replicates. Called while a connection has a WAL open. What does not work now is
+    /// tried again with the next write lock or flush tick.
+    pub(super) fn take_pin(&self) {
+        if self.pinned.load(Ordering::Acquire)
+            || !self.replica.owns()
+            || self.log.is_suspended()
+            || self.log.failure().is_some()
+        {
+            return;
+        }
+        let mut pin = self.pin_lock();
+        // A connection that waits for the file for itself has had it dropped under this lock.
+        if self.making_way.load(Ordering::Acquire) > 0 {
+            return;
+        }
+        if pin.is_none() {
+            match Pin::open(self) {
+                Ok(opened) => *pin = Some(opened),
+                Err(Code(code)) => {
+                    tracing::debug!(database = %self.path.display(), code, "the WAL cannot be pinned now");
+                    return;
+                }
+            }
+        }
+        if let Some(pin) = pin.as_mut()
+            && pin.take_slot()
+        {
+            self.pinned.store(true, Ordering::Release);
+        }
+    }
+
+    /// A connection with a WAL and without a pin: worth another try.
+    pub(crate) fn lacks_pin(&self) -> bool {
+        !self.pinned.load(Ordering::Acquire) && self.replica.owns()
+    }
+
+    /// Whether a connection's file was renamed or replaced: the pin is on another one by now.
+    pub(super) fn is_of_another_file(&self, region: IndexRegion) -> bool {
+        self.pinned.load(Ordering::Acquire) && self.pin_lock().as_ref().is_some_and(|pin| !pin.region.is(region))
+    }
+
+    /// Lets the WAL, and the database file, go.
+    pub(crate) fn drop_pin(&self) {
+        let dropped = self.pin_lock().take();
+        if dropped.is_some() {
+            self.slot_released();
+            if self.holders.load(Ordering::Acquire) == 0 {
+                self.unverified.store(true, Ordering::Release);
+            }
+        }
+        drop(dropped);
+    }
+
+    pub(super) fn slot_released(&self) {
+        self.pinned.store(false, Ordering::Release);
+        self.unbroken.store(false, Ordering::Release);
+    }
+}
+
+impl Capturing for Database {
+    fn is_pinned(&self) -> bool {
+        self.pinned.load(Ordering::Acquire) || self.wal_connections.load(Ordering::Acquire) > 0 && self.replica.owns()
+    }
+
+    fn wal_bytes(&self) -> u64 {
+        let pin = self.pin_lock();
+        let header = pin.as_ref().and_then(|pin| pin.region.header());
+        header.map_or(0, |header| header.wal_bytes())
+    }
+
+    fn has_news(&self) -> bool {
+        if self.connections.load(Ordering::Acquire) == 0 || !self.pinned.load(Ordering::Acquire) {
+            return true; // Something to take or to let go.
+        }
+        let Ok(capture) = self.capture.try_lock() else {
+            return false; // A connection of this process is at work there.
+        };
+        if self.wants_attention() || capture.spill.is_some() {
+            return true;
+        }
+        let Some(cursor) = capture.cursor else { return false };
+        let Ok(pin) = self.pin.try_lock() else { return false };
+        pin.as_ref().is_some_and(|pin| {
+            let restartable = |frame: u32| pin.region.backfilled() == frame && self.log.unstored_bytes() == Some(0);
+            pin.region.header().is_some_and(|header| {
+                header.position.salts != cursor.position.salts
+                    || header.position.frame != cursor.position.frame
+                    || header.position.frame > super::restart::ORDINARY_FRAMES && restartable(header.position.frame)
+            })
+        })
+    }
+
+    fn look(&self) {
+        if self.connections.load(Ordering::Acquire) == 0 {
+            let mut capture = self.capture();
+            if self.log.unstored_bytes().is_none_or(|bytes| bytes == 0) {
+                self.forget_spill(&mut capture);
+                self.drop_pin();
+            }
+            return;
+        }
+        if self.wal_connections.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        self.take_pin();
+        let mut capture = self.capture();
+        if self.log.unstored_bytes() == Some(0) {
+            self.forget_spill(&mut capture);
+        }
+        let mut guard = self.pin_lock();
+        let Some(pin) = guard.as_mut().filter(|_| self.pinned.load(Ordering::Acquire)) else {
+            return;
+        };
+        let past_limit = self.look_through(&mut capture, pin);
+        drop(guard);
+        if let Some(wal_bytes) = past_limit {
+            self.give_up_backlog(&mut capture, wal_bytes);
+        }
+    }
+}
+
+impl Database {
+    /// The bytes of a WAL that could go, but for a store that does not answer, when they are past `wal_limit`.
+    fn look_through(&self, capture: &mut Capture, pin: &mut Pin) -> Option<u64> {
+        let region = pin.region;
+        let wal = pin.wal(self)?;
+        if self.wants_attention() {
+            self.attach_shared(capture, region, wal);
+        }
+        self.sync_with(capture, region, wal);
+        self.restart_for_others(capture, pin)
+    }
+}
