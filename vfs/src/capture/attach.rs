@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use libsqlite3_sys as ffi;
 
+use super::commit::last_commit_in;
 use super::continuity::Fingerprint;
 use super::database::{Capture, ConnectionState, Cursor, Database};
 use super::pin::{EXCLUSIVE_LOCK, EXCLUSIVE_UNLOCK, SHARED_LOCK, SHARED_UNLOCK};
@@ -13,7 +14,7 @@ use crate::base::{BaseFile, Code, FIRST_READ_SLOT, FileRef, IndexRegion};
 use crate::log::{Base, Continuity, Question, Wanted};
 use crate::snapshot::{Marked, Shared, Snapshot, WalPages};
 use crate::types::{PageSize, Position};
-use crate::wal::{IndexHeader, READ_MARK_NOT_USED};
+use crate::wal::{HEADER_BYTES, IndexHeader, READ_MARK_NOT_USED, Scan, WalHeader};
 
 /// Read locks that a reader may use with a mark of its own: slot 0 always means "nothing from the WAL".
 const MARKS: [usize; 4] = [1, 2, 3, 4];
@@ -66,7 +67,7 @@ impl Database {
                 question
             }
             (_, question) => {
-                self.verify(capture, header.position, Some((&header, wal)));
+                self.verify(capture, &header, wal);
                 question
             }
         };
@@ -79,28 +80,28 @@ impl Database {
 
     fn attach_exclusive(&self, state: &mut ConnectionState, wal: FileRef) {
         let mut capture = self.capture();
+        let (wanted, question) = self.log.wanted();
+        if wanted != Wanted::Base || self.unverified.load(Ordering::Acquire) {
+            let header = match state.region {
+                Some(region) => region.header(),
+                None => recovered(wal),
+            };
+            let Some(header) = header else { return };
+            match wanted {
+                Wanted::Resume(resume) => self.resume(&mut capture, resume, question, &header, wal),
+                Wanted::Base | Wanted::Nothing => self.verify(&mut capture, &header, wal),
+            }
+            if !self.log.base_wanted() {
+                capture.trouble = None;
+                return;
+            }
+        }
         let pages = match self.committed_pages(&mut capture, state, wal) {
             Ok(Some(pages)) => pages,
             Ok(None) => return,
             Err(reason) => {
                 capture.trouble = Some(reason);
                 return;
-            }
-        };
-        let question = match self.log.wanted() {
-            (Wanted::Resume(resume), question) => {
-                let header = IndexHeader {
-                    position: pages.position,
-                    page_size: pages.header.map(|header| header.page_size),
-                    page_count: pages.page_count.unwrap_or(0),
-                    big_endian: pages.header.is_some_and(|header| header.big_endian),
-                };
-                self.resume(&mut capture, resume, question, &header, wal);
-                question
-            }
-            (_, question) => {
-                self.verify(&mut capture, pages.position, None);
-                question
             }
         };
         let found = self.log.base_wanted().then(|| self.copy(pages));
@@ -170,29 +171,26 @@ impl Database {
 
     /// Brings a cursor that is proved, or is proved now, to where the wal-index is.
     pub(super) fn prove(&self, capture: &mut Capture, header: &IndexHeader, wal: FileRef) {
-        self.verify(capture, header.position, Some((header, wal)));
+        self.verify(capture, header, wal);
         self.catch_up(capture, header, wal);
     }
 
     /// After the last close of this process: is the database still where the log ends?
-    fn verify(&self, capture: &mut Capture, now: Position, shared: Option<(&IndexHeader, FileRef)>) {
+    fn verify(&self, capture: &mut Capture, header: &IndexHeader, wal: FileRef) {
         if !self.unverified.swap(false, Ordering::AcqRel) {
             return;
         }
         let left_behind = capture.left_behind.take();
         let Some(cursor) = capture.cursor else { return };
+        let now = header.position;
         if now.salts == cursor.position.salts && cursor.position.frame > 0 {
-            // The same WAL. In exclusive mode, where nothing is read here, it must not have grown either.
-            match shared {
-                Some((header, wal)) => self.catch_up(capture, header, wal),
-                None if now == cursor.position => {}
-                None => self.break_history(capture, "it was written while this process did not have it open"),
-            }
-            return;
+            return self.catch_up(capture, header, wal);
         }
         let same_file = left_behind.is_some() && left_behind == Fingerprint::of(&self.path);
         if same_file && now.frame == 0 {
             capture.held = left_behind;
+            // What is noted next still follows on the end of the WAL that is gone.
+            capture.ended = capture.ended.or(Some(cursor.position));
             capture.cursor = Some(Cursor {
                 position: now,
                 ..cursor
@@ -381,7 +379,7 @@ impl Database {
         );
         self.copying.store(false, Ordering::Release);
         let mut capture = self.capture();
-        let Some(cursor) = capture.cursor.filter(|_| last_change) else {
+        let Some(cursor) = capture.cursor.filter(|_| last_change && !self.wants_attention()) else {
             return;
         };
         capture.left_behind = Fingerprint::leave(&self.path, self.host.now(), capture.held);
@@ -489,6 +487,28 @@ fn take_mark(file: &mut BaseFile, region: IndexRegion) -> Option<(i32, IndexHead
         return None;
     }
     Some((slot_of(index), header))
+}
+
+/// What a recovery finds in a WAL that no wal-index tells of.
+fn recovered(wal: FileRef) -> Option<IndexHeader> {
+    let mut head = [0; HEADER_BYTES];
+    // SAFETY: the connection's WAL, on its thread.
+    let whole = unsafe { wal.read(&mut head, 0).ok()? };
+    let header = WalHeader::decode(&head).filter(|_| whole);
+    let commit = header.and_then(|header| last_commit_in(wal, Scan::from_header(&header)));
+    Some(IndexHeader {
+        position: match (commit, header) {
+            (Some(commit), _) => commit.position,
+            (None, Some(header)) => Position {
+                checksum: [0, 0],
+                ..header.position()
+            },
+            (None, None) => Position::default(),
+        },
+        page_size: header.map(|header| header.page_size),
+        page_count: commit.map_or(0, |commit| commit.page_count),
+        big_endian: header.is_some_and(|header| header.big_endian),
+    })
 }
 
 /// From the database header, bytes 16 and 17. An empty file gets SQLite's default; it has no pages to which that matters.

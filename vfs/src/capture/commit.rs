@@ -160,6 +160,7 @@ impl Database {
             big_endian,
             frames,
         });
+        capture.ended = None;
         capture.cursor = Some(Cursor {
             position: commit.position,
             page_size: Some(page_size),
@@ -387,7 +388,7 @@ fn start_of(wal: FileRef, expected: &IndexHeader) -> Result<Position, Gap> {
 }
 
 /// The last commit that the chain in the file reaches.
-fn last_commit_in(wal: FileRef, mut scan: Scan) -> Option<Commit> {
+pub(super) fn last_commit_in(wal: FileRef, mut scan: Scan) -> Option<Commit> {
     let mut frame = vec![0; scan.frame_bytes()];
     let page_size = PageSize::new(u32::try_from(frame.len() - crate::wal::FRAME_HEADER_BYTES).ok()?)?;
     let mut last = None;

@@ -179,10 +179,10 @@ impl Database {
     /// Writes down that the WAL with these salts follows on what was captured last.
     pub(super) fn note_wal(&self, capture: &mut Capture, salts: Salts) {
         let Some(cursor) = capture.cursor else { return };
-        if capture.noted == Some(salts) {
+        if capture.noted == Some(salts) || self.wants_attention() {
             return;
         }
-        let end = capture.ended.take().unwrap_or(cursor.position);
+        let end = capture.ended.unwrap_or(cursor.position);
         if self.note(end, Next::Wal(salts)) {
             capture.noted = Some(salts);
         }
@@ -213,6 +213,9 @@ impl Database {
     /// The WAL was cut to nothing, by a checkpoint or by a connection that has the file for itself.
     pub(crate) fn wal_truncated(&self) {
         let mut capture = self.capture();
+        if self.wants_attention() {
+            return; // It is not even known yet what was in it.
+        }
         let Some(cursor) = capture.cursor else { return };
         let end = capture.ended.unwrap_or(cursor.position);
         if let Some(file) = Fingerprint::leave(&self.path, self.host.now(), capture.held) {

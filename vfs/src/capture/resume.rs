@@ -10,7 +10,7 @@ use crate::resume::{Next, Resume};
 use crate::spill;
 use crate::transaction::Transaction;
 use crate::types::{PageSize, Position, Salts};
-use crate::wal::{FRAME_HEADER_BYTES, FrameHeader, IndexHeader, frame_offset};
+use crate::wal::{FRAME_HEADER_BYTES, FrameHeader, HEADER_BYTES, IndexHeader, WalHeader, frame_offset};
 
 impl Database {
     /// Answers the question whether the history goes on: with the resumption and what was committed since, or by preparing a base that is
@@ -47,6 +47,7 @@ impl Database {
         }
         capture.broken = false;
         capture.unproved = None;
+        let carried_from = resume.left.map(|left| left.mark.position);
         if carried.is_empty() {
             self.remove_stale_spill();
         }
@@ -58,6 +59,9 @@ impl Database {
             page_size: header.page_size,
             big_endian: header.big_endian,
         });
+        if position.frame == 0 && carried_from.is_some() {
+            capture.ended = carried_from;
+        }
         self.catch_up(capture, header, wal);
     }
 
@@ -75,6 +79,8 @@ impl Database {
         let position = match left.next {
             _ if contains(header, wal, left.mark.position) => left.mark.position,
             Next::Wal(salts) if salts == header.position.salts => from_the_start,
+            // Its header was written, and nothing was committed in it: recovery does not even take its salts over.
+            Next::Wal(salts) if header.position.frame == 0 && salts_of(wal) == Some(salts) => from_the_start,
             // Whatever is in a WAL beside it was written to it since: a checkpoint would have changed the file.
             Next::File(file) if Fingerprint::of(&self.path) == Some(file) => from_the_start,
             Next::Wal(_) | Next::File(_) => return None,
@@ -105,6 +111,14 @@ fn contains(header: &IndexHeader, wal: FileRef, place: Position) -> bool {
     };
     frame_header(wal, place.frame, page_size)
         .is_some_and(|frame| frame.salts == place.salts && frame.checksum == place.checksum)
+}
+
+/// The salts that the WAL's header has on the disk.
+fn salts_of(wal: FileRef) -> Option<Salts> {
+    let mut bytes = [0; HEADER_BYTES];
+    // SAFETY: the connection's WAL, on its thread, or the pin's under its lock.
+    let read = unsafe { wal.read(&mut bytes, 0) };
+    matches!(read, Ok(true)).then(|| WalHeader::decode(&bytes).map(|header| header.salts))?
 }
 
 fn frame_header(wal: FileRef, frame: u32, page_size: PageSize) -> Option<FrameHeader> {

@@ -3,7 +3,7 @@
 
 pub(crate) mod faults;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, Once};
@@ -12,13 +12,24 @@ use std::time::Duration;
 use replvfs_vfs::api::SqliteApi;
 use replvfs_vfs::host::{FlushError, Host, OpenError, OpenRequest, Replica};
 use replvfs_vfs::log::{Base, Batch, Continuity, Log};
-use replvfs_vfs::resume::Left;
+use replvfs_vfs::resume::{Left, Mark, Resume};
 use replvfs_vfs::shim::{Registration, register};
 use replvfs_vfs::transaction::{FrameError, Transaction};
-use replvfs_vfs::types::{Pgno, UnixMillis};
+use replvfs_vfs::types::{Pgno, Position, Txid, UnixMillis};
 use rusqlite::{Connection, OpenFlags};
 
 static COLLECTORS: LazyLock<Mutex<HashMap<PathBuf, Arc<Collector>>>> = LazyLock::new(Mutex::default);
+
+/// What the collector of a path is to go on from, and the state there.
+static PREPARED: LazyLock<Mutex<HashMap<PathBuf, (Resume, Vec<u8>)>>> = LazyLock::new(Mutex::default);
+
+/// The next open of `path` goes on from `resume`, whose transaction's state is `state`.
+pub(crate) fn prepare(path: &Path, resume: Resume, state: Vec<u8>) {
+    PREPARED
+        .lock()
+        .unwrap()
+        .insert(path.canonicalize().unwrap(), (resume, state));
+}
 
 pub(crate) struct Collector {
     log: Arc<Log>,
@@ -32,6 +43,14 @@ pub(crate) struct Collector {
     rested: Condvar,
     /// Nothing is said to be in the store.
     keeping: Mutex<bool>,
+    /// The places of all that was taken.
+    marks: Mutex<BTreeMap<u64, Mark>>,
+    stored: Mutex<Option<Mark>>,
+    left: Mutex<Option<Left>>,
+    /// The state that it goes on from, and whether it did.
+    resuming: Mutex<Option<(Txid, Vec<u8>)>>,
+    did_resume: Mutex<bool>,
+    wal_limit: AtomicU64,
     paused: Mutex<bool>,
     resumed: Condvar,
     close_timeout_ms: AtomicU64,
@@ -52,10 +71,20 @@ impl Host for Collecting {
             idle: Mutex::default(),
             rested: Condvar::new(),
             keeping: Mutex::default(),
+            marks: Mutex::default(),
+            stored: Mutex::default(),
+            left: Mutex::default(),
+            resuming: Mutex::default(),
+            did_resume: Mutex::default(),
+            wal_limit: AtomicU64::new(1 << 30),
             paused: Mutex::default(),
             resumed: Condvar::new(),
             close_timeout_ms: AtomicU64::new(60_000),
         });
+        if let Some((resume, state)) = PREPARED.lock().unwrap().remove(request.path) {
+            *collector.resuming.lock().unwrap() = Some((resume.stored.txid, state));
+            log.resume_from(resume);
+        }
         COLLECTORS
             .lock()
             .unwrap()
@@ -99,17 +128,19 @@ impl Replica for Collector {
     fn hurry(&self) {}
 
     fn drain(&self) -> bool {
-        true
+        let stored = self.stored.lock().unwrap().map(|mark| mark.txid);
+        !*self.keeping.lock().unwrap() || stored >= self.log.last_txid()
     }
 
-    fn left(&self, _: &Left) -> bool {
+    fn left(&self, left: &Left) -> bool {
+        *self.left.lock().unwrap() = Some(*left);
         true
     }
 
     fn closed(&self) {}
 
     fn wal_limit(&self) -> u64 {
-        1 << 30
+        self.wal_limit.load(Ordering::Relaxed)
     }
 
     fn close_timeout(&self) -> Duration {
@@ -187,21 +218,72 @@ impl Collector {
                 match batch {
                     Batch::Base(base) => {
                         self.log.settle(0);
+                        self.note(base.txid, base.position);
                         self.apply_base(*base, &mut image);
                     }
-                    Batch::Resumed(_) => {}
+                    Batch::Resumed(txid) => {
+                        if let Some((from, state)) = self.resuming.lock().unwrap().take() {
+                            assert_eq!(from, txid);
+                            *self.did_resume.lock().unwrap() = true;
+                            self.keep(txid.0, &state);
+                            image = Some(state);
+                        }
+                    }
                     Batch::Transactions(transactions) => {
                         if !self.apply(&transactions, &mut image) {
                             image = None;
                         }
-                        if let (Some(last), false) = (transactions.last(), *self.keeping.lock().unwrap()) {
-                            self.log.stored(last.txid);
+                        for transaction in &transactions {
+                            self.note(transaction.txid, transaction.end);
                         }
                     }
                 }
                 self.while_running();
             }
         }
+    }
+
+    /// Where a transaction ends; without [`Collector::keeps`] it is stored at once.
+    fn note(&self, txid: Txid, position: Position) {
+        self.marks.lock().unwrap().insert(txid.0, Mark { txid, position });
+        if !*self.keeping.lock().unwrap() {
+            self.store_up_to(txid.0);
+        }
+    }
+
+    /// From here on only [`Collector::store_up_to`] stores.
+    pub(crate) fn keeps(&self, keeping: bool) {
+        *self.keeping.lock().unwrap() = keeping;
+    }
+
+    /// What was taken up to there is in the store.
+    pub(crate) fn store_up_to(&self, txid: u64) {
+        let mark = self
+            .marks
+            .lock()
+            .unwrap()
+            .range(..=txid)
+            .next_back()
+            .map(|(_, mark)| *mark);
+        if let Some(mark) = mark {
+            *self.stored.lock().unwrap() = Some(mark);
+            self.log.stored(mark.txid);
+        }
+    }
+
+    /// What a state file would say.
+    pub(crate) fn resume_point(&self) -> Option<Resume> {
+        let stored = (*self.stored.lock().unwrap())?;
+        let left = self.left.lock().unwrap().filter(|left| left.mark.txid >= stored.txid);
+        Some(Resume { stored, left })
+    }
+
+    pub(crate) fn did_resume(&self) -> bool {
+        *self.did_resume.lock().unwrap()
+    }
+
+    pub(crate) fn limit_wal(&self, bytes: u64) {
+        self.wal_limit.store(bytes, Ordering::Relaxed);
     }
 
     fn apply_base(&self, mut base: Base, image: &mut Option<Vec<u8>>) {
