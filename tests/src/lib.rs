@@ -3,6 +3,8 @@
 //! Owns no expectation of its own. Helpers panic with a message that says what they were doing, since their callers are
 //! tests.
 
+mod rng;
+
 use std::error::Error;
 use std::fmt;
 use std::fs::File;
@@ -17,6 +19,8 @@ use replvfs::store::{Store, StoreOptions};
 use replvfs_vfs::types::Txid;
 use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
+
+pub use rng::Rng;
 
 /// Registers the VFS `replvfs` with the SQLite that the tests are linked with. May be called again and again.
 pub fn register() {
