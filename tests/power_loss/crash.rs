@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::AddAssign;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ use replvfs_tests::{Rng, Scratch, compare_pages};
 use rusqlite::Connection;
 use tokio::runtime::Runtime;
 
-use super::script::{Run, Synchronous, image};
+use super::script::{Before, Image, Run, Synchronous, image, place_objects};
 use super::tape::Crash;
 
 /// The commit after the restart. It gives the same pages wherever it is made on the same state.
@@ -45,15 +46,40 @@ pub(crate) struct Counts {
     pub(crate) restored: u64,
 }
 
-/// Every transaction that can be restored, with its generation.
-type History_ = BTreeMap<(Generation, Txid), Arc<Vec<u8>>>;
+impl Counts {
+    /// A disk that loses nothing, or a replica that never knows more than the disk, would show nothing.
+    pub(crate) fn are_worth_it(&self) {
+        assert!(self.commits_lost >= 10 && self.damaged >= 3, "{self:?}");
+        assert!(self.replica_ahead >= 5, "{self:?}");
+    }
+}
+
+impl AddAssign<&Counts> for Counts {
+    fn add_assign(&mut self, other: &Counts) {
+        self.crashes += other.crashes;
+        self.commits_lost += other.commits_lost;
+        self.damaged += other.damaged;
+        self.replica_ahead += other.replica_ahead;
+        self.without_replica += other.without_replica;
+        self.resumed += other.resumed;
+        self.restored += other.restored;
+    }
+}
+
+/// Transactions that were restored, with their generations.
+type Shown = BTreeMap<At, Image>;
+
+type At = (Generation, Txid);
+
+/// Of the earlier transactions so many are restored after the restart.
+const EARLIER: usize = 4;
 
 /// Takes a run apart, crash by crash.
 pub(crate) struct Crashes<'a> {
     run: &'a Run,
     runtime: Runtime,
     /// By the number of objects: what can be restored from that many.
-    known: BTreeMap<usize, Arc<History_>>,
+    known: BTreeMap<usize, Arc<Shown>>,
     pub(crate) counts: Counts,
 }
 
@@ -68,8 +94,7 @@ impl<'a> Crashes<'a> {
     pub(crate) fn new(run: &'a Run) -> Crashes<'a> {
         Crashes {
             run,
-            runtime: tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
+            runtime: tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .unwrap(),
@@ -78,77 +103,87 @@ impl<'a> Crashes<'a> {
         }
     }
 
-    /// The power goes when so many events have happened. The seed decides what is lost.
-    pub(crate) fn check(&mut self, events: usize, seed: u64) {
-        let crash = self.run.recording.crash(events, &mut Rng::new(seed));
+    /// The power goes when so many events have happened. The seed decides what is lost. Returns what another script would begin with; nothing
+    /// where the database is gone or damaged.
+    pub(crate) fn check(&mut self, events: usize, seed: u64) -> Option<Before> {
+        let rng = &mut Rng::new(seed);
+        let crash = self.run.recording.crash(events, rng);
         let mut scene = Scene {
-            scratch: Scratch::new(),
+            scratch: Scratch::in_memory(),
             events,
             step: self.run.step_at(events).to_owned(),
             told: crash.told.clone(),
             run: self.run,
         };
         self.counts.crashes += 1;
+        place_objects(&scene.replica(), &crash.objects);
         let local = scene.local(&crash);
         let before = self.replica_alone(&scene, &crash);
         self.tell(events, &local, &before);
-        scene.restart(&crash, &local);
-        let after = self.restorable(&scene.replica(), scene.scratch.path());
-        self.compare(&mut scene, &local, &before, &after);
+        let flushed = scene.restart(&crash, &local);
+        if flushed {
+            self.compare(&scene, &local, &before, rng);
+        }
         self.run.setup.medium.forget(scene.scratch.path());
         scene.told.clear();
+        let usable = local.images.is_some_and(|(recovered, _)| !recovered.is_empty());
+        usable.then(|| Before {
+            files: crash.files,
+            objects: crash.objects,
+            committed: self.run.committed(),
+            flushed: self.run.flushed(events, crash.early),
+        })
     }
 
-    fn tell(&mut self, events: usize, local: &Local, before: &History_) {
+    fn tell(&mut self, events: usize, local: &Local, before: &Shown) {
         let run = self.run;
-        let position = |image: &[u8]| run.states.iter().rposition(|state| *state.image == image);
-        let newest = run.expected(events).last().and_then(|state| position(&state.image));
-        let local_is = local.images.as_ref().and_then(|(image, _)| position(image));
+        let last = run.last_done(events);
+        let kept = run.states[last..].iter().take(2);
+        let found = local.images.as_ref().map(|(image, _)| image);
+        let lost = found.is_some_and(|found| kept.clone().all(|state| *state.image != *found));
+        self.counts.commits_lost += u64::from(lost);
         self.counts.damaged += u64::from(local.damaged);
-        self.counts.commits_lost += u64::from(local_is < newest.map(|newest| newest - 1));
-        let replica_has = before.values().next_back().and_then(|image| position(image));
-        self.counts.replica_ahead += u64::from(!local.damaged && replica_has > local_is);
-        self.counts.without_replica += u64::from(before.is_empty());
+        let newest = before.values().next_back();
+        let ahead = lost && newest.is_some_and(|newest| kept.clone().any(|state| state.image == *newest));
+        self.counts.replica_ahead += u64::from(ahead);
+        self.counts.without_replica += u64::from(newest.is_none());
     }
 
     /// What the replica has when the machine does not come back.
-    fn replica_alone(&mut self, scene: &Scene<'_>, crash: &Crash) -> Arc<History_> {
-        write_objects(&scene.replica(), crash);
+    fn replica_alone(&mut self, scene: &Scene<'_>, crash: &Crash) -> Arc<Shown> {
         let found = match self.known.get(&crash.objects.len()) {
             Some(known) => Arc::clone(known),
             None => {
-                let found = Arc::new(self.restorable(&scene.replica(), scene.scratch.path()));
-                for ((generation, txid), image) in found.iter() {
-                    let committed = self.run.states.iter().any(|state| state.image == *image);
-                    assert!(
-                        committed,
-                        "transaction {txid} of generation {generation} was never committed"
-                    );
+                let mut found = Shown::new();
+                for at in self.listed(&scene.replica()) {
+                    let image = self.restore(scene, Some(at));
+                    assert!(self.run.was_committed(&image), "{at:?} was never committed");
+                    found.insert(at, Arc::new(image));
                 }
+                let found = Arc::new(found);
                 self.known.insert(crash.objects.len(), Arc::clone(&found));
                 found
             }
         };
-        if let Some(flushed) = self.run.flushed(scene.events) {
+        let flushed = self.run.flushed(scene.events, crash.early);
+        if !flushed.is_empty() {
             let (at, newest) = found
                 .last_key_value()
-                .expect("a replica that was flushed has a history");
+                .expect("a replica with flushed states shows some");
             assert!(
-                self.run.states[flushed..].iter().any(|state| state.image == *newest),
-                "{at:?} is the newest in the replica, older than what was flushed"
+                flushed.contains(newest),
+                "{at:?}, the newest in the replica, is older than what was flushed"
             );
         }
         found
     }
 
-    /// Restores everything that the replica lists.
-    fn restorable(&mut self, replica: &Path, folder: &Path) -> History_ {
-        let mut found = History_::new();
-        let uri = format!("fs://{}", replica.display());
-        let store = Store::open(&uri, &StoreOptions::reading()).unwrap();
-        let history = match self.runtime.block_on(History::open(&store)) {
+    /// Everything that the replica says it has.
+    fn listed(&self, replica: &Path) -> Vec<At> {
+        let mut listed = Vec::new();
+        let history = match self.runtime.block_on(History::open(&store(replica))) {
             Ok(history) => history,
-            Err(HistoryError::NoReplica) => return found,
+            Err(HistoryError::NoReplica) => return listed,
             Err(error) => panic!("reading the history: {error}"),
         };
         for generation in history.generations() {
@@ -156,73 +191,83 @@ impl<'a> Crashes<'a> {
             let Some(first) = generation.images().first().copied() else {
                 continue;
             };
-            let mut txids = vec![first];
-            let visit = history.transactions(number, first..=Txid(u64::MAX), |entry| {
-                if entry.txid > first {
-                    txids.push(entry.txid);
-                }
+            listed.push((number, first));
+            let visit = history.transactions(number, first.next()..=Txid(u64::MAX), |entry| {
+                listed.push((number, entry.txid));
             });
             self.runtime.block_on(visit).expect("listing the transactions");
-            for txid in txids {
-                let options = RestoreOptions {
-                    target: Target::Txid(txid),
-                    generation: Some(number),
-                    ..RestoreOptions::default()
-                };
-                let image = self.restore(&store, folder, &options, txid);
-                found.insert((number, txid), Arc::new(image));
-            }
         }
-        if let Some((_, newest)) = found.last_key_value() {
-            let options = RestoreOptions::default();
-            let image = self.restore(&store, folder, &options, Txid(0));
-            assert_eq!(
-                compare_pages(newest, &image),
-                Ok(()),
-                "the newest is not the last that is listed"
-            );
-        }
-        found
+        listed
     }
 
-    fn restore(&mut self, store: &Store, folder: &Path, options: &RestoreOptions, txid: Txid) -> Vec<u8> {
+    /// Restores a transaction, or the newest.
+    fn restore(&mut self, scene: &Scene<'_>, at: Option<At>) -> Vec<u8> {
         self.counts.restored += 1;
-        let out = folder.join("restored.db");
-        let restored = self.runtime.block_on(restore(store, &out, options));
-        let restored = restored.unwrap_or_else(|error| panic!("restoring {options:?}: {error}"));
-        assert!(options.generation.is_none() || restored.txid == txid);
+        let out = scene.scratch.file("restored.db");
+        let options = RestoreOptions {
+            target: at.map_or(Target::Newest, |(_, txid)| Target::Txid(txid)),
+            generation: at.map(|(generation, _)| generation),
+            ..RestoreOptions::default()
+        };
+        let restored = self.runtime.block_on(restore(&store(&scene.replica()), &out, &options));
+        let restored = restored.unwrap_or_else(|error| panic!("restoring {at:?}: {error}"));
+        assert!(at.is_none_or(|(_, txid)| restored.txid == txid));
         let image = fs::read(&out).unwrap();
         fs::remove_file(&out).unwrap();
+        if self.run.setup.synchronous == Synchronous::Off {
+            return as_sqlite_reads(image);
+        }
         image
     }
 
-    fn compare(&mut self, scene: &mut Scene<'_>, local: &Local, before: &History_, after: &History_) {
-        let Some(live) = scene.live(local) else { return };
-        let (newest, image) = after
-            .last_key_value()
-            .expect("a replica that was flushed has a history");
-        compare_pages(&live, image)
-            .unwrap_or_else(|difference| panic!("{newest:?}, the newest, is not the database: {difference}"));
-        let last_before = before.last_key_value().map(|((generation, _), _)| *generation);
-        self.counts.resumed += u64::from(last_before == Some(newest.0));
-        for (at, image) in before {
-            let still = after
-                .get(at)
-                .unwrap_or_else(|| panic!("{at:?} cannot be restored any more"));
-            compare_pages(image, still).unwrap_or_else(|difference| panic!("{at:?} has changed: {difference}"));
+    /// The replica after the restart with the database, and with what it was before.
+    fn compare(&mut self, scene: &Scene<'_>, local: &Local, before: &Shown, rng: &mut Rng) {
+        let live = scene.live();
+        let newest = self.restore(scene, None);
+        compare_pages(&live, &newest)
+            .unwrap_or_else(|difference| panic!("the newest in the replica is not the database: {difference}"));
+        let listed = self.listed(&scene.replica());
+        for at in before.keys() {
+            assert!(listed.contains(at), "{at:?} is not listed any more");
         }
-        for (at, image) in after.iter().filter(|(at, _)| !before.contains_key(at)) {
-            let committed = self.run.states.iter().any(|state| state.image == *image);
-            let recovered = local
-                .images
-                .as_ref()
-                .is_some_and(|(first, second)| **image == *first || **image == *second);
-            assert!(
-                committed || recovered || **image == live,
-                "{at:?} is a state that never was"
-            );
+        let last = |at: Option<&At>| at.map(|(generation, _)| *generation);
+        let resumed = last(listed.last()) == last(before.keys().next_back());
+        self.counts.resumed += u64::from(resumed);
+        let drawn: Vec<At> = (0..EARLIER).map(|_| rng.of(&listed)).collect();
+        for at in listed {
+            let known = before.get(&at);
+            if known.is_some() && !drawn.contains(&at) {
+                continue;
+            }
+            let image = self.restore(scene, Some(at));
+            let recovered = local.images.as_ref();
+            let recovered = recovered.is_some_and(|(found, more)| image == *found || image == *more);
+            match known {
+                Some(known) => {
+                    compare_pages(known, &image).unwrap_or_else(|difference| panic!("{at:?} has changed: {difference}"))
+                }
+                None => assert!(
+                    recovered || image == live || local.damaged || self.run.was_committed(&image),
+                    "{at:?} is a state that never was"
+                ),
+            }
         }
     }
+}
+
+/// Without synchronisation a file may be longer than its header says: SQLite then uses the header's number of pages, and leaves the
+/// others where they are.
+fn as_sqlite_reads(mut image: Vec<u8>) -> Vec<u8> {
+    let field = |at: usize| u32::from_be_bytes(image[at..at + 4].try_into().unwrap());
+    if image.len() >= 100 && field(24) == field(92) {
+        let page = usize::from(u16::from_be_bytes([image[16], image[17]]));
+        image.truncate(field(28) as usize * page);
+    }
+    image
+}
+
+fn store(replica: &Path) -> Store {
+    Store::open(&format!("fs://{}", replica.display()), &StoreOptions::reading()).unwrap()
 }
 
 /// The machine after the restart.
@@ -296,26 +341,25 @@ impl Scene<'_> {
         self.scratch.database()
     }
 
-    /// The application comes back, commits, and waits for the replica.
-    fn restart(&self, crash: &Crash, local: &Local) {
+    /// The application comes back, commits, and waits for the replica. False when it could not, which is right only for a damaged
+    /// database.
+    fn restart(&self, crash: &Crash, local: &Local) -> bool {
         self.run.setup.medium.place(&self.database(), &crash.files);
-        let outcome = self
-            .run
-            .setup
-            .open(&self.database(), &self.replica())
-            .and_then(|mut connection| {
-                if let Some((recovered, more)) = &local.images {
-                    self.commit(&mut connection, recovered, more)?;
-                    replvfs_tests::flush(&connection);
-                } else {
-                    commit_and_flush(&connection)?;
-                }
-                Ok(())
-            });
-        if let Err(error) = outcome {
+        let connection = self.run.setup.open(&self.database(), &self.replica());
+        let outcome = connection.and_then(|mut connection| {
+            match &local.images {
+                Some((recovered, more)) => self.commit(&mut connection, recovered, more)?,
+                None => connection.execute_batch(ONE_MORE)?,
+            }
+            connection
+                .query_row("PRAGMA replvfs_flush", [], |_| Ok(()))
+                .or_else(no_row)
+        });
+        if let Err(error) = &outcome {
             assert!(local.damaged, "through replvfs SQLite fails: {error}");
             assert!(!error.to_string().contains("bug"), "{error}");
         }
+        outcome.is_ok()
     }
 
     fn commit(&self, connection: &mut Connection, recovered: &[u8], more: &[u8]) -> rusqlite::Result<()> {
@@ -333,33 +377,22 @@ impl Scene<'_> {
     }
 
     /// The database, once its connection is closed, as SQLite reads it without replvfs.
-    fn live(&self, local: &Local) -> Option<Vec<u8>> {
+    fn live(&self) -> Vec<u8> {
         let connection = self.run.setup.medium.open_plain(&self.database());
         let image = connection.and_then(|mut connection| image(&mut connection));
-        match image {
-            Err(_) if local.damaged => None,
-            image => Some(image.expect("reading the database")),
-        }
-        .filter(|_| !local.damaged)
+        image.expect("reading the database")
     }
 }
 
-/// In a damaged database anything may fail. What may not is replvfs.
-fn commit_and_flush(connection: &Connection) -> rusqlite::Result<()> {
-    connection.execute_batch(ONE_MORE)?;
-    connection.execute_batch("PRAGMA replvfs_flush")
+/// A pragma need not give one.
+fn no_row(error: rusqlite::Error) -> rusqlite::Result<()> {
+    match error {
+        rusqlite::Error::QueryReturnedNoRows => Ok(()),
+        error => Err(error),
+    }
 }
 
 fn is_sound(connection: &Connection) -> bool {
     let answer = connection.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0));
     answer.is_ok_and(|answer| answer == "ok")
-}
-
-fn write_objects(replica: &Path, crash: &Crash) {
-    fs::create_dir(replica).unwrap();
-    for (name, content) in &crash.objects {
-        let path = replica.join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, content).unwrap();
-    }
 }

@@ -131,6 +131,12 @@ impl Medium {
     }
 }
 
+/// Without what replvfs keeps.
+pub(crate) fn of_sqlite(mut files: Files) -> Files {
+    files.retain(|suffix, _| KEPT.contains(&suffix.as_str()));
+    files
+}
+
 fn connect(uri: &str) -> rusqlite::Result<Connection> {
     register();
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE

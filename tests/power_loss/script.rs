@@ -1,7 +1,9 @@
 //! What an application does before the power goes: a script drawn from a seed, run once with a record of everything.
 //!
-//! Owns the states that the script really committed, each as SQLite without replvfs reads it from what was written so far.
+//! Owns the states that the script really committed, each as SQLite without replvfs reads it from what was written so far. A script
+//! begins with nothing, or with what an earlier power loss left.
 
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,8 +11,8 @@ use replvfs_tests::{Rng, Scratch};
 use rusqlite::Connection;
 
 use super::disk::Files;
-use super::medium::Medium;
-use super::tape::{Recording, Tape};
+use super::medium::{Medium, of_sqlite};
+use super::tape::{Object, Recording, Tape};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Journal {
@@ -68,6 +70,8 @@ impl Setup {
     }
 }
 
+const TABLE: &str = "t(a INTEGER PRIMARY KEY, k, b)";
+
 /// One step. Each commits once at most.
 #[derive(Debug, Clone)]
 enum Step {
@@ -112,7 +116,7 @@ fn step(rng: &mut Rng) -> Step {
 /// The first steps are the same in all scripts, so that no script misses what matters most.
 fn steps(rng: &mut Rng, count: usize) -> Vec<Step> {
     let mut steps = vec![
-        Step::Sql("CREATE TABLE t(a INTEGER PRIMARY KEY, k, b)".to_owned()),
+        Step::Sql(format!("CREATE TABLE {TABLE}")),
         Step::Sql(insert(1, 2, 600)),
         Step::Flush,
         Step::Sql(insert(50, 3, 400)),
@@ -147,7 +151,7 @@ fn spilled(seed: u64, end: &str) -> String {
 /// A state of the database that is known to have been committed.
 #[derive(Debug)]
 pub(crate) struct State {
-    pub(crate) image: Arc<Vec<u8>>,
+    pub(crate) image: Image,
     /// Events when the step that made it returned.
     pub(crate) events: usize,
     /// `PRAGMA replvfs_flush` said that it is in the replica.
@@ -155,13 +159,28 @@ pub(crate) struct State {
     step: String,
 }
 
+pub(crate) type Image = Arc<Vec<u8>>;
+
+/// What a script begins with: nothing, by default.
+#[derive(Debug, Default)]
+pub(crate) struct Before {
+    pub(crate) files: Files,
+    pub(crate) objects: Vec<Object>,
+    /// All that the replica may show.
+    pub(crate) committed: Vec<Image>,
+    /// What the newest state in the replica is, as long as nothing newer is there. Empty when there need not be any.
+    pub(crate) flushed: Vec<Image>,
+}
+
 /// A script that was run.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) setup: Setup,
     pub(crate) recording: Recording,
-    /// In their order; the first is the empty database.
+    /// In their order; the first is what was found.
     pub(crate) states: Vec<State>,
+    committed: Vec<Image>,
+    flushed: Vec<Image>,
 }
 
 struct Running {
@@ -174,11 +193,26 @@ struct Running {
     looks: usize,
 }
 
-/// Runs the script of a seed.
+/// Runs the script of a seed on a new database.
 pub(crate) fn run(setup: Setup, seed: u64) -> Run {
-    let scratch = Scratch::new();
-    let tape = Tape::new(&scratch.database(), &scratch.file("replica"), Files::new());
-    let tape = Arc::new(tape);
+    let steps = steps(&mut Rng::new(seed), setup.steps);
+    run_after(setup, Before::default(), &steps)
+}
+
+/// Runs a short one on what a power loss has left.
+pub(crate) fn run_again(setup: Setup, before: Before, seed: u64) -> Run {
+    let mut rng = Rng::new(seed);
+    let mut again = vec![Step::Sql(format!("CREATE TABLE IF NOT EXISTS {TABLE}"))];
+    again.extend((0..3 + rng.below(6)).map(|_| step(&mut rng)));
+    run_after(setup, before, &again)
+}
+
+fn run_after(setup: Setup, before: Before, steps: &[Step]) -> Run {
+    let scratch = Scratch::in_memory();
+    let (database, replica) = (scratch.database(), scratch.file("replica"));
+    setup.medium.place(&database, &before.files);
+    place_objects(&replica, &before.objects);
+    let tape = Arc::new(Tape::new(&database, &replica, of_sqlite(before.files)));
     setup.medium.record(&tape);
     let mut running = Running {
         setup,
@@ -192,14 +226,31 @@ pub(crate) fn run(setup: Setup, seed: u64) -> Run {
     running.look("nothing".to_owned());
     running.open();
     running.look("opening".to_owned());
-    for step in steps(&mut Rng::new(seed), setup.steps) {
-        running.step(&step);
+    for step in steps {
+        running.step(step);
         running.look(format!("{step:?}"));
         if matches!(step, Step::Flush) {
             running.states.last_mut().unwrap().flushed = true;
         }
     }
-    running.finish()
+    let (recording, states) = running.finish();
+    Run {
+        setup,
+        recording,
+        states,
+        committed: before.committed,
+        flushed: before.flushed,
+    }
+}
+
+/// Makes a replica of these objects.
+pub(crate) fn place_objects(replica: &Path, objects: &[Object]) {
+    fs::create_dir(replica).unwrap();
+    for (name, content) in objects {
+        let path = replica.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
 }
 
 impl Running {
@@ -248,7 +299,7 @@ impl Running {
         });
     }
 
-    fn finish(mut self) -> Run {
+    fn finish(mut self) -> (Recording, Vec<State>) {
         self.connections.clear();
         let medium = self.setup.medium;
         let database = self.scratch.database();
@@ -260,24 +311,20 @@ impl Running {
             "the record is not what is on the disk"
         );
         medium.forget(self.scratch.path());
-        Run {
-            setup: self.setup,
-            recording: self.tape.take(),
-            states: self.states,
-        }
+        (self.tape.take(), self.states)
     }
 }
 
 /// What SQLite without replvfs reads when it finds these files.
 pub(crate) fn image_of(medium: Medium, folder: &Path, files: &Files) -> rusqlite::Result<Vec<u8>> {
-    std::fs::create_dir(folder).expect("making a folder");
+    fs::create_dir(folder).expect("making a folder");
     let database = folder.join("app.db");
     medium.place(&database, files);
     let image = medium
         .open_plain(&database)
         .and_then(|mut connection| image(&mut connection));
     medium.forget(folder);
-    std::fs::remove_dir_all(folder).expect("removing a folder");
+    fs::remove_dir_all(folder).expect("removing a folder");
     image
 }
 
@@ -293,25 +340,48 @@ pub(crate) fn image(connection: &mut Connection) -> rusqlite::Result<Vec<u8>> {
 impl Run {
     /// The states that a power loss may leave when so many events have happened.
     pub(crate) fn expected(&self, events: usize) -> &[State] {
-        let done = self.states.partition_point(|state| state.events <= events);
+        let last = self.last_done(events);
+        let in_wal = |state: &State| state.image.get(18) == Some(&2);
+        let certain = self.setup.synchronous == Synchronous::Full && in_wal(&self.states[last]);
+        let first = if certain { last } else { 0 };
         // The step that was under way may be in it.
-        let end = (done + 1).min(self.states.len());
-        let setting_up = 3;
-        let certain = self.setup.synchronous == Synchronous::Full && done > setting_up;
-        let start = if certain { done - 1 } else { 0 };
-        &self.states[start..end]
+        &self.states[first..(last + 2).min(self.states.len())]
     }
 
-    /// The newest state that the replica has for certain at this time.
-    pub(crate) fn flushed(&self, events: usize) -> Option<usize> {
-        self.states
-            .iter()
-            .rposition(|state| state.flushed && state.events <= events)
+    /// The state after the last step that had returned.
+    pub(crate) fn last_done(&self, events: usize) -> usize {
+        self.states.partition_point(|state| state.events <= events) - 1
+    }
+
+    /// Whether such a state ever was.
+    pub(crate) fn was_committed(&self, image: &[u8]) -> bool {
+        let mut all = self.states.iter().map(|state| &state.image).chain(&self.committed);
+        all.any(|committed| **committed == image)
+    }
+
+    /// All that the replica may show after these runs.
+    pub(crate) fn committed(&self) -> Vec<Image> {
+        let all = self.states.iter().map(|state| &state.image);
+        all.chain(&self.committed).cloned().collect()
+    }
+
+    /// What the newest state in the replica may be after so many events; right after the last of them, or later. Empty when there need
+    /// not be any.
+    pub(crate) fn flushed(&self, events: usize, right_after: bool) -> Vec<Image> {
+        let returned = |state: &State| state.events < events || (state.events == events && !right_after);
+        let flushed = self.states.iter().rposition(|state| state.flushed && returned(state));
+        let since = |first: usize| self.states[first..].iter().map(|state| Arc::clone(&state.image));
+        match flushed {
+            Some(first) => since(first).collect(),
+            None if self.flushed.is_empty() => Vec::new(),
+            // What the power loss left is newer than what was flushed before, even where it is less.
+            None => self.flushed.iter().cloned().chain(since(0)).collect(),
+        }
     }
 
     /// What was being done when so many events had happened.
     pub(crate) fn step_at(&self, events: usize) -> &str {
-        let next = self.states.partition_point(|state| state.events <= events);
+        let next = self.last_done(events) + 1;
         self.states.get(next).map_or("the end", |state| &state.step)
     }
 }

@@ -22,6 +22,9 @@ const TEMP_FOLDER: &str = ".tmp";
 
 type Content = Arc<[u8]>;
 
+/// An object of the replica, by its name.
+pub(crate) type Object = (String, Content);
+
 #[derive(Debug)]
 pub(crate) struct Tape {
     database: PathBuf,
@@ -44,7 +47,7 @@ pub(crate) struct Recording {
     /// Before each event, and after the last.
     moments: Vec<Moment>,
     /// In the order in which they were seen first. No object is ever changed.
-    objects: Vec<(String, Content)>,
+    objects: Vec<Object>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -57,7 +60,9 @@ struct Moment {
 #[derive(Debug)]
 pub(crate) struct Crash {
     pub(crate) files: Files,
-    pub(crate) objects: Vec<(String, Content)>,
+    pub(crate) objects: Vec<Object>,
+    /// What the replica has it had right after the last event, before anything that came of it.
+    pub(crate) early: bool,
     /// What was lost, for a failing test's message.
     pub(crate) told: String,
 }
@@ -206,6 +211,7 @@ impl Recording {
         Crash {
             files,
             objects: self.objects[..objects].to_vec(),
+            early,
             told,
         }
     }

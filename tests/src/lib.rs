@@ -58,12 +58,17 @@ impl Default for Scratch {
 impl Scratch {
     /// A new, empty folder.
     pub fn new() -> Scratch {
-        Scratch {
-            folder: tempfile::Builder::new()
-                .prefix("replvfs-test-")
-                .tempdir()
-                .expect("making a folder"),
-        }
+        Scratch::within(&std::env::temp_dir()).expect("making a folder")
+    }
+
+    /// The same in memory where that is possible, for tests to which the real disk's syncs mean nothing.
+    pub fn in_memory() -> Scratch {
+        Scratch::within(Path::new("/dev/shm")).unwrap_or_else(|_| Scratch::new())
+    }
+
+    fn within(folder: &Path) -> std::io::Result<Scratch> {
+        let folder = tempfile::Builder::new().prefix("replvfs-test-").tempdir_in(folder)?;
+        Ok(Scratch { folder })
     }
 
     /// The folder itself.
