@@ -4,6 +4,7 @@
 //! begins with nothing, or with what an earlier power loss left.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -246,11 +247,19 @@ fn run_after(setup: Setup, before: Before, steps: &[Step]) -> Run {
 /// Makes a replica of these objects.
 pub(crate) fn place_objects(replica: &Path, objects: &[Object]) {
     fs::create_dir(replica).unwrap();
-    for (name, content) in objects {
-        let path = replica.join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, content).unwrap();
+    for object in objects {
+        assert!(create_object(replica, object));
     }
+}
+
+/// Creates one as a store does: whole, unless there is one. Says whether there was none.
+pub(crate) fn create_object(replica: &Path, (name, content): &Object) -> bool {
+    let path = replica.join(name);
+    let folder = path.parent().unwrap();
+    fs::create_dir_all(folder).unwrap();
+    let mut file = tempfile::NamedTempFile::new_in(replica.parent().unwrap()).unwrap();
+    file.write_all(content).unwrap();
+    file.persist_noclobber(path).is_ok()
 }
 
 impl Running {
@@ -377,6 +386,12 @@ impl Run {
             // What the power loss left is newer than what was flushed before, even where it is less.
             None => self.flushed.iter().cloned().chain(since(0)).collect(),
         }
+    }
+
+    /// Whether it is the state after one of the steps that had returned by then, or before them.
+    pub(crate) fn was_committed_before(&self, events: usize, image: &Image) -> bool {
+        let done = &self.states[..=self.last_done(events)];
+        done.iter().any(|state| state.image == *image) || self.committed.contains(image)
     }
 
     /// What was being done when so many events had happened.

@@ -17,6 +17,9 @@ use super::disk::{Disk, Event, Files};
 /// What SQLite does through the VFS, and what is worth nothing after a restart.
 const NOT_BESIDE: &[&str] = &["", "-wal", "-journal", "-shm", "-replvfs-lock"];
 
+/// No more objects than these are on their way at once.
+const LATER: usize = 2;
+
 /// Where temporary files of the replica's folder are.
 const TEMP_FOLDER: &str = ".tmp";
 
@@ -61,6 +64,8 @@ struct Moment {
 pub(crate) struct Crash {
     pub(crate) files: Files,
     pub(crate) objects: Vec<Object>,
+    /// The next objects. Those that were on their way may be created yet.
+    pub(crate) later: Vec<Object>,
     /// What the replica has it had right after the last event, before anything that came of it.
     pub(crate) early: bool,
     /// What was lost, for a failing test's message.
@@ -211,6 +216,7 @@ impl Recording {
         Crash {
             files,
             objects: self.objects[..objects].to_vec(),
+            later: self.objects[objects..].iter().take(LATER).cloned().collect(),
             early,
             told,
         }
