@@ -23,7 +23,7 @@ use replvfs_tests::{Rng, Scratch, compare_pages};
 use rusqlite::Connection;
 use tokio::runtime::Runtime;
 
-use super::script::{Before, Image, Run, Synchronous, create_object, image, place_objects};
+use super::script::{Before, Image, Run, create_object, image, place_objects};
 use super::tape::{Crash, Object};
 
 /// The commit after the restart. It gives the same pages wherever it is made on the same state.
@@ -150,12 +150,12 @@ impl<'a> Crashes<'a> {
         let run = self.run;
         let last = run.last_done(events);
         let kept = run.states[last..].iter().take(2);
-        let found = local.images.as_ref().map(|(image, _)| image);
-        let lost = found.is_some_and(|found| kept.clone().all(|state| *state.image != *found));
+        let found = local.images.as_ref().map(|(image, _)| run.comparable(image));
+        let lost = found.is_some_and(|found| kept.clone().all(|state| state.image != found));
         self.counts.commits_lost += u64::from(lost);
         self.counts.damaged += u64::from(local.damaged);
-        let newest = before.values().next_back();
-        let ahead = lost && newest.is_some_and(|newest| kept.clone().any(|state| state.image == *newest));
+        let newest = before.values().next_back().map(|newest| run.comparable(newest));
+        let ahead = lost && kept.clone().any(|state| newest.as_ref() == Some(&state.image));
         self.counts.replica_ahead += u64::from(ahead);
         self.counts.without_replica += u64::from(newest.is_none());
     }
@@ -182,7 +182,7 @@ impl<'a> Crashes<'a> {
                 .last_key_value()
                 .expect("a replica with flushed states shows some");
             assert!(
-                flushed.contains(newest),
+                flushed.contains(&self.run.comparable(newest)),
                 "{at:?}, the newest in the replica, is older than what was flushed"
             );
         }
@@ -214,7 +214,7 @@ impl<'a> Crashes<'a> {
             }
             let honest = match self.listed(&trial.replica()).last() {
                 Some(at) => {
-                    let newest = Arc::new(self.restore(&trial, Some(*at)));
+                    let newest = self.restore(&trial, Some(*at));
                     self.run.was_committed_before(scene.events, &newest)
                 }
                 None => true,
@@ -264,7 +264,7 @@ impl<'a> Crashes<'a> {
         assert!(at.is_none_or(|(_, txid)| restored.txid == txid));
         let image = fs::read(&out).unwrap();
         fs::remove_file(&out).unwrap();
-        if self.run.setup.synchronous == Synchronous::Off {
+        if self.run.setup.may_be_damaged() {
             return as_sqlite_reads(image);
         }
         image
@@ -345,7 +345,7 @@ impl Scene<'_> {
     }
 
     fn may_be_damaged(&self) -> bool {
-        self.run.setup.synchronous == Synchronous::Off
+        self.run.setup.may_be_damaged()
     }
 
     /// What SQLite makes of it without replvfs, and what one more commit then gives.
@@ -368,9 +368,9 @@ impl Scene<'_> {
         };
         match opened() {
             Ok((found, Some(more))) => {
-                let expected = self.run.expected(self.events);
+                let (expected, comparable) = (self.run.expected(self.events), self.run.comparable(&found));
                 assert!(
-                    self.may_be_damaged() || expected.iter().any(|state| *state.image == found),
+                    self.may_be_damaged() || expected.iter().any(|state| state.image == comparable),
                     "SQLite alone finds a state that it should not: the simulated disk is wrong"
                 );
                 Local {

@@ -15,6 +15,7 @@
 
 mod crash;
 mod disk;
+mod free_pages;
 mod medium;
 mod recorder;
 mod script;
@@ -62,11 +63,12 @@ impl Drop for Replay {
 /// Everything that a disk is tested with.
 fn setups(medium: Medium) -> Vec<Setup> {
     // Without and with exclusive locking.
-    let journals: &[(Journal, &[bool])] = match medium {
-        Medium::Recorded => &[(Journal::Wal, &[false, true])],
-        // WAL without shared memory is possible in exclusive locking mode only.
-        Medium::Simulated => &[(Journal::Wal, &[true])],
+    // WAL without shared memory is possible in exclusive locking mode only.
+    let wal: &[bool] = match medium {
+        Medium::Recorded => &[false, true],
+        Medium::Simulated => &[true],
     };
+    let journals: &[(Journal, &[bool])] = &[(Journal::Wal, wal)];
     let levels = [Synchronous::Normal, Synchronous::Full, Synchronous::Off];
     let mut setups = Vec::new();
     for (journal, locking) in journals {

@@ -12,20 +12,13 @@ use replvfs_tests::{Rng, Scratch};
 use rusqlite::Connection;
 
 use super::disk::Files;
+use super::free_pages;
 use super::medium::{Medium, of_sqlite};
 use super::tape::{Object, Recording, Tape};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Journal {
     Wal,
-}
-
-impl Journal {
-    fn pragma(self) -> &'static str {
-        match self {
-            Journal::Wal => "WAL",
-        }
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,10 +55,28 @@ impl Setup {
         Ok(connection)
     }
 
+    /// Whether a power loss may leave a damaged database. Also with a rollback journal that is synced once a transaction only: its checksums
+    /// leave out most bytes, and <https://www.sqlite.org/pragma.html#pragma_synchronous> says so.
+    pub(crate) fn may_be_damaged(&self) -> bool {
+        match self.synchronous {
+            Synchronous::Off => true,
+            Synchronous::Normal => self.journal != Journal::Wal,
+            Synchronous::Full => false,
+        }
+    }
+
+    /// A rollback journal does not bring back what stood in pages that were free: it means nothing.
+    pub(crate) fn without_free_pages(&self, image: Vec<u8>) -> Vec<u8> {
+        if self.journal == Journal::Wal {
+            return image;
+        }
+        free_pages::blank(image)
+    }
+
     /// What a database gets that is new; where it is not, nothing happens.
     pub(crate) fn shape(&self, connection: &Connection) -> rusqlite::Result<()> {
         connection.execute_batch("PRAGMA page_size = 1024")?;
-        let pragma = format!("PRAGMA journal_mode = {}", self.journal.pragma());
+        let pragma = format!("PRAGMA journal_mode = {:?}", self.journal);
         connection.query_row(&pragma, [], |row| row.get::<_, String>(0))?;
         Ok(())
     }
@@ -152,6 +163,7 @@ fn spilled(seed: u64, end: &str) -> String {
 /// A state of the database that is known to have been committed.
 #[derive(Debug)]
 pub(crate) struct State {
+    /// As [`Setup::without_free_pages`] leaves it.
     pub(crate) image: Image,
     /// Events when the step that made it returned.
     pub(crate) events: usize,
@@ -297,7 +309,8 @@ impl Running {
                 self.looks += 1;
                 let folder = self.scratch.file(&format!("look-{}", self.looks));
                 let image = image_of(self.setup.medium, &folder, &self.tape.content());
-                Arc::new(image.expect("reading the database without replvfs"))
+                let image = image.expect("reading the database without replvfs");
+                Arc::new(self.setup.without_free_pages(image))
             }
         };
         self.states.push(State {
@@ -362,10 +375,16 @@ impl Run {
         self.states.partition_point(|state| state.events <= events) - 1
     }
 
+    /// An image as it has to be to be looked for among the states.
+    pub(crate) fn comparable(&self, image: &[u8]) -> Image {
+        Arc::new(self.setup.without_free_pages(image.to_vec()))
+    }
+
     /// Whether such a state ever was.
     pub(crate) fn was_committed(&self, image: &[u8]) -> bool {
+        let image = self.comparable(image);
         let mut all = self.states.iter().map(|state| &state.image).chain(&self.committed);
-        all.any(|committed| **committed == image)
+        all.any(|committed| *committed == image)
     }
 
     /// All that the replica may show after these runs.
@@ -389,9 +408,10 @@ impl Run {
     }
 
     /// Whether it is the state after one of the steps that had returned by then, or before them.
-    pub(crate) fn was_committed_before(&self, events: usize, image: &Image) -> bool {
+    pub(crate) fn was_committed_before(&self, events: usize, image: &[u8]) -> bool {
+        let image = self.comparable(image);
         let done = &self.states[..=self.last_done(events)];
-        done.iter().any(|state| state.image == *image) || self.committed.contains(image)
+        done.iter().any(|state| state.image == image) || self.committed.contains(&image)
     }
 
     /// What was being done when so many events had happened.
