@@ -43,7 +43,7 @@ pub(crate) struct Counts {
     pub(crate) without_replica: u64,
     /// Objects that were created after the restart.
     pub(crate) late: u64,
-    /// The history went on in the generation that was there.
+    /// The history went on in the generation that was there, as far as it goes on at all after a restart.
     pub(crate) resumed: u64,
     pub(crate) restored: u64,
 }
@@ -118,25 +118,25 @@ impl<'a> Crashes<'a> {
     pub(crate) fn check(&mut self, events: usize, seed: u64) -> Option<Before> {
         let rng = &mut Rng::new(seed);
         let crash = self.run.recording.crash(events, rng);
-        let mut scene = Scene {
+        let scene = Scene {
             scratch: Scratch::in_memory(),
             events,
-            step: self.run.step_at(events).to_owned(),
-            told: crash.told.clone(),
+            crash: &crash,
             run: self.run,
+            trial: false,
         };
         self.counts.crashes += 1;
         place_objects(&scene.replica(), &crash.objects);
-        let local = scene.local(&crash);
-        let before = self.replica_alone(&scene, &crash);
+        let local = scene.local();
+        let before = self.replica_alone(&scene);
         self.tell(events, &local, &before);
-        let late = self.on_their_way(&scene, &crash, rng);
-        let flushed = scene.restart(&crash, &local, &late);
+        let late = self.on_their_way(&scene, rng);
+        let flushed = scene.restart(&local, &late);
         if flushed {
             self.compare(&scene, &local, &before, rng);
         }
         self.run.setup.medium.forget(scene.scratch.path());
-        scene.told.clear();
+        drop(scene);
         let usable = local.images.is_some_and(|(recovered, _)| !recovered.is_empty());
         usable.then(|| Before {
             files: crash.files,
@@ -161,8 +161,8 @@ impl<'a> Crashes<'a> {
     }
 
     /// What the replica has when the machine does not come back.
-    fn replica_alone(&mut self, scene: &Scene<'_>, crash: &Crash) -> Arc<Shown> {
-        let found = match self.known.get(&crash.objects.len()) {
+    fn replica_alone(&mut self, scene: &Scene<'_>) -> Arc<Shown> {
+        let found = match self.known.get(&scene.crash.objects.len()) {
             Some(known) => Arc::clone(known),
             None => {
                 let mut found = Shown::new();
@@ -172,11 +172,11 @@ impl<'a> Crashes<'a> {
                     found.insert(at, Arc::new(image));
                 }
                 let found = Arc::new(found);
-                self.known.insert(crash.objects.len(), Arc::clone(&found));
+                self.known.insert(scene.crash.objects.len(), Arc::clone(&found));
                 found
             }
         };
-        let flushed = self.run.flushed(scene.events, crash.early);
+        let flushed = self.run.flushed(scene.events, scene.crash.early);
         if !flushed.is_empty() {
             let (at, newest) = found
                 .last_key_value()
@@ -191,7 +191,7 @@ impl<'a> Crashes<'a> {
 
     /// Objects that the store had been sent, and creates at some time after the restart. What is in them was committed before the power
     /// went.
-    fn on_their_way(&mut self, scene: &Scene<'_>, crash: &Crash, rng: &mut Rng) -> Late {
+    fn on_their_way(&mut self, scene: &Scene<'_>, rng: &mut Rng) -> Late {
         let mut late = Late {
             after_commit: rng.one_in(2),
             objects: Vec::new(),
@@ -201,12 +201,11 @@ impl<'a> Crashes<'a> {
         }
         let trial = Scene {
             scratch: Scratch::in_memory(),
-            told: String::new(),
-            step: String::new(),
+            trial: true,
             ..*scene
         };
-        place_objects(&trial.replica(), &crash.objects);
-        for object in &crash.later {
+        place_objects(&trial.replica(), &scene.crash.objects);
+        for object in &scene.crash.later {
             // A generation begins with a decision that nobody had made yet.
             let begins = object.0.ends_with(".json");
             if begins || !create_object(&trial.replica(), object) {
@@ -324,17 +323,27 @@ fn store(replica: &Path) -> Store {
 struct Scene<'a> {
     scratch: Scratch,
     events: usize,
-    step: String,
-    /// What was lost; empty when all went well.
-    told: String,
+    crash: &'a Crash,
     run: &'a Run,
+    /// Nobody restarts it.
+    trial: bool,
 }
 
 impl Drop for Scene<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() && !self.told.is_empty() {
-            let Scene { events, step, told, .. } = self;
-            eprintln!("the power went after {events} events, in {step}; lost:{told}");
+        if std::thread::panicking() && !self.trial {
+            let (events, step) = (self.events, self.run.step_at(self.events));
+            eprintln!(
+                "the power went after {events} events, in {step}; lost:{}",
+                self.crash.told
+            );
+            self.scratch.keep();
+            let left = self.scratch.file("left");
+            let _ = fs::create_dir(&left);
+            for (suffix, content) in &self.crash.files {
+                let _ = fs::write(left.join(format!("app.db{suffix}")), content);
+            }
+            eprintln!("what was left is in {}, the replica beside it", left.display());
         }
     }
 }
@@ -349,12 +358,12 @@ impl Scene<'_> {
     }
 
     /// What SQLite makes of it without replvfs, and what one more commit then gives.
-    fn local(&self, crash: &Crash) -> Local {
+    fn local(&self) -> Local {
         let medium = self.run.setup.medium;
         let folder = self.scratch.file("plain");
         fs::create_dir(&folder).unwrap();
         let database = folder.join("app.db");
-        medium.place(&database, &crash.files);
+        medium.place(&database, &self.crash.files);
         let opened = || {
             let mut connection = medium.open_plain(&database)?;
             let found = image(&mut connection)?;
@@ -393,8 +402,8 @@ impl Scene<'_> {
 
     /// The application comes back, commits, and waits for the replica. False when it could not, which is right only for a damaged
     /// database.
-    fn restart(&self, crash: &Crash, local: &Local, late: &Late) -> bool {
-        self.run.setup.medium.place(&self.database(), &crash.files);
+    fn restart(&self, local: &Local, late: &Late) -> bool {
+        self.run.setup.medium.place(&self.database(), &self.crash.files);
         let connection = self.run.setup.open(&self.database(), &self.replica());
         let arrive = |after_commit: bool| {
             for object in late.objects.iter().filter(|_| late.after_commit == after_commit) {

@@ -34,3 +34,43 @@ pub(crate) fn blank(mut image: Vec<u8>) -> Vec<u8> {
     }
     image
 }
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+
+    #[test]
+    fn free_pages_are_blank_and_the_others_are_not() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        let sql = "PRAGMA page_size = 512; CREATE TABLE a(x); CREATE TABLE b(x); \
+            INSERT INTO a VALUES(zeroblob(200000)); INSERT INTO b VALUES(zeroblob(200000)); UPDATE b SET x = hex(x); DROP TABLE a";
+        connection.execute_batch(sql).unwrap();
+        let image = connection.serialize("main").unwrap().to_vec();
+        let free: u32 = connection
+            .query_row("PRAGMA freelist_count", [], |row| row.get(0))
+            .unwrap();
+        let blanked = blank(image.clone());
+        let pages = |image: &[u8]| image.chunks(512).map(<[u8]>::to_vec).collect::<Vec<_>>();
+        let changed = pages(&image)
+            .iter()
+            .zip(&pages(&blanked))
+            .filter(|(was, is)| was != is)
+            .count();
+        assert!(changed > 100 && changed < free as usize, "{changed} of {free}");
+        connection
+            .deserialize_read_exact("main", &blanked[..], blanked.len(), false)
+            .unwrap();
+        let found: String = connection
+            .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(found, "ok");
+        let b: u32 = connection
+            .query_row("SELECT length(x) FROM b WHERE x = hex(zeroblob(200000))", [], |row| {
+                row.get(0)
+            })
+            .unwrap();
+        assert_eq!(b, 400_000);
+    }
+}

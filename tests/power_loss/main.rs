@@ -52,8 +52,9 @@ impl Drop for Replay {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let Replay { seed, setup } = self;
+            let points = number("REPLVFS_POWER_POINTS").unwrap_or(POINTS);
             eprintln!(
-                "again: REPLVFS_POWER_SETUP='{setup}' REPLVFS_POWER_SEED={seed} \
+                "again: REPLVFS_POWER_SETUP='{setup}' REPLVFS_POWER_SEED={seed} REPLVFS_POWER_POINTS={points} \
                  cargo test -p replvfs-tests --test power_loss"
             );
         }

@@ -363,8 +363,10 @@ impl Run {
     /// The states that a power loss may leave when so many events have happened.
     pub(crate) fn expected(&self, events: usize) -> &[State] {
         let last = self.last_done(events);
-        let in_wal = |state: &State| state.image.get(18) == Some(&2);
-        let certain = self.setup.synchronous == Synchronous::Full && in_wal(&self.states[last]);
+        let newest = &self.states[last].image;
+        // The first commit to the WAL syncs the folder. Before it even the journal of the switch to WAL may come back.
+        let in_wal = |state: &State| state.image.get(18) == Some(&2) && state.image != *newest;
+        let certain = self.setup.synchronous == Synchronous::Full && self.states[..last].iter().any(in_wal);
         let first = if certain { last } else { 0 };
         // The step that was under way may be in it.
         &self.states[first..(last + 2).min(self.states.len())]

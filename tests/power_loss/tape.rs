@@ -302,3 +302,73 @@ fn beside(database: &Path, before: Option<&BTreeMap<String, Content>>) -> BTreeM
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use replvfs_tests::Scratch;
+
+    use super::*;
+
+    #[test]
+    fn what_replvfs_keeps_comes_back_in_any_version_or_torn() {
+        let scratch = Scratch::in_memory();
+        let kept = scratch.file("app.db-replvfs");
+        let tape = Tape::new(&scratch.database(), &scratch.file("replica"), Files::new());
+        for version in [None, Some(1_u8), Some(2)] {
+            if let Some(byte) = version {
+                fs::write(&kept, vec![byte; 1024]).unwrap();
+            }
+            fs::write(scratch.file("app.db-shm"), "nothing to keep").unwrap();
+            tape.delete("-wal", false, || false);
+            tape.open("", || Some(version.is_none()));
+            tape.change(Event::Sync { inode: 0, folder: true }, || true);
+        }
+        let recording = tape.take();
+        let mut rng = Rng::new(1);
+        let mut found: Vec<Option<Vec<u8>>> = (0..1000)
+            .map(|_| {
+                let mut files = recording.crash(recording.events.len(), &mut rng).files;
+                assert!(!files.contains_key("-shm"));
+                files.remove("-replvfs")
+            })
+            .collect();
+        found.sort();
+        found.dedup();
+        let half = |first: u8, second: u8| Some([[first; 512], [second; 512]].concat());
+        for version in [None, half(1, 1), half(2, 2), half(1, 2), half(2, 1)] {
+            assert!(found.contains(&version), "{version:?}");
+        }
+        // Before it was written there is none.
+        assert!(!recording.crash(1, &mut rng).files.contains_key("-replvfs"));
+    }
+
+    #[test]
+    fn the_replica_is_what_it_was_between_two_events() {
+        let scratch = Scratch::in_memory();
+        let replica = scratch.file("replica");
+        fs::create_dir_all(replica.join("gen/.tmp")).unwrap();
+        let tape = Tape::new(&scratch.database(), &replica, Files::new());
+        tape.open("", || Some(true));
+        let sync = || {
+            tape.change(Event::Sync { inode: 0, folder: true }, || {
+                // It comes while the event happens.
+                fs::write(replica.join(format!("gen/{}", tape_name(&replica))), "object").unwrap();
+                true
+            });
+        };
+        sync();
+        sync();
+        let recording = tape.take();
+        let mut rng = Rng::new(1);
+        for (at, possible) in [(0, &[0][..]), (1, &[0]), (2, &[0, 1]), (3, &[1, 2])] {
+            let mut found: Vec<usize> = (0..50).map(|_| recording.crash(at, &mut rng).objects.len()).collect();
+            found.sort_unstable();
+            found.dedup();
+            assert_eq!(found, possible, "after {at} events");
+        }
+    }
+
+    fn tape_name(replica: &Path) -> usize {
+        fs::read_dir(replica.join("gen")).unwrap().count()
+    }
+}

@@ -71,6 +71,11 @@ impl Scratch {
         Ok(Scratch { folder })
     }
 
+    /// Leaves the folder behind, for somebody to look at after a failure.
+    pub fn keep(&mut self) {
+        self.folder.disable_cleanup(true);
+    }
+
     /// The folder itself.
     pub fn path(&self) -> &Path {
         self.folder.path()
