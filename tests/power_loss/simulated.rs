@@ -1,9 +1,11 @@
 //! The simulated disk: files in memory, behind the crate `sqlite-vfs`.
 //!
-//! Owns content and file locks. It has no shared memory, so WAL needs exclusive locking on it. What `sqlite-vfs` 0.2.0 does not do, and how it
-//! is met here: it does not say whether a deletion syncs the folder, so none does; it takes file names as they are, so they
-//! must be absolute; it leaves the check of short reads to us; it keeps one counter without a lock, so files are opened by one thread at
-//! a time.
+//! Owns content and file locks. It has no shared memory, so WAL needs exclusive locking on it. replvfs looks at a database's time stamps
+//! by path, and finds no such file: after each close the history begins anew with an image.
+//!
+//! What `sqlite-vfs` 0.2.0 does not do, and how it is met here: it does not say whether a deletion syncs the folder, so none does; it
+//! takes file names as they are, so they must be absolute; it does not fill up short reads; it hands hints of a file's size on as
+//! changes of it. It numbers open files without a lock, which only its own trace shows.
 
 use std::collections::HashMap;
 use std::io::{Error, ErrorKind, Result};
