@@ -14,6 +14,10 @@ test-long *args:
 kill rounds="500" seed="3":
     REPLVFS_KILL_ROUNDS={{ rounds }} REPLVFS_KILL_SEED={{ seed }} cargo test -p replvfs-tests --locked --test kill -- --nocapture
 
+# Takes the power away so many times on each disk: the replica must come to what SQLite recovers
+power points="600" seed="1":
+    REPLVFS_POWER_POINTS={{ points }} REPLVFS_POWER_SEED={{ seed }} cargo test -p replvfs-tests --locked --test power_loss -- --nocapture
+
 # Formatting and lints, as CI has them
 lint:
     cargo fmt --all --check

@@ -3,6 +3,8 @@
 //! Owns no expectation of its own. Helpers panic with a message that says what they were doing, since their callers are
 //! tests.
 
+mod rng;
+
 use std::error::Error;
 use std::fmt;
 use std::fs::File;
@@ -17,6 +19,8 @@ use replvfs::store::{Store, StoreOptions};
 use replvfs_vfs::types::Txid;
 use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
+
+pub use rng::Rng;
 
 /// Registers the VFS `replvfs` with the SQLite that the tests are linked with. May be called again and again.
 pub fn register() {
@@ -54,12 +58,22 @@ impl Default for Scratch {
 impl Scratch {
     /// A new, empty folder.
     pub fn new() -> Scratch {
-        Scratch {
-            folder: tempfile::Builder::new()
-                .prefix("replvfs-test-")
-                .tempdir()
-                .expect("making a folder"),
-        }
+        Scratch::within(&std::env::temp_dir()).expect("making a folder")
+    }
+
+    /// The same in memory where that is possible, for tests to which the real disk's syncs mean nothing.
+    pub fn in_memory() -> Scratch {
+        Scratch::within(Path::new("/dev/shm")).unwrap_or_else(|_| Scratch::new())
+    }
+
+    fn within(folder: &Path) -> std::io::Result<Scratch> {
+        let folder = tempfile::Builder::new().prefix("replvfs-test-").tempdir_in(folder)?;
+        Ok(Scratch { folder })
+    }
+
+    /// Leaves the folder behind, for somebody to look at after a failure.
+    pub fn keep(&mut self) {
+        self.folder.disable_cleanup(true);
     }
 
     /// The folder itself.
