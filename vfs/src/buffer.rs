@@ -3,7 +3,7 @@
 
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 /// Bytes that the process keeps at most.
 const KEPT_BYTES: usize = 16 << 20;
@@ -20,14 +20,22 @@ static KEPT: Mutex<Kept> = Mutex::new(Kept {
     bytes: 0,
 });
 
+/// Without waiting: in a child of `fork()` it may be locked for ever.
+fn try_kept() -> Option<MutexGuard<'static, Kept>> {
+    match KEPT.try_lock() {
+        Ok(kept) => Some(kept),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
 /// An empty vector with room for `capacity` bytes.
 pub(crate) fn take(capacity: usize) -> Vec<u8> {
-    let kept = {
-        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let kept = try_kept().and_then(|mut kept| {
         let buffer = kept.buffers.pop();
         kept.bytes -= buffer.as_ref().map_or(0, Vec::capacity);
         buffer
-    };
+    });
     let mut buffer = kept.unwrap_or_default();
     buffer.reserve(capacity);
     buffer
@@ -141,8 +149,9 @@ impl Drop for Buffer {
         if capacity == 0 || capacity > LARGEST_BYTES {
             return;
         }
-        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.bytes + capacity <= KEPT_BYTES {
+        if let Some(mut kept) = try_kept()
+            && kept.bytes + capacity <= KEPT_BYTES
+        {
             kept.bytes += capacity;
             kept.buffers.push(buffer);
         }

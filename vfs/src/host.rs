@@ -26,6 +26,10 @@ pub trait Host: Send + Sync + 'static {
     /// As for [`Host::open`], also when the parameters contradict those of the first connection.
     fn reopen(&self, request: &OpenRequest<'_>, replica: &Arc<dyn Replica>) -> Result<(), OpenError>;
 
+    /// The host for a child of `fork()`, in which nothing of this one may be used but what never changes. No thread of the parent's is there,
+    /// and any mutex may be locked for ever.
+    fn after_fork(&self) -> Arc<dyn Host>;
+
     /// The time that a commit is stamped with.
     fn now(&self) -> UnixMillis;
 }

@@ -11,6 +11,7 @@ pub mod api;
 mod base;
 mod buffer;
 mod capture;
+pub mod fork;
 mod guard;
 pub mod host;
 pub mod log;

@@ -93,7 +93,14 @@ enum Item {
 impl Item {
     /// The replica is to look at it at once: a base holds locks until it is read.
     fn is_urgent(&self) -> bool {
-        !matches!(self, Item::Transaction(_))
+        self.transaction().is_none()
+    }
+
+    fn transaction(&self) -> Option<&Arc<Transaction>> {
+        match self {
+            Item::Transaction(transaction) => Some(transaction),
+            Item::Base(_) | Item::Resumed(_) => None,
+        }
     }
 }
 
@@ -329,15 +336,35 @@ impl Log {
         inner.settled.then_some(inner.wal_bytes + inner.taken_bytes)
     }
 
-    /// The transactions behind `txid` that are not known to be in the store, in order.
-    pub(crate) fn unstored_after(&self, txid: Txid) -> Vec<Arc<Transaction>> {
+    /// The oldest transaction that is not known to be in the store.
+    pub(crate) fn oldest_unstored(&self) -> Option<Txid> {
         let inner = self.lock();
-        let queued = inner.queue.iter().filter_map(|item| match item {
-            Item::Transaction(transaction) => Some(transaction),
-            Item::Base(_) | Item::Resumed(_) => None,
-        });
-        let all = inner.taken.iter().chain(queued);
-        all.filter(|transaction| transaction.txid > txid).cloned().collect()
+        let taken = inner.taken.front().map(|transaction| transaction.txid);
+        taken.or_else(|| {
+            inner
+                .queue
+                .iter()
+                .find_map(Item::transaction)
+                .map(|transaction| transaction.txid)
+        })
+    }
+
+    /// The transactions behind `txid` that are not known to be in the store, in order; `None` when they have more than `limit` WAL bytes,
+    /// which is found out without looking at them all.
+    pub(crate) fn unstored_after(&self, txid: Txid, limit: u64) -> Option<Vec<Arc<Transaction>>> {
+        let inner = self.lock();
+        let queued = inner.queue.iter().filter_map(Item::transaction);
+        let newest_first = inner.taken.iter().chain(queued).rev();
+        let (mut bytes, mut found) = (0, Vec::new());
+        for transaction in newest_first.take_while(|transaction| transaction.txid > txid) {
+            bytes += transaction.wal_bytes();
+            if bytes > limit {
+                return None;
+            }
+            found.push(Arc::clone(transaction));
+        }
+        found.reverse();
+        Some(found)
     }
 
     /// Asks the capture to go on from a known transaction. What was captured before is forgotten, and so is what is captured until it has
@@ -433,10 +460,7 @@ impl Log {
     /// Bytes of the transactions that are kept in memory.
     pub fn memory_bytes(&self) -> u64 {
         let inner = self.lock();
-        let queued = inner.queue.iter().filter_map(|item| match item {
-            Item::Transaction(transaction) => Some(transaction),
-            Item::Base(_) | Item::Resumed(_) => None,
-        });
+        let queued = inner.queue.iter().filter_map(Item::transaction);
         inner
             .taken
             .iter()

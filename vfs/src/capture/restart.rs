@@ -84,24 +84,17 @@ impl Database {
         let Some(unstored) = self.log.unstored_bytes() else {
             return false;
         };
-        let last = capture.spill.as_ref().map_or(Txid::ZERO, Spill::last);
-        if capture.spill.is_none() && unstored > limit {
+        let (last, there) = capture
+            .spill
+            .as_ref()
+            .map_or((Txid::ZERO, 0), |spill| (spill.last(), spill.bytes()));
+        let Some(missing) = self.log.unstored_after(last, limit) else {
             return false;
-        }
-        let missing = self.log.unstored_after(last);
+        };
         let bytes: u64 = missing.iter().map(|transaction| transaction.wal_bytes()).sum();
-        let there = capture.spill.as_ref().map_or(0, Spill::bytes);
-        if bytes > limit {
-            return false;
-        }
-        let oldest = self
-            .log
-            .unstored_after(Txid::ZERO)
-            .first()
-            .map(|transaction| transaction.txid);
-        if there + bytes > whole || oldest > Some(last) {
+        if there + bytes > whole || self.log.oldest_unstored() > Some(last) {
             // What it holds is in the store by now, at least in part: begin anew with what is not.
-            if unstored > limit.max(whole / 2) {
+            if unstored > whole / 2 {
                 return false;
             }
             capture.spill = None;
@@ -121,7 +114,7 @@ impl Database {
             Some(spill) => spill,
             none => none.insert(Spill::create(&self.path)?),
         };
-        for transaction in self.log.unstored_after(spill.last()) {
+        for transaction in self.log.unstored_after(spill.last(), u64::MAX).unwrap_or_default() {
             spill.append(&transaction)?;
         }
         spill.publish()
@@ -161,7 +154,7 @@ impl Database {
             return;
         }
         if self.holds_wal() && self.write_spill(&mut capture).is_err() {
-            for transaction in self.log.unstored_after(Txid::ZERO) {
+            for transaction in self.log.unstored_after(Txid::ZERO, u64::MAX).unwrap_or_default() {
                 transaction.lose_frames();
             }
         }

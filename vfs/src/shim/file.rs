@@ -7,6 +7,7 @@ use libsqlite3_sys as ffi;
 
 use crate::base::FileRef;
 use crate::capture::Connection;
+use crate::fork::Process;
 
 /// What SQLite's `sqlite3_file` pointer points to.
 #[repr(C)]
@@ -17,6 +18,8 @@ pub(super) struct ShimFile {
     real: *mut ffi::sqlite3_file,
     /// Of this file, or of the database that this WAL belongs to.
     connection: Option<Arc<Connection>>,
+    /// A child of `fork()` has a copy that is not its own.
+    process: Process,
 }
 
 /// Offset of the base VFS's file.
@@ -50,6 +53,7 @@ impl ShimFile {
                 methods,
                 real,
                 connection: Some(connection),
+                process: Process::current(),
             })
         }
     }
@@ -69,8 +73,9 @@ impl ShimFile {
         FileRef(self.real)
     }
 
+    /// `None` also in a child of `fork()`: what its parent replicates is none of its business.
     pub(super) fn connection(&self) -> Option<&Arc<Connection>> {
-        self.connection.as_ref()
+        self.connection.as_ref().filter(|_| self.process.is_current())
     }
 
     /// After the close: SQLite must see a file without methods, and the connection goes.
@@ -83,7 +88,12 @@ impl ShimFile {
         unsafe {
             let file = &mut *file.cast::<ShimFile>();
             file.methods = std::ptr::null();
-            file.connection.take()
+            let connection = file.connection.take();
+            if !file.process.is_current() {
+                std::mem::forget(connection);
+                return None;
+            }
+            connection
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use libsqlite3_sys as ffi;
@@ -15,6 +16,7 @@ use crate::api::{SqliteApi, report};
 use crate::base::{BaseVfs, FileRef};
 use crate::buffer::Budget;
 use crate::capture::{Connection, Database, Opening, is_ok};
+use crate::fork::{self, Process};
 use crate::guard::guard;
 use crate::host::{Host, OpenError, OpenRequest};
 use crate::log::Log;
@@ -60,10 +62,17 @@ pub fn last_open_error() -> Option<String> {
 /// A registered VFS. Never freed: SQLite has no way to tell when the last user of a VFS is gone.
 struct Vfs {
     base: BaseVfs,
-    host: Arc<dyn Host>,
     memory: u64,
-    budget: Arc<Budget>,
+    memory_of_all: u64,
     read_at_once: u64,
+    /// Of this process; replaced, and never freed, in a child of `fork()`.
+    state: AtomicPtr<State>,
+}
+
+struct State {
+    process: Process,
+    host: Arc<dyn Host>,
+    budget: Arc<Budget>,
     /// By the full path, as the base VFS resolved it. Databases stay when they are closed: the next open goes on where they were.
     databases: Mutex<HashMap<CString, Arc<Database>>>,
     /// By the address of the name that the main file was opened with.
@@ -93,6 +102,7 @@ pub fn register(api: SqliteApi, registration: Registration) -> Result<(), Regist
     if base.is_null() {
         return Err(RegisterError("SQLite has no default VFS to wrap".into()));
     }
+    fork::watch();
     api.use_for_reports();
     if api.version_number() < WAL_RESET_FIXED {
         report(
@@ -102,12 +112,10 @@ pub fn register(api: SqliteApi, registration: Registration) -> Result<(), Regist
     }
     let app = Box::leak(Box::new(Vfs {
         base: BaseVfs { raw: base, api },
-        host: registration.host,
         memory: registration.transaction_memory,
-        budget: Budget::new(registration.memory),
+        memory_of_all: registration.memory,
         read_at_once: registration.read_at_once,
-        databases: Mutex::default(),
-        connections: Mutex::default(),
+        state: AtomicPtr::new(State::leak(registration.host, registration.memory)),
     }));
     // SAFETY: base is a registered VFS.
     let like = unsafe { *base };
@@ -241,7 +249,39 @@ fn refuse(name: *const c_char, reason: &str) {
     OPEN_ERROR.with(|error| *error.borrow_mut() = Some(message));
 }
 
+impl State {
+    fn leak(host: Arc<dyn Host>, memory: u64) -> *mut State {
+        Box::leak(Box::new(State {
+            process: Process::current(),
+            host,
+            budget: Budget::new(memory),
+            databases: Mutex::default(),
+            connections: Mutex::default(),
+        }))
+    }
+}
+
 impl Vfs {
+    /// What belongs to this process.
+    fn state(&self) -> &'static State {
+        let known = self.state.load(Ordering::Acquire);
+        // SAFETY: states are leaked.
+        let state: &'static State = unsafe { &*known };
+        if state.process.is_current() {
+            return state;
+        }
+        let new = State::leak(state.host.after_fork(), self.memory_of_all);
+        let now = match self
+            .state
+            .compare_exchange(known, new, Ordering::AcqRel, Ordering::Acquire)
+        {
+            Ok(_) => new,
+            Err(other) => other,
+        };
+        // SAFETY: as above.
+        unsafe { &*now }
+    }
+
     /// The database of a main file; `None` when it is not to be replicated.
     ///
     /// # Safety
@@ -257,13 +297,14 @@ impl Vfs {
             uri_parameters: &parameters,
         };
         // A panic of the host's under this lock leaves the map as it was.
-        let mut databases = self.databases.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state();
+        let mut databases = state.databases.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(database) = databases.get(&c_path) {
-            self.host.reopen(&request, &database.replica)?;
+            state.host.reopen(&request, &database.replica)?;
             return Ok(Some(Arc::clone(database)));
         }
         let log = Log::new();
-        let Some(replica) = self.host.open(&request, &log)? else {
+        let Some(replica) = state.host.open(&request, &log)? else {
             return Ok(None);
         };
         let opening = Opening {
@@ -271,9 +312,9 @@ impl Vfs {
             c_path: c_path.clone(),
             parameters: parameters.clone(),
             vfs: self.base,
-            host: Arc::clone(&self.host),
+            host: Arc::clone(&state.host),
             memory: self.memory,
-            budget: Arc::clone(&self.budget),
+            budget: Arc::clone(&state.budget),
             read_at_once: self.read_at_once,
         };
         let database = Database::new(opening, log, replica);
@@ -292,13 +333,13 @@ impl Vfs {
     unsafe fn connection_of_wal(&self, name: *const c_char) -> Option<Arc<Connection>> {
         // SAFETY: as promised by the caller.
         let database = unsafe { self.base.api.filename_database(name) };
-        let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let connections = self.state().connections.lock().unwrap_or_else(PoisonError::into_inner);
         connections.get(&database.addr()).and_then(Weak::upgrade)
     }
 
     /// Remembers a connection by the name that its pager opened it with, as long as it is open.
     fn remember(&self, name: *const c_char, connection: &Arc<Connection>) {
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connections = self.state().connections.lock().unwrap_or_else(PoisonError::into_inner);
         connections.retain(|_, connection| connection.strong_count() > 0);
         connections.insert(name.addr(), Arc::downgrade(connection));
     }

@@ -21,7 +21,8 @@ use rusqlite::{Connection, OpenFlags};
 static COLLECTORS: LazyLock<Mutex<HashMap<PathBuf, Arc<Collector>>>> = LazyLock::new(Mutex::default);
 
 /// What the collector of a path is to go on from, and the state there.
-static PREPARED: LazyLock<Mutex<HashMap<PathBuf, (Resume, Vec<u8>)>>> = LazyLock::new(Mutex::default);
+static PREPARED: LazyLock<Mutex<Prepared>> = LazyLock::new(Mutex::default);
+type Prepared = HashMap<PathBuf, (Resume, Vec<u8>)>;
 
 /// The next open of `path` goes on from `resume`, whose transaction's state is `state`.
 pub(crate) fn prepare(path: &Path, resume: Resume, state: Vec<u8>) {
@@ -96,6 +97,10 @@ impl Host for Collecting {
 
     fn reopen(&self, _: &OpenRequest<'_>, _: &Arc<dyn Replica>) -> Result<(), OpenError> {
         Ok(())
+    }
+
+    fn after_fork(&self) -> Arc<dyn Host> {
+        Arc::new(Collecting)
     }
 
     fn now(&self) -> UnixMillis {
