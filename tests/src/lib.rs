@@ -10,7 +10,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{LazyLock, Mutex, Once, PoisonError};
 
 use replvfs::Config;
 use replvfs::history::Target;
@@ -19,6 +19,7 @@ use replvfs::store::{Store, StoreOptions};
 use replvfs_vfs::types::Txid;
 use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 
 pub use rng::Rng;
 
@@ -47,6 +48,14 @@ pub fn in_ci() -> bool {
 #[derive(Debug)]
 pub struct Scratch {
     folder: TempDir,
+}
+
+/// A folder in memory where the system has such a place, for tests that sync thousands of times and never lose their power.
+pub fn fast_folder() -> TempDir {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("replvfs-test-");
+    let folder = builder.tempdir_in("/dev/shm").or_else(|_| builder.tempdir());
+    folder.expect("making a folder")
 }
 
 impl Default for Scratch {
@@ -212,28 +221,39 @@ pub fn sqlite_log() -> Vec<(i32, String)> {
     std::mem::take(&mut *MESSAGES.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
+/// Runs what is asynchronous, from any thread.
+pub fn block_on<T>(work: impl Future<Output = T>) -> T {
+    static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("starting threads")
+    });
+    RUNTIME.block_on(work)
+}
+
 /// Restores from a replica into a file that does not exist yet.
 ///
 /// # Errors
 ///
 /// What the library says.
 pub fn try_restore(replica: &str, target: Target, out: &Path) -> Result<Restored, Box<dyn Error>> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let store = Store::open(replica, &StoreOptions::reading())?;
-        Ok(restore(
-            &store,
-            out,
-            &RestoreOptions {
-                target,
-                ..RestoreOptions::default()
-            },
-        )
-        .await?)
-    })
+    restore_from(&Store::open(replica, &StoreOptions::reading())?, target, out)
+}
+
+/// The same from a store that is open.
+///
+/// # Errors
+///
+/// What the library says.
+pub fn restore_from(store: &Store, target: Target, out: &Path) -> Result<Restored, Box<dyn Error>> {
+    let options = RestoreOptions {
+        target,
+        ..RestoreOptions::default()
+    };
+    Ok(block_on(restore(store, out, &options))?)
 }
 
 /// Restores the newest transaction, or the given one.

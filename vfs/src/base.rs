@@ -216,22 +216,40 @@ impl BaseFile {
 pub(crate) struct FileRef(pub(crate) *mut ffi::sqlite3_file);
 
 impl FileRef {
-    /// Reads `buffer.len()` bytes; what is behind the end of the file reads as zeros, and makes the answer `false`.
+    /// Reads `buffer.len()` bytes; what is behind the end of the file reads as zeros, and makes the answer `false`. Bytes that are
+    /// missing where the file has some are an error: SQLite would see a damaged page there, but an image of zeros looks whole.
     ///
     /// # Safety
     ///
     /// The file is open, and used by this thread alone.
     pub(crate) unsafe fn read(self, buffer: &mut [u8], offset: u64) -> Result<bool, Code> {
+        // SAFETY: as promised by the caller.
+        unsafe {
+            match self.read_once(buffer, offset) {
+                Err(Code(ffi::SQLITE_IOERR_SHORT_READ)) => {}
+                result => return result.map(|()| true),
+            }
+            let behind = self.size()?.saturating_sub(offset);
+            let there = usize::try_from(behind).map_or(buffer.len(), |behind| behind.min(buffer.len()));
+            if there > 0 {
+                // Unless it has grown just now.
+                self.read_once(&mut buffer[..there], offset)?;
+            }
+            buffer[there..].fill(0);
+            Ok(there == buffer.len())
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`FileRef::read`].
+    unsafe fn read_once(self, buffer: &mut [u8], offset: u64) -> Result<(), Code> {
         let amount = c_int::try_from(buffer.len()).map_err(|_| Code(ffi::SQLITE_IOERR_READ))?;
         let offset = i64::try_from(offset).map_err(|_| Code(ffi::SQLITE_IOERR_READ))?;
         // SAFETY: the file is open (caller), and buffer has room for amount bytes.
-        let code = unsafe {
+        unsafe {
             let read = (*(*self.0).pMethods).xRead.ok_or(Code(ffi::SQLITE_IOERR_READ))?;
-            read(self.0, buffer.as_mut_ptr().cast(), amount, offset)
-        };
-        match code {
-            ffi::SQLITE_IOERR_SHORT_READ => Ok(false),
-            code => check(code).map(|()| true),
+            check(read(self.0, buffer.as_mut_ptr().cast(), amount, offset))
         }
     }
 

@@ -223,8 +223,9 @@ unsafe extern "C" fn shm_map(
 ) -> c_int {
     // SAFETY: SQLite's arguments are passed on as they came.
     let code = unsafe { forward!(file, xShmMap, ffi::SQLITE_IOERR_SHMMAP, region, size, extend, memory) };
-    // SAFETY: an open file of ours; memory is where the base VFS wrote the pointer.
-    if let (Some(connection), true) = (unsafe { connection(file) }, is_ok(code) && region == 0) {
+    // Whatever the code: SQLite keeps a pointer that comes with an error, and does not ask for it again.
+    // SAFETY: an open file of ours; memory is where the base VFS wrote the pointer, null before.
+    if let (Some(connection), true) = (unsafe { connection(file) }, region == 0) {
         observe("xShmMap", connection, || {
             // SAFETY: as above; the region is forgotten at xShmUnmap.
             connection.lock().region = unsafe { IndexRegion::new(*memory) };

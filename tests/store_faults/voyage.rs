@@ -1,0 +1,335 @@
+//! Commits through a storm: they go on, nothing is acknowledged that cannot be restored, and afterwards everything is there.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use opendal::Operator;
+use opendal::layers::TimeoutLayer;
+use replvfs::format::{Generation, Key};
+use replvfs::history::Target;
+use replvfs::store::Store;
+use replvfs::{Config, Txid};
+use replvfs_tests::{
+    check_integrity, compare_pages, fast_folder, open, plain_image, pragma_number, restore_from, status,
+};
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+use crate::weather::{FaultyStore, Storm, Trouble};
+
+/// The operator's own, as the product sets them for the stores that it opens.
+const STORE_TIMEOUT: Duration = Duration::from_millis(60);
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(300);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
+/// A machine that is busy with other things must not look like one that waits for a store.
+const SLACK: Duration = Duration::from_secs(5);
+/// What does not happen in this time never does.
+const NEVER: Duration = Duration::from_secs(30);
+const COMMITS: usize = 5;
+
+/// Where a voyage starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Terms {
+    pub(crate) storm: Option<Storm>,
+    /// The store takes conditions.
+    pub(crate) conditional: bool,
+    /// The database has a history in the store.
+    pub(crate) again: bool,
+    /// It is larger than what is read at once: its image is made beside the commits, of several chunks.
+    pub(crate) large: bool,
+}
+
+/// A closed database of an earlier process, and what it has in the store.
+struct Before {
+    folder: TempDir,
+    objects: Vec<(String, opendal::Buffer)>,
+}
+
+static BEFORE: LazyLock<Before> = LazyLock::new(|| {
+    let store = FaultyStore::new(true);
+    let folder = fast_folder();
+    let connection = connect(&folder.path().join("app.db"), &store);
+    begin(&connection);
+    connection.execute_batch("INSERT INTO t(b) VALUES('before')").unwrap();
+    replvfs_tests::flush(&connection);
+    connection.close().unwrap();
+    let objects = replvfs_tests::block_on(async {
+        let mut objects = Vec::new();
+        for entry in store.healthy.list_with("").recursive(true).await.unwrap() {
+            if entry.metadata().is_file() {
+                objects.push((entry.path().to_owned(), store.healthy.read(entry.path()).await.unwrap()));
+            }
+        }
+        objects
+    });
+    Before { folder, objects }
+});
+
+/// Opens through a VFS of its own, whose replica is this store.
+fn connect(path: &Path, store: &FaultyStore) -> Connection {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let name = format!("replvfs-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    let timeouts = TimeoutLayer::new()
+        .with_timeout(STORE_TIMEOUT)
+        .with_io_timeout(STORE_TIMEOUT);
+    let config = Config::default()
+        .vfs_name(&name)
+        .operator(store.faulty.clone().layer(timeouts))
+        .flush_interval(Duration::from_millis(10))
+        .timeout(FLUSH_TIMEOUT)
+        .close_timeout(CLOSE_TIMEOUT);
+    replvfs::register(config).unwrap();
+    open(&format!("file:{}?vfs={name}", path.display())).unwrap()
+}
+
+fn begin(connection: &Connection) {
+    replvfs_tests::use_wal(connection);
+    connection
+        .execute_batch("CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, b)")
+        .unwrap();
+}
+
+/// Whether the flush came through; never for long.
+fn flush(connection: &Connection) -> Result<(), String> {
+    let since = Instant::now();
+    let flushed = connection.query_row("PRAGMA replvfs_flush", [], |_| Ok(()));
+    assert!(
+        since.elapsed() < FLUSH_TIMEOUT + SLACK,
+        "a flush took {:?}",
+        since.elapsed()
+    );
+    flushed.map_err(|error| error.to_string())
+}
+
+struct Voyage {
+    folder: TempDir,
+    store: FaultyStore,
+    connection: Connection,
+    truth: BTreeMap<u64, Vec<u8>>,
+    looked_at: Option<u64>,
+}
+
+/// Returns the calls that the store got up to the healing.
+pub(crate) fn sail(terms: Terms) -> Result<Vec<&'static str>, String> {
+    let (folder, store) = (fast_folder(), FaultyStore::new(terms.conditional));
+    let path = folder.path().join("app.db");
+    if terms.again {
+        std::fs::copy(BEFORE.folder.path().join("app.db"), &path).unwrap();
+        let write = async |operator: &Operator| {
+            for (path, content) in &BEFORE.objects {
+                operator.write(path, content.clone()).await.unwrap();
+            }
+        };
+        replvfs_tests::block_on(write(&store.healthy));
+    }
+    if terms.large {
+        let plain = Connection::open(&path).unwrap();
+        begin(&plain);
+        let rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < 25) \
+                    INSERT INTO t(b) SELECT randomblob(100000) FROM n";
+        plain.execute_batch(rows).unwrap();
+    }
+    store.weather.storm(terms.storm);
+    let since = Instant::now();
+    let connection = connect(&path, &store);
+    begin(&connection);
+    assert!(since.elapsed() < SLACK, "opening took {:?}", since.elapsed());
+    let mut voyage = Voyage {
+        folder,
+        store,
+        connection,
+        truth: BTreeMap::new(),
+        looked_at: None,
+    };
+    voyage.look()?;
+    for n in 0..COMMITS {
+        voyage.commit(n)?;
+    }
+    voyage.store_is_in_trouble(terms)?;
+    voyage.store.weather.clear_up();
+    let calls = voyage.store.weather.calls();
+    voyage.arrive()?;
+    Ok(calls)
+}
+
+impl Voyage {
+    /// One transaction. Flushed, as long as the weather is fair, so that each makes its own calls.
+    fn commit(&mut self, n: usize) -> Result<(), String> {
+        let since = Instant::now();
+        let sql = format!("INSERT INTO t(b) VALUES(hex(randomblob({})))", 700 * (n + 1));
+        self.connection
+            .execute_batch(&sql)
+            .map_err(|error| format!("a commit failed: {error}"))?;
+        assert!(since.elapsed() < SLACK, "a commit took {:?}", since.elapsed());
+        self.look()?;
+        if !self.store.weather.has_struck()
+            && let Err(error) = flush(&self.connection)
+            && !self.store.weather.has_struck()
+        {
+            return Err(format!("a flush failed in fair weather: {error}"));
+        }
+        self.look()
+    }
+
+    /// Keeps the true state, and restores what is acknowledged from the store as it is.
+    fn look(&mut self) -> Result<(), String> {
+        // Before the image: a commit comes from this thread only.
+        let acked = pragma_number(&self.connection, "replvfs_acked");
+        if let Some(txid) = pragma_number(&self.connection, "replvfs_txid") {
+            let image = plain_image(&self.path());
+            self.truth.entry(txid).or_insert(image);
+        }
+        match acked {
+            Some(acked) if self.looked_at != Some(acked) => {
+                self.looked_at = Some(acked);
+                self.restores(acked)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("app.db")
+    }
+
+    fn restores(&self, txid: u64) -> Result<(), String> {
+        let out = self.folder.path().join("restored.db");
+        let store = Store::from_operator(self.store.healthy.clone());
+        let restored = restore_from(&store, Target::Txid(Txid(txid)), &out);
+        let restored = restored.map_err(|error| format!("txid {txid} cannot be restored: {error}"))?;
+        assert_eq!(restored.txid.0, txid);
+        let bytes = std::fs::read(&out).unwrap();
+        check_integrity(&out);
+        std::fs::remove_file(&out).unwrap();
+        match self.truth.get(&txid) {
+            Some(truth) => compare_pages(truth, &bytes)
+                .map_err(|difference| format!("txid {txid} is not what it was: {difference}")),
+            None => Ok(()),
+        }
+    }
+
+    /// A store that answers nothing is in the status, until it answers.
+    fn store_is_in_trouble(&self, terms: Terms) -> Result<(), String> {
+        let lasts = terms
+            .storm
+            .is_some_and(|storm| storm.lasting && storm.trouble != Trouble::Late);
+        if !lasts || !self.store.weather.has_struck() {
+            return Ok(());
+        }
+        let since = Instant::now();
+        loop {
+            let status = status(&self.connection);
+            if !status["failed"].is_null() {
+                return Err(format!("replication ended: {status}"));
+            }
+            let error = &status["last_error"];
+            if error["over"] == false && error["message"].is_string() {
+                break;
+            }
+            if since.elapsed() > NEVER {
+                return Err(format!("the status says nothing of the trouble: {status}"));
+            }
+            std::thread::yield_now();
+        }
+        match flush(&self.connection) {
+            Err(error) if error.contains("goes on") => Ok(()),
+            other => Err(format!("a flush without a store: {other:?}")),
+        }
+    }
+
+    /// In fair weather again.
+    fn arrive(mut self) -> Result<(), String> {
+        self.connection
+            .execute_batch("INSERT INTO t(b) VALUES('fair')")
+            .unwrap();
+        self.look()?;
+        let since = Instant::now();
+        while let Err(error) = flush(&self.connection) {
+            if since.elapsed() > NEVER {
+                return Err(format!("no flush comes through: {error}; {}", status(&self.connection)));
+            }
+        }
+        let status = status(&self.connection);
+        if status["acked"] != status["txid"] || !status["failed"].is_null() || status["last_error"]["over"] == false {
+            return Err(format!("after a flush: {status}"));
+        }
+        for txid in self.truth.keys() {
+            self.restores(*txid)?;
+        }
+        self.end(&status)
+    }
+}
+
+impl Voyage {
+    /// Whatever there was before: an object of somebody else in the next place ends replication, and not the commits. This also ends the
+    /// task, and with it the file that it holds.
+    fn end(self, status: &serde_json::Value) -> Result<(), String> {
+        let generation = Generation(status["generation"].as_u64().unwrap());
+        let next = Txid(status["txid"].as_u64().unwrap()).next();
+        let key = Key::Log(generation, next).path();
+        replvfs_tests::block_on(self.store.healthy.write(&key, "another writer")).unwrap();
+        self.connection
+            .execute_batch("INSERT INTO t(b) VALUES('alone')")
+            .unwrap();
+        let since = Instant::now();
+        loop {
+            match flush(&self.connection) {
+                Err(error) if error.contains("another writer") => break,
+                Err(_) if since.elapsed() < NEVER => {}
+                other => return Err(format!("a flush past another writer: {other:?}")),
+            }
+        }
+        let acked = pragma_number(&self.connection, "replvfs_acked");
+        if acked >= Some(next.0) {
+            return Err(format!("{acked:?} is acknowledged, and {key} is another's"));
+        }
+        self.connection.close().unwrap();
+        Ok(())
+    }
+}
+
+/// A store that never answers, and an operator without timeouts: nobody waits for it but by choice, and not for long.
+pub(crate) fn without_any_answer() {
+    let (folder, store) = (fast_folder(), FaultyStore::new(true));
+    let path = folder.path().join("app.db");
+    store.weather.storm(Some(Storm {
+        at: 0,
+        trouble: Trouble::Hang,
+        lasting: true,
+    }));
+    let config = Config::default()
+        .vfs_name("replvfs-hanging")
+        .operator(store.faulty.clone())
+        .timeout(FLUSH_TIMEOUT)
+        .close_timeout(CLOSE_TIMEOUT);
+    replvfs::register(config).unwrap();
+    let since = Instant::now();
+    let connection = open(&format!("file:{}?vfs=replvfs-hanging", path.display())).unwrap();
+    begin(&connection);
+    for _ in 0..100 {
+        connection.execute_batch("INSERT INTO t(b) VALUES('one')").unwrap();
+    }
+    assert!(
+        since.elapsed() < SLACK,
+        "opening and 100 commits took {:?}",
+        since.elapsed()
+    );
+    let error = flush(&connection).unwrap_err();
+    assert!(error.contains("goes on"), "{error}");
+    assert_eq!(pragma_number(&connection, "replvfs_acked"), None);
+    let since = Instant::now();
+    connection.close().unwrap();
+    let elapsed = since.elapsed();
+    assert!(elapsed >= CLOSE_TIMEOUT, "the close waited {elapsed:?}");
+    assert!(elapsed < CLOSE_TIMEOUT + SLACK, "the close waited {elapsed:?}");
+    let since = Instant::now();
+    let connection = open(&format!("file:{}?vfs=replvfs-hanging", path.display())).unwrap();
+    let rows: i64 = connection
+        .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(rows, 100);
+    assert!(since.elapsed() < SLACK, "opening again took {:?}", since.elapsed());
+}
