@@ -14,6 +14,7 @@ mod capture;
 mod guard;
 pub mod host;
 pub mod log;
+mod pages;
 pub mod shim;
 pub mod snapshot;
 pub mod transaction;

@@ -1,5 +1,5 @@
-//! One committed transaction: its frames, in memory or still in the WAL, and the check that they are the ones
-//! that were committed.
+//! One committed transaction: its frames, in memory or still in the WAL, or the pages that went into the database file, and the
+//! check that they are the ones that were committed.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::base::BaseFile;
 use crate::buffer::Buffer;
+use crate::pages::Pages;
 use crate::types::{PageSize, Pgno, Position, Txid, UnixMillis};
 use crate::wal::{FRAME_HEADER_BYTES, Scan, frame_bytes, frame_offset};
 
@@ -23,8 +24,9 @@ pub struct Transaction {
     /// Pages in the database after it.
     pub page_count: u32,
     /// The place in the WAL before its first frame: that of the transaction before it, or frame 0 after a restart of the WAL.
+    /// [`Position::NONE`] in a rollback-journal mode, where there is no WAL.
     pub start: Position,
-    /// The place in the WAL behind its commit frame.
+    /// The place in the WAL behind its commit frame; [`Position::NONE`] as well.
     pub end: Position,
     /// Whether the WAL's checksums are over big-endian words.
     pub(crate) big_endian: bool,
@@ -38,6 +40,8 @@ pub(crate) enum Frames {
     Memory(Buffer),
     /// Too large for that.
     Range(Arc<WalRange>),
+    /// No frames: the pages as they were in the database file when it was committed there.
+    Pages(Pages),
 }
 
 /// Why the frames of a transaction cannot be given.
@@ -49,6 +53,9 @@ pub enum FrameError {
         /// The first frame that does not fit.
         frame: u32,
     },
+    /// The same of a transaction that was not written to a WAL.
+    #[error("the pages of a transaction are not those that were committed, or cannot be read back")]
+    Pages,
     /// The WAL could not be read back.
     #[error("reading the WAL back failed with SQLite code {code}")]
     Io {
@@ -100,15 +107,19 @@ impl Transaction {
         }
     }
 
-    /// WAL bytes of the transaction, frame headers included.
+    /// WAL bytes of the transaction, frame headers included; what they would be, for one that was not written to a WAL.
     #[must_use]
     pub fn wal_bytes(&self) -> u64 {
-        u64::from(self.end.frame.saturating_sub(self.start.frame)) * frame_bytes(self.page_size)
+        let frames = match &self.frames {
+            Frames::Pages(pages) => pages.count(),
+            Frames::Memory(_) | Frames::Range(_) => u64::from(self.end.frame.saturating_sub(self.start.frame)),
+        };
+        frames * frame_bytes(self.page_size)
     }
 
     /// Calls `visit` with the newest version of every page that the transaction wrote, in ascending page order,
-    /// after every frame was checked against the checksum chain from `start` to `end`. The lock page is never among them,
-    /// nor is a page beyond `page_count`. May read the WAL file: blocks.
+    /// after every frame was checked against the checksum chain from `start` to `end`, or every page against the checksum that was taken at
+    /// the commit. The lock page is never among them, nor is a page beyond `page_count`. May read the WAL file: blocks.
     ///
     /// # Errors
     ///
@@ -117,6 +128,9 @@ impl Transaction {
         &self,
         mut visit: impl FnMut(Pgno, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
+        if let Frames::Pages(pages) = &self.frames {
+            return pages.for_each(self.page_count, visit);
+        }
         let mut frame = vec![0; FRAME_HEADER_BYTES + self.page_size.as_usize()];
         let newest = self.check(&mut frame)?;
         for (pgno, number) in newest {
@@ -161,6 +175,7 @@ impl Transaction {
                 range.read(buffer, frame_offset(number, self.page_size))?;
                 Ok(buffer)
             }
+            Frames::Pages(_) => Err(FrameError::Pages),
         }
     }
 }

@@ -25,12 +25,12 @@ const EXCLUSIVE_LOCK: i32 = ffi::SQLITE_SHM_LOCK | ffi::SQLITE_SHM_EXCLUSIVE;
 const EXCLUSIVE_UNLOCK: i32 = ffi::SQLITE_SHM_UNLOCK | ffi::SQLITE_SHM_EXCLUSIVE;
 
 /// What a base is made of.
-struct Found {
-    cursor: Cursor,
+pub(super) struct Found {
+    pub(super) cursor: Cursor,
     /// The wal-index header that the mark was taken at.
-    header: Option<IndexHeader>,
-    snapshot: Snapshot,
-    shared: Arc<Shared>,
+    pub(super) header: Option<IndexHeader>,
+    pub(super) snapshot: Snapshot,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl Database {
@@ -41,14 +41,13 @@ impl Database {
         if state.too_large {
             return;
         }
-        self.in_wal_mode();
         let mut capture = self.capture();
         // SAFETY: the connection's file, on its thread.
-        if state.file.is_some_and(|file| unsafe { file.has_moved() }) {
+        if let Some(file) = state.file && unsafe { self.file_has_moved(&mut capture, file) } {
             // The handles of our own would be on another database than the connection.
-            capture.trouble = Some("the database file was renamed or replaced while a connection has it open".into());
             return;
         }
+        capture.known = None;
         let settled = match state.region {
             Some(region) if !state.is_exclusive() => {
                 let Some(header) = region.header() else { return };
@@ -85,13 +84,15 @@ impl Database {
                 }
                 self.log_base(&mut capture, found);
             }
-            Some(Err(reason)) => {
-                if capture.trouble.as_ref() != Some(&reason) {
-                    tracing::warn!(database = %self.path.display(), "no image could be started: {reason}");
-                }
-                capture.trouble = Some(reason);
-            }
+            Some(Err(reason)) => self.no_base(&mut capture, reason),
         }
+    }
+
+    pub(super) fn no_base(&self, capture: &mut Capture, reason: String) {
+        if capture.trouble.as_ref() != Some(&reason) {
+            tracing::warn!(database = %self.path.display(), "no image could be started: {reason}");
+        }
+        capture.trouble = Some(reason);
     }
 
     /// The pages that the WAL of a connection in exclusive locking mode has for the database. `None`: not now.
@@ -159,7 +160,7 @@ impl Database {
         }
     }
 
-    fn log_base(&self, capture: &mut Capture, found: Found) {
+    pub(super) fn log_base(&self, capture: &mut Capture, found: Found) {
         let (continuity, txid) = match self.log.last_txid() {
             Some(last) if capture.broken => (Continuity::Broken, last.next()),
             Some(last) => (Continuity::Continued, last),
@@ -272,7 +273,8 @@ impl Database {
     }
 
     /// A connection is about to ask for the EXCLUSIVE file lock, which a snapshot's SHARED would refuse it.
-    pub(crate) fn make_way(&self, state: &ConnectionState) {
+    pub(crate) fn make_way(&self, state: &mut ConnectionState) {
+        self.release_file(state);
         let own = usize::from(state.file_lock != ffi::SQLITE_LOCK_NONE);
         if self.holders.load(Ordering::Acquire) > own {
             return; // Another connection refuses it anyway.
@@ -280,14 +282,10 @@ impl Database {
         self.end_snapshots(false, "a connection wanted the database file for itself");
     }
 
-    /// A connection that has the file for itself is about to let others in.
-    pub(crate) fn leave_exclusive(&self, last_change: bool) {
-        self.end_snapshots(true, "the connection that had the database file for itself let it go");
+    /// What depends on copies comes to its end.
+    pub(super) fn end_copies(&self, reason: &'static str) {
+        self.end_snapshots(true, reason);
         self.copying.store(false, Ordering::Release);
-        let mut capture = self.capture();
-        if last_change && capture.cursor.is_some() {
-            capture.left_behind = Fingerprint::leave(&self.path, self.host.now(), capture.held);
-        }
     }
 
     /// All that may still be read: a second base can be asked for while the first is.

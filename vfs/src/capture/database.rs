@@ -9,6 +9,8 @@ use libsqlite3_sys as ffi;
 
 use super::continuity::Fingerprint;
 use super::mirror::Mirror;
+use super::rollback::RollbackState;
+use super::settle::Known;
 use crate::api::report;
 use crate::base::{BaseVfs, FileRef, IndexRegion};
 use crate::host::{Host, Replica};
@@ -42,9 +44,9 @@ pub(crate) struct Database {
     pub(super) snapshots: Mutex<Vec<Weak<Shared>>>,
     /// One of them depends on copies of what is overwritten.
     pub(super) copying: AtomicBool,
+    /// Connections that ask for the EXCLUSIVE lock, or have it. Changed under the lock of `snapshots`.
+    pub(super) wanting: AtomicUsize,
     ranges: Mutex<Vec<Weak<WalRange>>>,
-    /// Commits that were made in a rollback-journal mode.
-    rollback_commits: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -59,6 +61,8 @@ pub(super) struct Capture {
     pub(super) left_behind: Option<Fingerprint>,
     /// The newest one that was found again.
     pub(super) held: Option<Fingerprint>,
+    /// The file as it was left without a WAL.
+    pub(super) known: Option<Known>,
     /// Why the last attempt to take a base failed.
     pub(super) trouble: Option<String>,
 }
@@ -94,6 +98,8 @@ pub(crate) struct ConnectionState {
     pub(crate) mirror: Mirror,
     /// The WAL's committed part was too large to copy; not to be tried again before the WAL restarts.
     pub(crate) too_large: bool,
+    /// What it does while it has no WAL.
+    pub(crate) rollback: RollbackState,
 }
 
 // SAFETY: the file and region pointers are used only by the thread that SQLite lets use the connection, under the mutex.
@@ -122,6 +128,7 @@ impl Connection {
             region: None,
             mirror: Mirror::new(database.memory),
             too_large: false,
+            rollback: RollbackState::default(),
         };
         Connection {
             database,
@@ -183,8 +190,8 @@ impl Database {
             unverified: AtomicBool::new(false),
             snapshots: Mutex::default(),
             copying: AtomicBool::new(false),
+            wanting: AtomicUsize::new(0),
             ranges: Mutex::default(),
-            rollback_commits: AtomicUsize::new(0),
         })
     }
 
@@ -225,26 +232,23 @@ impl Database {
         self.log.request_base();
     }
 
-    /// Why nothing is captured at the moment; `None` when it is.
-    pub(crate) fn not_capturing(&self) -> Option<String> {
+    /// Why nothing is captured at the moment; `None` when it is. `proved`: the cursor was, just now.
+    pub(crate) fn not_capturing(&self, proved: bool) -> Option<String> {
         let capture = self.capture();
         if let Some(failure) = self.log.failure() {
             return Some(failure);
         }
         if capture.cursor.is_some() {
-            // Others may have written meanwhile, in a rollback-journal mode too, which no WAL would tell of.
-            return self.unverified.load(Ordering::Acquire).then(|| {
-                "nothing was read from the database since it was opened again, or it is not in WAL mode any more; read a table, or use PRAGMA journal_mode=WAL".into()
+            // Others may have written meanwhile.
+            let unproved = !proved && self.unverified.load(Ordering::Acquire);
+            return unproved.then(|| {
+                capture.trouble.clone().unwrap_or_else(|| {
+                    "nothing was read from the database since it was opened again, or another connection is writing it; read a table, and try again".into()
+                })
             });
         }
-        if self.rollback_commits.load(Ordering::Relaxed) > 0 {
-            return Some(
-                "the database is in a rollback-journal mode, which is not replicated yet; use PRAGMA journal_mode=WAL"
-                    .into(),
-            );
-        }
         Some(capture.trouble.clone().unwrap_or_else(|| {
-            "nothing was read from the database yet, or it is not in WAL mode; read a table, or use PRAGMA journal_mode=WAL".into()
+            "nothing was read from the database yet, or it is empty, or another connection is writing it; read a table, and try again".into()
         }))
     }
 
@@ -253,28 +257,6 @@ impl Database {
         let stuck = connection.lock().too_large && self.log.base_wanted() && self.log.acked() < self.log.last_txid();
         let trouble = stuck.then(|| self.capture().trouble.clone())??;
         Some(format!("{trouble}; use PRAGMA wal_checkpoint(TRUNCATE), then write"))
-    }
-
-    /// A write to the database file by a connection that has no WAL.
-    pub(crate) fn rollback_write(&self) {
-        let mut capture = self.capture();
-        if capture.cursor.is_some() {
-            self.break_history(
-                &mut capture,
-                "it was written through a rollback journal, which is not replicated yet",
-            );
-        }
-    }
-
-    /// A commit by a connection that has no WAL. The first may be the one that switches to WAL.
-    pub(crate) fn rollback_commit(&self) {
-        if self.rollback_commits.fetch_add(1, Ordering::Relaxed) == 1 {
-            self.warn("commits in a rollback-journal mode are not replicated yet; use PRAGMA journal_mode=WAL");
-        }
-    }
-
-    pub(super) fn in_wal_mode(&self) {
-        self.rollback_commits.store(0, Ordering::Relaxed);
     }
 
     pub(super) fn remember_range(&self, range: &Arc<WalRange>) {
@@ -305,7 +287,7 @@ impl Database {
     }
 
     /// A file without a name, beside the database: there must be room for its WAL there anyway.
-    fn spill_file(&self) -> std::io::Result<std::fs::File> {
+    pub(super) fn spill_file(&self) -> std::io::Result<std::fs::File> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let mut name = self.path.clone().into_os_string();
         name.push(format!(

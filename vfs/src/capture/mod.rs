@@ -7,7 +7,11 @@ mod attach;
 mod commit;
 mod continuity;
 mod database;
+mod header;
 mod mirror;
+mod page_set;
+mod rollback;
+mod settle;
 
 pub(crate) use commit::is_ok;
 pub(crate) use database::{Connection, Database, Opening};
