@@ -53,7 +53,11 @@ impl Pages {
             crc.update(record);
             if fits { Ok(()) } else { Err(FrameError::Pages) }
         })?;
-        if crc.finalize() == self.crc { Ok(()) } else { Err(FrameError::Pages) }
+        if crc.finalize() == self.crc {
+            Ok(())
+        } else {
+            Err(FrameError::Pages)
+        }
     }
 
     fn walk<E: From<FrameError>>(&self, mut visit: impl FnMut(Pgno, &[u8], &[u8]) -> Result<(), E>) -> Result<(), E> {
@@ -74,7 +78,8 @@ impl Pages {
                 let mut at = 0;
                 while at < self.count {
                     let part = &mut buffer[..(self.count - at).min(a_time) as usize * length];
-                    file.read_exact_at(part, at * length as u64).map_err(|_| FrameError::Pages)?;
+                    file.read_exact_at(part, at * length as u64)
+                        .map_err(|_| FrameError::Pages)?;
                     records(part)?;
                     at += a_time;
                 }

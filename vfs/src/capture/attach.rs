@@ -43,7 +43,9 @@ impl Database {
         }
         let mut capture = self.capture();
         // SAFETY: the connection's file, on its thread.
-        if let Some(file) = state.file && unsafe { self.file_has_moved(&mut capture, file) } {
+        if let Some(file) = state.file
+            && unsafe { self.file_has_moved(&mut capture, file) }
+        {
             // The handles of our own would be on another database than the connection.
             return;
         }

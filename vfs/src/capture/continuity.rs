@@ -100,7 +100,9 @@ fn beside(path: &Path, suffix: &str) -> bool {
 pub(super) fn journal_is_hot(path: &Path) -> bool {
     let mut first = [0];
     match fs::File::open(with_suffix(path, "-journal")) {
-        Ok(mut journal) => journal.read(&mut first).is_ok_and(|length| length == 1 && first[0] != 0),
+        Ok(mut journal) => journal
+            .read(&mut first)
+            .is_ok_and(|length| length == 1 && first[0] != 0),
         Err(error) => error.kind() != std::io::ErrorKind::NotFound,
     }
 }

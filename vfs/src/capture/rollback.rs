@@ -126,14 +126,7 @@ impl Database {
 
     /// A connection is about to let its EXCLUSIVE lock go; `last`: with all others.
     pub(crate) fn leave_exclusive(&self, state: &mut ConnectionState, last: bool) {
-        if state.rollback.is_writing() && journal_is_hot(&self.path) {
-            // SQLite could not finish. The next connection, of whatever process, goes on from the journal.
-            if !matches!(state.rollback.written.take(), Some(Written::Elsewhere)) {
-                let mut capture = self.capture();
-                self.break_history(&mut capture, "a transaction was left unfinished in it");
-            }
-        }
-        self.log_written(state);
+        self.log_uncommitted(state);
         let changed = std::mem::take(&mut state.rollback.changed);
         let header = match (state.wal, state.file) {
             // SAFETY: the connection's file, on its thread.
@@ -153,6 +146,19 @@ impl Database {
         if (last || changed) && state.wal.is_none() && capture.cursor.is_some() {
             capture.left_behind = Fingerprint::leave(&self.path, self.host.now(), capture.held);
         }
+    }
+
+    /// What was written without a commit is as it is from here on: the lock is let go, or the connection has opened a WAL (a switch to WAL mode
+    /// that failed after page 1 was written).
+    pub(crate) fn log_uncommitted(&self, state: &mut ConnectionState) {
+        if state.rollback.is_writing() && journal_is_hot(&self.path) {
+            // SQLite could not finish. The next connection, of whatever process, goes on from the journal.
+            if !matches!(state.rollback.written.take(), Some(Written::Elsewhere)) {
+                let mut capture = self.capture();
+                self.break_history(&mut capture, "a transaction was left unfinished in it");
+            }
+        }
+        self.log_written(state);
     }
 
     /// Logs what the connection has written, if it was anything. Nobody else can write now.

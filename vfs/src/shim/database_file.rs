@@ -84,9 +84,7 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int 
     if let Some(connection) = unsafe { connection(file) } {
         // SAFETY: as above.
         let real = unsafe { ShimFile::of(file).real() };
-        observe("xTruncate", connection, || {
-            before_change(connection, real, size, None)
-        });
+        observe("xTruncate", connection, || before_change(connection, real, size, None));
     }
     // SAFETY: SQLite's arguments are passed on as they came.
     unsafe { forward!(file, xTruncate, ffi::SQLITE_IOERR_TRUNCATE, size) }

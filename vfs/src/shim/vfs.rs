@@ -216,7 +216,11 @@ unsafe extern "C" fn open(
             if is_ok(code) {
                 // SAFETY: just opened.
                 let real = unsafe { ShimFile::of(file).real() };
-                wal_file::observe("wal xOpen", &connection, || connection.lock().wal = Some(real));
+                wal_file::observe("wal xOpen", &connection, || {
+                    let mut state = connection.lock();
+                    connection.database.log_uncommitted(&mut state);
+                    state.wal = Some(real);
+                });
             }
             return code;
         }
