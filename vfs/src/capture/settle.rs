@@ -127,9 +127,9 @@ impl Database {
             return false;
         }
         self.count_holder(none, shared);
+        state.file_lock = shared;
         let settled = self.settle(state);
-        self.count_holder(shared, none);
-        self.hold_file();
+        self.leave_file(state, || ());
         // SAFETY: as above.
         unsafe { file.unlock(none) };
         settled
@@ -183,27 +183,29 @@ impl Database {
         }
     }
 
-    /// Whether a snapshot needs [`Database::hold_file`] before a lock is let go.
-    pub(crate) fn is_copying(&self) -> bool {
-        self.copying.load(Ordering::Acquire)
-    }
-
-    /// A connection with a SHARED lock is about to let it go: from here on locks of our own protect what is still being read.
-    pub(crate) fn hold_file(&self) {
-        if !self.is_copying() {
-            return;
-        }
+    /// A connection is about to let its last lock go: from here on locks of our own protect what is still being read. `step_down` takes the
+    /// connection's lock to SHARED, beside which there is room for ours.
+    pub(crate) fn leave_file(&self, state: &mut ConnectionState, step_down: impl FnOnce()) {
         let snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.wanting.load(Ordering::Acquire) > 0 {
-            return; // Who wants it has a lock.
+        let reading = snapshots.iter().filter_map(Weak::upgrade);
+        let reading: Vec<Arc<_>> = reading.filter(|shared| shared.is_copied()).collect();
+        if !reading.is_empty() {
+            step_down();
         }
-        let reading: Vec<Arc<_>> = snapshots.iter().filter_map(Weak::upgrade).collect();
-        for shared in &reading {
-            if !shared.hold() {
-                shared.give_up("the database file could not be locked");
-                self.log.request_base();
+        // Who asks for EXCLUSIVE has a lock, and needs ours to be gone.
+        if self.wanting.load(Ordering::Acquire) == 0 {
+            for shared in &reading {
+                // Another connection's PENDING refuses it; that one comes here as well.
+                if !shared.hold() && self.holders.load(Ordering::Acquire) <= 1 {
+                    shared.give_up("the database file could not be locked");
+                    self.log.request_base();
+                }
             }
         }
+        self.count_holder(state.file_lock, ffi::SQLITE_LOCK_NONE);
+        state.file_lock = ffi::SQLITE_LOCK_NONE;
+        // The last reference may close a file.
+        drop(snapshots);
     }
 }
 

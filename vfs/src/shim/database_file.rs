@@ -168,16 +168,16 @@ unsafe extern "C" fn unlock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int
 ///
 /// `file` is an open file of ours.
 unsafe fn let_go(callback: &'static str, file: *mut ffi::sqlite3_file, connection: &Connection, level: c_int) {
-    observe(callback, connection, || lock_goes_down(connection, level));
-    if level == ffi::SQLITE_LOCK_NONE && connection.database.is_copying() {
-        // SAFETY: a step on the way that SQLite takes as well; where the lock is no higher, nothing happens.
-        unsafe { forward!(file, xUnlock, ffi::SQLITE_OK, ffi::SQLITE_LOCK_SHARED) };
-        observe(callback, connection, || connection.database.hold_file());
-    }
+    observe(callback, connection, || {
+        lock_goes_down(connection, level, || {
+            // SAFETY: a step on the way that SQLite takes as well; where the lock is no higher, nothing happens.
+            unsafe { forward!(file, xUnlock, ffi::SQLITE_OK, ffi::SQLITE_LOCK_SHARED) };
+        })
+    });
 }
 
 /// The connection still holds its lock, and is about to let go of some of it.
-fn lock_goes_down(connection: &Connection, level: c_int) {
+fn lock_goes_down(connection: &Connection, level: c_int, step_down: impl FnOnce()) {
     let mut state = connection.lock();
     if level >= state.file_lock {
         return;
@@ -190,7 +190,9 @@ fn lock_goes_down(connection: &Connection, level: c_int) {
         // With a read lock the WAL need not be copied.
         state.too_large = false;
     }
-    connection.database.count_holder(state.file_lock, level);
+    if level == ffi::SQLITE_LOCK_NONE {
+        connection.database.leave_file(&mut state, step_down);
+    }
     state.file_lock = level;
     connection.locks_changed(&state);
 }
