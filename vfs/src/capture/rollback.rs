@@ -6,6 +6,8 @@
 //! Owns which pages were written, and reads them back while nobody else can write. Leaves the proof that the file is known to
 //! [`settle`](super::settle).
 
+use std::sync::atomic::Ordering;
+
 use super::continuity::{Fingerprint, journal_is_hot};
 use super::database::{Capture, ConnectionState, Cursor, Database};
 use super::header::DatabaseHeader;
@@ -148,9 +150,20 @@ impl Database {
         }
     }
 
-    /// What was written without a commit is as it is from here on: the lock is let go, or the connection has opened a WAL (a switch to WAL mode
-    /// that failed after page 1 was written).
-    pub(crate) fn log_uncommitted(&self, state: &mut ConnectionState) {
+    /// The connection has opened its WAL.
+    pub(crate) fn wal_opened(&self, state: &mut ConnectionState, wal: FileRef) {
+        // A switch to WAL mode that failed after page 1 was written.
+        self.log_uncommitted(state);
+        state.wal = Some(wal);
+        // In heap mode nothing tells what others committed to it while this connection had the SHARED lock only.
+        // SAFETY: just opened, on the connection's thread.
+        if state.is_exclusive() && unsafe { wal.size() } != Ok(0) {
+            self.unverified.store(true, Ordering::Release);
+        }
+    }
+
+    /// What was written without a commit is as it is from here on.
+    fn log_uncommitted(&self, state: &mut ConnectionState) {
         if state.rollback.is_writing() && journal_is_hot(&self.path) {
             // SQLite could not finish. The next connection, of whatever process, goes on from the journal.
             if !matches!(state.rollback.written.take(), Some(Written::Elsewhere)) {

@@ -218,8 +218,7 @@ unsafe extern "C" fn open(
                 let real = unsafe { ShimFile::of(file).real() };
                 wal_file::observe("wal xOpen", &connection, || {
                     let mut state = connection.lock();
-                    connection.database.log_uncommitted(&mut state);
-                    state.wal = Some(real);
+                    connection.database.wal_opened(&mut state, real);
                 });
             }
             return code;
