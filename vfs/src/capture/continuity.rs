@@ -31,7 +31,7 @@ impl Fingerprint {
     /// that follows at once would leave the same time. So the file's mtime is set back by a nanosecond, which no later write
     /// does.
     pub(crate) fn leave(path: &Path, now: UnixMillis, known: Option<Fingerprint>) -> Option<Fingerprint> {
-        if beside(path, "-wal") || journal_is_hot(path) {
+        if is_wal_beside(path) || journal_is_hot(path) {
             return None;
         }
         let print = Fingerprint::of(path)?;
@@ -90,9 +90,9 @@ impl Fingerprint {
     }
 }
 
-fn beside(path: &Path, suffix: &str) -> bool {
-    // A WAL of zero bytes holds nothing.
-    fs::metadata(with_suffix(path, suffix)).is_ok_and(|meta| meta.len() > 0)
+/// A WAL of zero bytes holds nothing.
+pub(super) fn is_wal_beside(path: &Path) -> bool {
+    fs::metadata(with_suffix(path, "-wal")).is_ok_and(|meta| meta.len() > 0)
 }
 
 /// Whether a journal stands beside the database that somebody still needs. One that was truncated, or whose header is zeros, is of a transaction

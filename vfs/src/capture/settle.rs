@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError, Weak};
 use libsqlite3_sys as ffi;
 
 use super::attach::Found;
-use super::continuity::{Fingerprint, journal_is_hot};
+use super::continuity::{Fingerprint, is_wal_beside, journal_is_hot};
 use super::database::{Capture, ConnectionState, Cursor, Database};
 use super::header::DatabaseHeader;
 use crate::base::{Code, FileRef};
@@ -38,26 +38,32 @@ impl Database {
     pub(crate) fn settle(&self, state: &mut ConnectionState) -> bool {
         let mut capture = self.capture();
         if let (None, false, Some(file)) = (state.wal, state.rollback.is_writing(), state.file) {
-            // SAFETY: the connection's file, on its thread.
-            unsafe { self.settle_file(&mut capture, file) };
+            // SAFETY: the connection's file, on its thread, here and below.
+            match unsafe { DatabaseHeader::read(file) } {
+                Ok(Some(header)) if !header.is_wal() => unsafe { self.settle_file(&mut capture, file, header) },
+                // The connection will open the WAL next. As long as there is none, the file is all.
+                Ok(Some(_)) if capture.cursor.is_some() && self.is_left_behind(&capture) => return true,
+                // An empty file has nothing to log.
+                _ => {}
+            }
         }
         capture.cursor.is_some() && !self.unverified.load(Ordering::Acquire)
+    }
+
+    fn is_left_behind(&self, capture: &Capture) -> bool {
+        let left_behind = capture.left_behind.is_some() && !is_wal_beside(&self.path);
+        left_behind && capture.left_behind == Fingerprint::of(&self.path)
     }
 
     /// # Safety
     ///
     /// `file` is an open database file of a connection that has a lock on it, on its thread.
-    unsafe fn settle_file(&self, capture: &mut Capture, file: FileRef) {
-        // SAFETY: as promised by the caller, here and below.
-        let header = match unsafe { DatabaseHeader::read(file) } {
-            Ok(Some(header)) if !header.is_wal() => header,
-            // With a WAL the connection will open that next. An empty file has nothing to log.
-            _ => return,
-        };
+    unsafe fn settle_file(&self, capture: &mut Capture, file: FileRef, header: DatabaseHeader) {
         let proved = capture.cursor.is_none()
             || !self.unverified.load(Ordering::Acquire)
             || Known::with(header, &self.path).is_some_and(|now| is_known(capture, &now));
         if !proved || self.log.base_wanted() {
+            // SAFETY: as promised by the caller, here and below.
             if unsafe { self.file_has_moved(capture, file) } {
                 return;
             }
