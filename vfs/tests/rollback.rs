@@ -218,14 +218,14 @@ fn writers_of_this_process_do_not_meet_the_lock_of_a_snapshot() {
             .unwrap();
         let before = file(&path);
         let connections: Vec<Connection> = (0..3).map(|_| open(&path)).collect();
+        let collector = Collector::of(&path);
+        collector.pause();
         for connection in &connections {
             connection.busy_timeout(Duration::ZERO).unwrap();
             connection
                 .execute_batch(&format!("PRAGMA journal_mode={mode}"))
                 .unwrap();
         }
-        let collector = Collector::of(&path);
-        collector.pause();
         let count = |connection: &Connection| {
             let sql = "SELECT count(*) FROM t";
             connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap()
