@@ -6,6 +6,7 @@ mod collector;
 use std::path::Path;
 use std::time::Duration;
 
+use collector::faults::{self, Fault};
 use collector::{Collector, open, plain, txid};
 use replvfs_vfs::log::Continuity;
 use rusqlite::{Connection, MAIN_DB};
@@ -461,4 +462,32 @@ fn a_flush_in_the_middle_of_a_transaction_vouches_for_what_is_committed() {
     assert!(Collector::of(&path).states(1)[&1] == committed);
     ours.execute_batch("COMMIT; PRAGMA replvfs_flush").unwrap();
     assert_current(&ours, &path);
+}
+
+/// SQLite may go on with a page that it wrote and did not sync.
+#[test]
+fn a_switch_to_wal_that_fails_half_way_is_what_sqlite_makes_of_it() {
+    let faults = (0..4).map(Fault::Page).chain([Fault::Sync]);
+    for (fault, locking) in faults.flat_map(|fault| [(fault, "NORMAL"), (fault, "EXCLUSIVE")]) {
+        for mode in MODES {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("app.db");
+            let pragmas = format!("PRAGMA locking_mode={locking}; PRAGMA journal_mode={mode}; PRAGMA synchronous=FULL");
+            let mut ours = with_table(&path, &pragmas);
+            ours.execute_batch(INSERT).unwrap();
+            faults::fail_next(fault);
+            let _ = ours.execute_batch("PRAGMA journal_mode=WAL");
+            faults::heal();
+            for _ in 0..2 {
+                ours.execute_batch("SELECT count(*) FROM t; PRAGMA replvfs_flush")
+                    .unwrap();
+                let last = txid(&ours);
+                let truth = ours.serialize(MAIN_DB).unwrap().to_vec();
+                let states = Collector::of(&path).states(last);
+                assert!(states[&last] == truth, "{mode} {locking}");
+                ours.execute_batch(INSERT).unwrap();
+            }
+            assert_eq!(Collector::of(&path).wrong(), Vec::<String>::new());
+        }
+    }
 }
