@@ -19,7 +19,7 @@ use crate::types::{Position, Txid, UnixMillis};
 pub struct Base {
     /// The transaction whose state this is.
     pub txid: Txid,
-    /// Its place in the WAL.
+    /// Its place in the WAL; [`Position::NONE`] without one.
     pub position: Position,
     /// When it was taken.
     pub taken_at: UnixMillis,

@@ -42,8 +42,8 @@ impl Database {
             return;
         }
         let mut capture = self.capture();
-        // SAFETY: the connection's file, on its thread.
         if let Some(file) = state.file
+            // SAFETY: the connection's file, on its thread.
             && unsafe { self.file_has_moved(&mut capture, file) }
         {
             // The handles of our own would be on another database than the connection.

@@ -91,7 +91,7 @@ impl Database {
     /// As for [`Database::rollback_write`].
     unsafe fn first_write(&self, state: &ConnectionState, file: FileRef) -> Written {
         let mut capture = self.capture();
-        // SAFETY: as promised by the caller, here and below.
+        // SAFETY: as promised by the caller.
         if unsafe { self.file_has_moved(&mut capture, file) } {
             return Written::Elsewhere;
         }
@@ -99,10 +99,12 @@ impl Database {
             self.break_history(&mut capture, "it is written without a lock");
         }
         // Up to now the file is what it was when the connection got its lock.
+        // SAFETY: as above.
         unsafe { self.prove_file(&mut capture, file) };
         let Some(cursor) = capture.cursor else {
             return Written::Unlogged;
         };
+        // SAFETY: as above.
         let found = unsafe { DatabaseHeader::read(file).and_then(|header| Ok((header, file.size()?))) };
         if let Ok((Some(header), bytes)) = found
             && let Some(page_size) = header.page_size()
@@ -201,12 +203,13 @@ impl Database {
     ) -> Result<(PageSize, u32, Pages), &'static str> {
         const UNREADABLE: &str = "a transaction could not be read back from the database file";
         let page_size = written.page_size;
-        // SAFETY: as promised by the caller, here and below.
+        // SAFETY: as promised by the caller.
         let header = unsafe { DatabaseHeader::read(file) }.map_err(|_| UNREADABLE)?;
         let header = header.ok_or("it was emptied")?;
         if header.page_size() != Some(page_size) {
             return Err("its page size was changed");
         }
+        // SAFETY: as above.
         let bytes = unsafe { file.size() }.map_err(|_| UNREADABLE)?;
         let page_count = header.page_count(bytes, page_size);
         for number in written.kept.saturating_add(1)..=page_count {
@@ -218,6 +221,7 @@ impl Database {
         let numbers = written.pages.iter().take_while(|number| *number <= page_count);
         for number in numbers.filter_map(Pgno::new).filter(|number| *number != lock_page) {
             // A page behind the end of the file is zeros, as SQLite reads it.
+            // SAFETY: as above.
             unsafe { file.read(&mut page, page_size.offset_of(number)) }.map_err(|_| UNREADABLE)?;
             collector
                 .push(number, &page, || self.spill_file())

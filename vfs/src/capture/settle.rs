@@ -38,8 +38,9 @@ impl Database {
     pub(crate) fn settle(&self, state: &mut ConnectionState) -> bool {
         let mut capture = self.capture();
         if let (None, false, Some(file)) = (state.wal, state.rollback.is_writing(), state.file) {
-            // SAFETY: the connection's file, on its thread, here and below.
+            // SAFETY: the connection's file, on its thread.
             match unsafe { DatabaseHeader::read(file) } {
+                // SAFETY: as above; it has a lock (caller).
                 Ok(Some(header)) if !header.is_wal() => unsafe { self.settle_file(&mut capture, file, header) },
                 // The connection will open the WAL next. As long as there is none, the file is all.
                 Ok(Some(_)) if capture.cursor.is_some() && self.is_left_behind(&capture) => return true,
@@ -63,11 +64,12 @@ impl Database {
             || !self.unverified.load(Ordering::Acquire)
             || Known::with(header, &self.path).is_some_and(|now| is_known(capture, &now));
         if !proved || self.log.base_wanted() {
-            // SAFETY: as promised by the caller, here and below.
+            // SAFETY: as promised by the caller.
             if unsafe { self.file_has_moved(capture, file) } {
                 return;
             }
             // The connection is about to play the journal back, and lets go of EXCLUSIVE after that. With RESERVED somebody is writing it.
+            // SAFETY: as above.
             if journal_is_hot(&self.path) && !unsafe { file.is_reserved() } {
                 return;
             }
