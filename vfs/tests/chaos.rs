@@ -190,12 +190,15 @@ fn what_is_captured_is_what_sqlite_has() {
 
 #[test]
 fn threads_that_open_write_and_close_at_once() {
-    for round in 0..4 {
+    for round in 0..8 {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("app.db");
         let first = open(&path);
         first
-            .execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)")
+            .execute_batch(&format!(
+                "PRAGMA journal_mode={}; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)",
+                if round < 4 { "WAL" } else { "DELETE" }
+            ))
             .unwrap();
         let collector = Collector::of(&path);
         if round % 2 == 0 {
@@ -210,7 +213,7 @@ fn threads_that_open_write_and_close_at_once() {
                     for _ in 0..60 {
                         let connect = || {
                             // One of them is a stranger in every other round.
-                            let stranger = thread == 0 && round >= 2;
+                            let stranger = thread == 0 && round % 4 >= 2;
                             let connection = if stranger { plain(path) } else { open(path) };
                             connection.busy_timeout(std::time::Duration::from_secs(20)).unwrap();
                             connection
