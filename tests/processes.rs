@@ -222,3 +222,72 @@ fn a_replica_with_two_writers_is_said_to_have_them() {
     );
     other.end();
 }
+
+/// Without a WAL nothing tells what another process did, but that it did something.
+#[test]
+fn commits_of_a_plain_process_through_a_rollback_journal_are_noticed() {
+    for mode in ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF"] {
+        let scratch = Scratch::new();
+        let connection = scratch.open();
+        connection
+            .execute_batch(&format!(
+                "PRAGMA journal_mode={mode}; CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t(b) VALUES(1)"
+            ))
+            .unwrap();
+        flush(&connection);
+        let mut other = Other::start(&format!("file:{}", scratch.database().display()));
+        other.sql(&format!("PRAGMA journal_mode={mode}"));
+        for generation in 2..5 {
+            other.sql("UPDATE t SET b=randomblob(3000)");
+            // Without a read or a write of ours, asking is enough.
+            flush(&connection);
+            assert_eq!(status(&connection)["generation"], generation, "{mode}");
+            newest_is(&scratch, &plain_image(&scratch.database()));
+            connection.execute_batch("INSERT INTO t(b) VALUES(2)").unwrap();
+            flush(&connection);
+            newest_is(&scratch, &plain_image(&scratch.database()));
+        }
+        other.end();
+    }
+}
+
+/// It dies in the middle of a transaction that is in the database file already, in part.
+#[test]
+fn a_hot_journal_of_a_killed_process_is_rolled_back_before_the_history_goes_on() {
+    for (killed_has_replvfs, open_before) in [(true, false), (false, false), (false, true)] {
+        let scratch = Scratch::new();
+        let uri = if killed_has_replvfs {
+            scratch.uri_with("")
+        } else {
+            format!("file:{}", scratch.database().display())
+        };
+        let mut other = Other::start(&uri);
+        other.sql("PRAGMA journal_mode=DELETE; PRAGMA cache_size=5; CREATE TABLE t(a INTEGER PRIMARY KEY, b)");
+        other.sql("INSERT INTO t(b) VALUES(randomblob(300000))");
+        if killed_has_replvfs {
+            other.sql("PRAGMA replvfs_flush");
+        }
+        let committed = plain_image(&scratch.database());
+        let before = open_before.then(|| {
+            let connection = scratch.open();
+            flush(&connection);
+            connection
+        });
+        other.sql("BEGIN; UPDATE t SET b=randomblob(300000); INSERT INTO t(b) VALUES(randomblob(300000))");
+        let torn = std::fs::read(scratch.database()).unwrap();
+        assert_ne!(torn.len(), committed.len(), "nothing was spilled");
+        other.process.kill().unwrap();
+        other.process.wait().unwrap();
+
+        let connection = before.unwrap_or_else(|| scratch.open());
+        let rows: i64 = connection
+            .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(rows, 1);
+        flush(&connection);
+        newest_is(&scratch, &committed);
+        connection.execute_batch("INSERT INTO t(b) VALUES(7)").unwrap();
+        flush(&connection);
+        newest_is(&scratch, &plain_image(&scratch.database()));
+    }
+}

@@ -10,7 +10,7 @@ mod script;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence};
 use run::{Locking, Setup, run};
-use script::script;
+use script::{script, script_in_all_modes};
 
 /// `PROPTEST_CASES` counts where it is set, as in every proptest.
 fn cases(normal: u32, long: u32) -> Config {
@@ -53,6 +53,38 @@ proptest! {
     #[test]
     fn small_segments_and_transactions_larger_than_memory(steps in script(30)) {
         run(Setup { parameters: "&segment_size=64KiB&flush_interval=10ms", ..Setup::default() }, &steps);
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(16, 48))]
+
+    #[test]
+    fn all_journal_modes(steps in script_in_all_modes(40), mode in 0..6_usize, auto_vacuum in 0..3_u8) {
+        let journal = script::JOURNAL_MODES[mode];
+        run(Setup { journal, auto_vacuum, ..Setup::default() }, &steps);
+    }
+
+    #[test]
+    fn all_journal_modes_with_the_lock_kept(
+        steps in script_in_all_modes(30), mode in 0..6_usize, auto_vacuum in 0..3_u8, before in any::<bool>()
+    ) {
+        let locking = if before { Locking::ExclusiveBefore } else { Locking::ExclusiveAfter };
+        run(Setup { journal: script::JOURNAL_MODES[mode], auto_vacuum, locking, ..Setup::default() }, &steps);
+    }
+
+    #[test]
+    fn all_journal_modes_and_page_sizes(
+        steps in script_in_all_modes(25), mode in 0..6_usize, size in 9..17_u32, connections in 1..4_usize
+    ) {
+        let setup = Setup {
+            journal: script::JOURNAL_MODES[mode],
+            page_size: 1 << size,
+            connections,
+            parameters: "&segment_size=64KiB&flush_interval=10ms",
+            ..Setup::default()
+        };
+        run(setup, &steps);
     }
 }
 

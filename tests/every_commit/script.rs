@@ -19,6 +19,8 @@ pub(crate) enum Step {
     Setting(&'static str, i64),
     Vacuum,
     IncrementalVacuum(u8),
+    /// `PRAGMA journal_mode=…`.
+    JournalMode(&'static str),
     /// Go on with another connection.
     Switch(usize),
 }
@@ -129,6 +131,14 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (1..20_u8).prop_map(Step::IncrementalVacuum),
         3 => (0..3_usize).prop_map(Step::Switch),
     ]
+}
+
+pub(crate) const JOURNAL_MODES: [&str; 6] = ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF", "WAL"];
+
+/// A script that changes the journal mode now and then.
+pub(crate) fn script_in_all_modes(steps: usize) -> impl Strategy<Value = Vec<Step>> {
+    let mode = prop::sample::select(&JOURNAL_MODES[..]).prop_map(Step::JournalMode);
+    vec(prop_oneof![6 => step(), 1 => mode], 5..steps)
 }
 
 /// A script of up to `steps` steps.

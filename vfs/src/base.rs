@@ -151,21 +151,14 @@ impl BaseFile {
 
     /// `xLock(SQLITE_LOCK_SHARED)`.
     pub(crate) fn lock_shared(&mut self) -> Result<(), Code> {
-        // SAFETY: raw is open.
-        unsafe {
-            let lock = (*(*self.raw).pMethods).xLock.ok_or(Code(ffi::SQLITE_IOERR_LOCK))?;
-            check(lock(self.raw, ffi::SQLITE_LOCK_SHARED))
-        }
+        // SAFETY: raw is open as long as self lives.
+        unsafe { self.as_ref().lock(ffi::SQLITE_LOCK_SHARED) }
     }
 
     /// `xUnlock(SQLITE_LOCK_NONE)`.
     pub(crate) fn unlock(&mut self) {
-        // SAFETY: raw is open.
-        unsafe {
-            if let Some(unlock) = (*(*self.raw).pMethods).xUnlock {
-                unlock(self.raw, ffi::SQLITE_LOCK_NONE);
-            }
-        }
+        // SAFETY: raw is open as long as self lives.
+        unsafe { self.as_ref().unlock(ffi::SQLITE_LOCK_NONE) }
     }
 
     /// Maps the first region of the wal-index. `None` when there is none.
@@ -251,6 +244,49 @@ impl FileRef {
             let read = (*(*self.0).pMethods).xRead.ok_or(Code(ffi::SQLITE_IOERR_READ))?;
             check(read(self.0, buffer.as_mut_ptr().cast(), amount, offset))
         }
+    }
+
+    /// `xLock`.
+    ///
+    /// # Safety
+    ///
+    /// As for [`FileRef::read`].
+    pub(crate) unsafe fn lock(self, level: c_int) -> Result<(), Code> {
+        // SAFETY: the file is open (caller).
+        unsafe {
+            let lock = (*(*self.0).pMethods).xLock.ok_or(Code(ffi::SQLITE_IOERR_LOCK))?;
+            check(lock(self.0, level))
+        }
+    }
+
+    /// `xUnlock`.
+    ///
+    /// # Safety
+    ///
+    /// As for [`FileRef::read`].
+    pub(crate) unsafe fn unlock(self, level: c_int) {
+        // SAFETY: the file is open (caller).
+        unsafe {
+            if let Some(unlock) = (*(*self.0).pMethods).xUnlock {
+                unlock(self.0, level);
+            }
+        }
+    }
+
+    /// Whether anybody has RESERVED or more (`xCheckReservedLock`).
+    ///
+    /// # Safety
+    ///
+    /// As for [`FileRef::read`].
+    pub(crate) unsafe fn is_reserved(self) -> bool {
+        let mut reserved: c_int = 0;
+        // SAFETY: the file is open (caller); the method writes an int.
+        unsafe {
+            if let Some(check_reserved) = (*(*self.0).pMethods).xCheckReservedLock {
+                check_reserved(self.0, &raw mut reserved);
+            }
+        }
+        reserved != 0
     }
 
     /// Whether the file's name leads to another file by now, or to none (`SQLITE_FCNTL_HAS_MOVED`).

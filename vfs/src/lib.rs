@@ -15,6 +15,7 @@ pub mod fork;
 mod guard;
 pub mod host;
 pub mod log;
+mod pages;
 pub mod resume;
 pub mod shim;
 pub mod snapshot;

@@ -20,7 +20,7 @@ use crate::types::{Position, Txid, UnixMillis};
 pub struct Base {
     /// The transaction whose state this is.
     pub txid: Txid,
-    /// Its place in the WAL.
+    /// Its place in the WAL; [`Position::NONE`] without one.
     pub position: Position,
     /// When it was taken.
     pub taken_at: UnixMillis,
@@ -333,7 +333,11 @@ impl Log {
     /// WAL bytes of the transactions that are not known to be in the store; `None` as long as numbers may change.
     pub(crate) fn unstored_bytes(&self) -> Option<u64> {
         let inner = self.lock();
-        inner.settled.then_some(inner.wal_bytes + inner.taken_bytes)
+        let waits = inner.taken.len() + inner.queue.len() - inner.urgent > 0;
+        // One that only cut pages off has no bytes.
+        inner
+            .settled
+            .then_some((inner.wal_bytes + inner.taken_bytes).max(u64::from(waits)))
     }
 
     /// The oldest transaction that is not known to be in the store.

@@ -209,6 +209,23 @@ impl Shared {
         matches!(*self.lock(), State::Copied(_))
     }
 
+    /// Keeps other processes from writing to the file, if it is read without a WAL lock. `false` when that is refused.
+    pub(crate) fn hold(&self) -> bool {
+        let mut state = self.lock();
+        let State::Copied(files) = &mut *state else { return true };
+        files.held = files.held || files.database.lock_shared().is_ok();
+        files.held
+    }
+
+    /// Undoes [`Shared::hold`]: somebody else keeps them.
+    pub(crate) fn release(&self) {
+        if let State::Copied(files) = &mut *self.lock()
+            && std::mem::take(&mut files.held)
+        {
+            files.database.unlock();
+        }
+    }
+
     /// Called before bytes of the database file are overwritten or cut off by the connection that has it for itself.
     /// `false` when the snapshot had to be given up for that.
     ///
@@ -338,7 +355,7 @@ impl Drop for Marked {
     }
 }
 
-/// A handle without locks under a connection that has the file for itself.
+/// A handle under a connection that has the file for itself, or where there is no WAL: it has no lock as long as that connection has.
 #[derive(Debug)]
 pub(crate) struct Copied {
     database: BaseFile,
@@ -350,6 +367,8 @@ pub(crate) struct Copied {
     limit: u64,
     /// Pages up to here were read.
     read_up_to: u32,
+    /// The handle has a SHARED lock.
+    held: bool,
 }
 
 impl Snapshot {
@@ -374,6 +393,7 @@ impl Snapshot {
             copied_bytes,
             limit,
             read_up_to: 0,
+            held: false,
         };
         Snapshot::new(State::Copied(Box::new(files)), page_size, page_count)
     }

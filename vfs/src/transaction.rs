@@ -1,5 +1,5 @@
-//! One committed transaction: its frames, in memory or still in the WAL, and the check that they are the ones
-//! that were committed.
+//! One committed transaction: its frames, in memory or still in the WAL, or the pages that went into the database file, and the
+//! check that they are the ones that were committed.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::base::BaseFile;
 use crate::buffer::Buffer;
+use crate::pages::Pages;
 use crate::types::{PageSize, Pgno, Position, Txid, UnixMillis};
 use crate::wal::{FRAME_HEADER_BYTES, Scan, frame_bytes, frame_offset};
 
@@ -25,8 +26,9 @@ pub struct Transaction {
     /// Pages in the database after it.
     pub page_count: u32,
     /// The place in the WAL before its first frame: that of the transaction before it, or frame 0 after a restart of the WAL.
+    /// [`Position::NONE`] in a rollback-journal mode, where there is no WAL.
     pub start: Position,
-    /// The place in the WAL behind its commit frame.
+    /// The place in the WAL behind its commit frame; [`Position::NONE`] as well.
     pub end: Position,
     /// Whether the WAL's checksums are over big-endian words.
     pub(crate) big_endian: bool,
@@ -40,6 +42,8 @@ pub(crate) enum Frames {
     Memory(Buffer),
     /// Too large for that.
     Range(Arc<WalRange>),
+    /// No frames: the pages as they were in the database file when it was committed there.
+    Pages(Pages),
 }
 
 /// Why the frames of a transaction cannot be given.
@@ -51,6 +55,9 @@ pub enum FrameError {
         /// The first frame that does not fit.
         frame: u32,
     },
+    /// The same of a transaction that was not written to a WAL.
+    #[error("the pages of a transaction are not those that were committed, or cannot be read back")]
+    Pages,
     /// The WAL could not be read back.
     #[error("reading the WAL back failed with SQLite code {code}")]
     Io {
@@ -102,10 +109,14 @@ impl Transaction {
         }
     }
 
-    /// WAL bytes of the transaction, frame headers included.
+    /// WAL bytes of the transaction, frame headers included; what they would be, for one that was not written to a WAL.
     #[must_use]
     pub fn wal_bytes(&self) -> u64 {
-        u64::from(self.end.frame.saturating_sub(self.start.frame)) * frame_bytes(self.page_size)
+        let frames = match &self.frames {
+            Frames::Pages(pages) => pages.count(),
+            Frames::Memory(_) | Frames::Range(_) => u64::from(self.end.frame.saturating_sub(self.start.frame)),
+        };
+        frames * frame_bytes(self.page_size)
     }
 
     /// Bytes of its frames in memory.
@@ -114,12 +125,13 @@ impl Transaction {
         match &self.frames {
             Frames::Memory(bytes) => bytes.len() as u64,
             Frames::Range(_) => 0,
+            Frames::Pages(pages) => pages.memory_bytes(),
         }
     }
 
     /// Calls `visit` with the newest version of every page that the transaction wrote, in ascending page order,
-    /// after every frame was checked against the checksum chain from `start` to `end`. The lock page is never among them,
-    /// nor is a page beyond `page_count`. May read the WAL file: blocks.
+    /// after every frame was checked against the checksum chain from `start` to `end`, or every page against the checksum that was taken at
+    /// the commit. The lock page is never among them, nor is a page beyond `page_count`. May read the WAL file: blocks.
     ///
     /// # Errors
     ///
@@ -128,6 +140,9 @@ impl Transaction {
         &self,
         mut visit: impl FnMut(Pgno, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
+        if let Frames::Pages(pages) = &self.frames {
+            return pages.for_each(self.page_count, visit);
+        }
         let mut frame = vec![0; FRAME_HEADER_BYTES + self.page_size.as_usize()];
         let newest = self.check(&mut frame)?;
         for (pgno, number) in newest {
@@ -172,6 +187,7 @@ impl Transaction {
                 range.read(buffer, frame_offset(number, self.page_size))?;
                 Ok(buffer)
             }
+            Frames::Pages(_) => Err(FrameError::Pages),
         }
     }
 }
@@ -297,6 +313,7 @@ impl Transaction {
     pub(crate) fn copy_frames(&self, file: &File, at: u64) -> io::Result<()> {
         match &self.frames {
             Frames::Memory(bytes) => file.write_all_at(bytes, at),
+            Frames::Pages(_) => Err(io::Error::other("it was not written through a WAL")),
             Frames::Range(range) => {
                 let (first, end) = self.extent();
                 let mut buffer = vec![0; 1 << 20];

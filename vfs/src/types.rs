@@ -123,6 +123,15 @@ pub struct Position {
     pub checksum: [u32; 2],
 }
 
+impl Position {
+    /// Of what is in no WAL: a transaction of a rollback-journal mode, and a database without a WAL. The default.
+    pub const NONE: Position = Position {
+        salts: Salts(0, 0),
+        frame: 0,
+        checksum: [0, 0],
+    };
+}
+
 /// Milliseconds since 1970-01-01 00:00 UTC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UnixMillis(pub i64);

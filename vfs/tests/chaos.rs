@@ -26,7 +26,7 @@ impl Dice {
 /// One thing that an application may do. Most may fail for good reasons (a lock); what happened then is what counts.
 fn act(dice: &mut Dice, connection: &Connection) -> String {
     let size = [0, 10, 3000, 30_000, 150_000][dice.roll(5) as usize];
-    let sql = match dice.roll(22) {
+    let sql = match dice.roll(26) {
         0..=4 => format!("INSERT INTO t(b) VALUES(randomblob({size}))"),
         5 => format!("UPDATE t SET b=randomblob({size}) WHERE a%3=0"),
         6 => "DELETE FROM t WHERE a%2=0".into(),
@@ -44,6 +44,13 @@ fn act(dice: &mut Dice, connection: &Connection) -> String {
         18 => "VACUUM".into(),
         19 => "BEGIN IMMEDIATE; COMMIT".into(),
         20 => "PRAGMA journal_size_limit=1000; PRAGMA wal_autocheckpoint=3".into(),
+        21 => format!(
+            "PRAGMA journal_mode={}",
+            ["TRUNCATE", "PERSIST", "MEMORY"][dice.roll(3) as usize]
+        ),
+        22 => format!("PRAGMA page_size={}; VACUUM", 512 << dice.roll(5)),
+        23 => "PRAGMA incremental_vacuum(3)".into(),
+        24 => format!("PRAGMA cache_size={}", [2, 5, 100][dice.roll(3) as usize]),
         _ => "SELECT count(*) FROM t".into(),
     };
     let done = connection.execute_batch(&sql);
@@ -72,10 +79,28 @@ fn is_right(connection: &mut Connection, collector: &Collector, script: &str) ->
     if readable.is_err() || connection.execute_batch("PRAGMA replvfs_flush").is_err() {
         return false;
     }
-    let last = collector::txid(connection);
-    let truth = connection.serialize("main").unwrap().to_vec();
-    let states = collector.settled();
+    let newest = |connection: &mut Connection| {
+        let last = collector::txid(connection);
+        let mut truth = connection.serialize("main").unwrap().to_vec();
+        if !is(connection, "journal_mode", "wal") {
+            // A page that was freed may be in the connection's cache with a content that was never written.
+            let mut file = std::fs::read(connection.path().unwrap()).unwrap();
+            file.truncate(truth.len());
+            truth = file;
+        }
+        (last, truth, collector.settled())
+    };
+    let (mut last, mut truth, mut states) = newest(connection);
     assert_eq!(collector.wrong(), Vec::<String>::new(), "{script}");
+    if states.get(&last).is_some_and(|state| *state != truth)
+        && is(connection, "locking_mode", "exclusive")
+        && !is(connection, "journal_mode", "wal")
+    {
+        // A transaction that spilled and was rolled back leaves other bytes in pages that nobody uses, which are a part of the next commit.
+        connection.execute_batch("PRAGMA user_version=1").unwrap();
+        connection.execute_batch("PRAGMA user_version=0").unwrap();
+        (last, truth, states) = newest(connection);
+    }
     // A base that was given up leaves the states behind it to the next base.
     let state = states.get(&last);
     assert!(
@@ -85,6 +110,11 @@ fn is_right(connection: &mut Connection, collector: &Collector, script: &str) ->
     state.is_some()
 }
 
+fn is(connection: &Connection, pragma: &str, value: &str) -> bool {
+    let found = connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, String>(0));
+    found.is_ok_and(|found| found == value)
+}
+
 fn run(seed: u64, path: &Path) -> usize {
     let mut dice = Dice(seed);
     let mut ours = [Some(prepared(open(path))), None];
@@ -92,10 +122,11 @@ fn run(seed: u64, path: &Path) -> usize {
     let mut script = Vec::new();
     let mut checked = 0;
     let collector = Collector::of(path);
-    let _ = ours[0]
-        .as_ref()
-        .unwrap()
-        .execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)");
+    let _ = ours[0].as_ref().unwrap().execute_batch(&format!(
+        "PRAGMA auto_vacuum={}; PRAGMA journal_mode={}; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)",
+        dice.roll(3),
+        ["WAL", "WAL", "DELETE", "TRUNCATE", "PERSIST", "MEMORY"][dice.roll(6) as usize]
+    ));
     for _ in 0..40 {
         let which = dice.roll(2) as usize;
         match dice.roll(20) {
@@ -160,12 +191,15 @@ fn what_is_captured_is_what_sqlite_has() {
 
 #[test]
 fn threads_that_open_write_and_close_at_once() {
-    for round in 0..4 {
+    for round in 0..8 {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("app.db");
         let first = open(&path);
         first
-            .execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)")
+            .execute_batch(&format!(
+                "PRAGMA journal_mode={}; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)",
+                if round < 4 { "WAL" } else { "DELETE" }
+            ))
             .unwrap();
         let collector = Collector::of(&path);
         if round % 2 == 0 {
@@ -190,7 +224,7 @@ fn threads_that_open_write_and_close_at_once() {
                     for _ in 0..60 {
                         let connect = || {
                             // One of them is a stranger in every other round.
-                            let stranger = thread == 0 && round >= 2;
+                            let stranger = thread == 0 && round % 4 >= 2;
                             let connection = if stranger { plain(path) } else { open(path) };
                             connection.busy_timeout(std::time::Duration::from_secs(20)).unwrap();
                             connection

@@ -31,7 +31,7 @@ impl DatabaseReplica {
         }
         let Some(target) = shared.log.last_txid() else {
             return Err(FlushError(format!(
-                "nothing of {} was captured yet: read or write it once in WAL mode (PRAGMA journal_mode=WAL)",
+                "nothing of {} was captured yet: read or write it once",
                 shared.database
             )));
         };

@@ -190,7 +190,7 @@ fn a_flush_says_why_it_failed() {
     let shared = Arc::clone(uploader.shared());
     let replica = DatabaseReplica::new(Arc::clone(&shared), Duration::from_millis(20), Duration::ZERO);
     let nothing = replica.flush().expect_err("nothing was captured").to_string();
-    assert!(nothing.contains("journal_mode=WAL"), "{nothing}");
+    assert!(nothing.contains("read or write it"), "{nothing}");
     shared.log.push_transaction(transactions(1, 1).remove(0));
     shared.trouble("the store is on fire");
     let late = replica.flush().expect_err("nobody uploads").to_string();

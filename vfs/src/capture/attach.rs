@@ -22,12 +22,12 @@ const MARKS: [usize; 4] = [1, 2, 3, 4];
 const ATTEMPTS: usize = 100;
 
 /// What a base is made of.
-struct Found {
-    cursor: Cursor,
+pub(super) struct Found {
+    pub(super) cursor: Cursor,
     /// The wal-index header that the mark was taken at.
-    header: Option<IndexHeader>,
-    snapshot: Snapshot,
-    shared: Arc<Shared>,
+    pub(super) header: Option<IndexHeader>,
+    pub(super) snapshot: Snapshot,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl Database {
@@ -38,13 +38,16 @@ impl Database {
         if state.too_large {
             return;
         }
-        self.in_wal_mode();
-        // SAFETY: the connection's file, on its thread.
-        if state.file.is_some_and(|file| unsafe { file.has_moved() }) {
-            // The handles of our own would be on another database than the connection.
-            self.capture().trouble =
-                Some("the database file was renamed or replaced while a connection has it open".into());
-            return;
+        {
+            let mut capture = self.capture();
+            if let Some(file) = state.file
+                // SAFETY: the connection's file, on its thread.
+                && unsafe { self.file_has_moved(&mut capture, file) }
+            {
+                // The handles of our own would be on another database than the connection.
+                return;
+            }
+            capture.known = None;
         }
         match state.region {
             Some(region) if !state.is_exclusive() => {
@@ -132,13 +135,15 @@ impl Database {
                 }
                 self.log_base(capture, found, question);
             }
-            Some(Err(reason)) => {
-                if capture.trouble.as_ref() != Some(&reason) {
-                    tracing::warn!(database = %self.path.display(), "no image could be started: {reason}");
-                }
-                capture.trouble = Some(reason);
-            }
+            Some(Err(reason)) => self.no_base(capture, reason),
         }
+    }
+
+    pub(super) fn no_base(&self, capture: &mut Capture, reason: String) {
+        if capture.trouble.as_ref() != Some(&reason) {
+            tracing::warn!(database = %self.path.display(), "no image could be started: {reason}");
+        }
+        capture.trouble = Some(reason);
     }
 
     /// The pages that the WAL of a connection in exclusive locking mode has for the database. `None`: not now.
@@ -203,7 +208,7 @@ impl Database {
         }
     }
 
-    fn log_base(&self, capture: &mut Capture, found: Found, question: Question) {
+    pub(super) fn log_base(&self, capture: &mut Capture, found: Found, question: Question) {
         let known = capture.unproved.or_else(|| self.log.last_txid());
         let (continuity, txid) = match known {
             Some(last) if capture.broken => (Continuity::Broken, last.next()),
@@ -324,6 +329,7 @@ impl Database {
     /// [`Database::way_was_made`].
     pub(crate) fn make_way(&self, state: &mut ConnectionState) {
         self.making_way.fetch_add(1, Ordering::AcqRel);
+        self.release_file(state);
         let own = usize::from(state.file_lock != ffi::SQLITE_LOCK_NONE);
         if self.holders.load(Ordering::Acquire) > own {
             return; // Another connection refuses it anyway.
@@ -369,24 +375,10 @@ impl Database {
         stays
     }
 
-    /// A connection that has the file for itself is about to let others in.
-    pub(crate) fn leave_exclusive(&self, last_change: bool) {
-        let patience = self.replica.close_timeout();
-        self.end_snapshots(
-            true,
-            patience,
-            "the connection that had the database file for itself let it go",
-        );
+    /// What depends on copies comes to its end.
+    pub(super) fn end_copies(&self, reason: &'static str) {
+        self.end_snapshots(true, self.replica.close_timeout(), reason);
         self.copying.store(false, Ordering::Release);
-        let mut capture = self.capture();
-        let Some(cursor) = capture.cursor.filter(|_| last_change && !self.wants_attention()) else {
-            return;
-        };
-        capture.left_behind = Fingerprint::leave(&self.path, self.host.now(), capture.held);
-        if let Some(file) = capture.left_behind {
-            let end = capture.ended.unwrap_or(cursor.position);
-            self.note_file(&mut capture, end, file);
-        }
     }
 
     /// All that may still be read: a second base can be asked for while the first is.

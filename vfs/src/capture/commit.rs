@@ -320,11 +320,20 @@ impl Database {
         self.log_own(&mut capture, state, start, commit, page_size, big_endian);
     }
 
-    /// Logs what others have committed, without the write lock. What cannot be read now is left for the next time.
-    pub(crate) fn sync(&self, connection: &Connection) {
+    /// Logs what others have committed, without the write lock. What cannot be read now is left for the next time. Whether the
+    /// cursor is where the database is, as far as one without a WAL can tell.
+    pub(crate) fn sync(&self, connection: &Connection) -> bool {
         let mut state = connection.lock();
+        if state.wal.is_none() {
+            return self.settle_unlocked(&mut state);
+        }
+        self.sync_wal(&mut state);
+        false
+    }
+
+    fn sync_wal(&self, state: &mut ConnectionState) {
         if self.wants_attention() {
-            self.attach(&mut state);
+            self.attach(state);
         }
         let (Some(region), Some(wal)) = (state.region, state.wal) else {
             return;
@@ -334,7 +343,7 @@ impl Database {
         let broken = capture.cursor.is_none();
         drop(capture);
         if broken && self.wants_attention() {
-            self.attach(&mut state);
+            self.attach(state);
         }
     }
 

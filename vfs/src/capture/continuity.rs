@@ -1,6 +1,8 @@
 //! Whether a database file is the one that was left behind at the last close.
 
+use std::ffi::OsString;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -34,7 +36,7 @@ impl Fingerprint {
     /// that follows at once would leave the same time. So the file's mtime is set back by a nanosecond, which no later write
     /// does.
     pub(crate) fn leave(path: &Path, now: UnixMillis, known: Option<Fingerprint>) -> Option<Fingerprint> {
-        if beside(path, "-wal") || beside(path, "-journal") {
+        if is_wal_beside(path) || journal_is_hot(path) {
             return None;
         }
         let print = Fingerprint::of(path)?;
@@ -94,11 +96,27 @@ impl Fingerprint {
     }
 }
 
-fn beside(path: &Path, suffix: &str) -> bool {
+/// A WAL of zero bytes holds nothing.
+pub(super) fn is_wal_beside(path: &Path) -> bool {
+    fs::metadata(with_suffix(path, "-wal")).is_ok_and(|meta| meta.len() > 0)
+}
+
+/// Whether a journal stands beside the database that somebody still needs. One that was truncated, or whose header is zeros, is of a transaction
+/// that is committed (`hasHotJournal`); when nobody is writing, any other is of one that has to be rolled back.
+pub(super) fn journal_is_hot(path: &Path) -> bool {
+    let mut first = [0];
+    match fs::File::open(with_suffix(path, "-journal")) {
+        Ok(mut journal) => journal
+            .read(&mut first)
+            .is_ok_and(|length| length == 1 && first[0] != 0),
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> OsString {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
-    // A WAL of zero bytes holds nothing.
-    fs::metadata(&name).is_ok_and(|meta| meta.len() > 0)
+    name
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! A database of this process, and its connections.
 
 use std::ffi::CString;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -10,6 +12,8 @@ use libsqlite3_sys as ffi;
 use super::continuity::Fingerprint;
 use super::mirror::Mirror;
 use super::pin::Pin;
+use super::rollback::RollbackState;
+use super::settle::Known;
 use crate::api::report;
 use crate::base::{BaseVfs, FileRef, IndexRegion};
 use crate::buffer::Budget;
@@ -61,8 +65,10 @@ pub(crate) struct Database {
     /// Parts of the WAL that are still to be read for the log.
     ranges: Arc<AtomicUsize>,
     reader: Mutex<Weak<WalReader>>,
-    /// Commits that were made in a rollback-journal mode.
-    rollback_commits: AtomicUsize,
+    /// Where pages go for which there is no room in memory, and where it ends.
+    shared_file: Mutex<(Weak<File>, u64)>,
+    /// Connections that ask for the EXCLUSIVE lock, or have it. Changed under the lock of `snapshots`.
+    pub(super) wanting: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +91,8 @@ pub(super) struct Capture {
     pub(super) unproved: Option<Txid>,
     /// What was carried over restarts of the WAL, and may be needed after this process.
     pub(super) spill: Option<Spill>,
+    /// The file as it was left without a WAL.
+    pub(super) known: Option<Known>,
     /// Why the last attempt to take a base failed.
     pub(super) trouble: Option<String>,
 }
@@ -130,6 +138,8 @@ pub(crate) struct ConnectionState {
     pub(crate) waited: bool,
     /// The WAL stays behind at close, with all that is in it.
     pub(crate) keeps_wal: bool,
+    /// What it does while it has no WAL.
+    pub(crate) rollback: RollbackState,
 }
 
 // SAFETY: the file and region pointers are used only by the thread that SQLite lets use the connection, under the mutex.
@@ -163,6 +173,7 @@ impl Connection {
             taking_exclusive: false,
             waited: false,
             keeps_wal: false,
+            rollback: RollbackState::default(),
         };
         Connection {
             database,
@@ -177,7 +188,7 @@ impl Connection {
     }
 
     pub(crate) fn wal_opened(&self, wal: FileRef) {
-        self.lock().wal = Some(wal);
+        self.database.wal_opened(&mut self.lock(), wal);
         self.database.wal_connections.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -244,7 +255,8 @@ impl Database {
             copying: AtomicBool::new(false),
             ranges: Arc::default(),
             reader: Mutex::default(),
-            rollback_commits: AtomicUsize::new(0),
+            shared_file: Mutex::default(),
+            wanting: AtomicUsize::new(0),
         });
         let capturing: Weak<Database> = Arc::downgrade(&database);
         database.log.connect_capture(capturing);
@@ -288,26 +300,23 @@ impl Database {
         self.log.request_base();
     }
 
-    /// Why nothing is captured at the moment; `None` when it is.
-    pub(crate) fn not_capturing(&self) -> Option<String> {
+    /// Why nothing is captured at the moment; `None` when it is. `proved`: the cursor was, just now.
+    pub(crate) fn not_capturing(&self, proved: bool) -> Option<String> {
         let capture = self.capture();
         if let Some(failure) = self.log.failure() {
             return Some(failure);
         }
         if capture.cursor.is_some() {
-            // Others may have written meanwhile, in a rollback-journal mode too, which no WAL would tell of.
-            return self.unverified.load(Ordering::Acquire).then(|| {
-                "nothing was read from the database since it was opened again, or it is not in WAL mode any more; read a table, or use PRAGMA journal_mode=WAL".into()
+            // Others may have written meanwhile.
+            let unproved = !proved && self.unverified.load(Ordering::Acquire);
+            return unproved.then(|| {
+                capture.trouble.clone().unwrap_or_else(|| {
+                    "nothing was read from the database since it was opened again, or another connection is writing it; read a table, and try again".into()
+                })
             });
         }
-        if self.rollback_commits.load(Ordering::Relaxed) > 0 {
-            return Some(
-                "the database is in a rollback-journal mode, which is not replicated yet; use PRAGMA journal_mode=WAL"
-                    .into(),
-            );
-        }
         Some(capture.trouble.clone().unwrap_or_else(|| {
-            "nothing was read from the database yet, or it is not in WAL mode; read a table, or use PRAGMA journal_mode=WAL".into()
+            "nothing was read from the database yet, or it is empty, or another connection is writing it; read a table, and try again".into()
         }))
     }
 
@@ -316,28 +325,6 @@ impl Database {
         let stuck = connection.lock().too_large && self.log.base_wanted() && self.log.acked() < self.log.last_txid();
         let trouble = stuck.then(|| self.capture().trouble.clone())??;
         Some(format!("{trouble}; use PRAGMA wal_checkpoint(TRUNCATE), then write"))
-    }
-
-    /// A write to the database file by a connection that has no WAL.
-    pub(crate) fn rollback_write(&self) {
-        let mut capture = self.capture();
-        if capture.cursor.is_some() {
-            self.break_history(
-                &mut capture,
-                "it was written through a rollback journal, which is not replicated yet",
-            );
-        }
-    }
-
-    /// A commit by a connection that has no WAL. The first may be the one that switches to WAL.
-    pub(crate) fn rollback_commit(&self) {
-        if self.rollback_commits.fetch_add(1, Ordering::Relaxed) == 1 {
-            self.warn("commits in a rollback-journal mode are not replicated yet; use PRAGMA journal_mode=WAL");
-        }
-    }
-
-    pub(super) fn in_wal_mode(&self) {
-        self.rollback_commits.store(0, Ordering::Relaxed);
     }
 
     /// A part of the WAL that is read when it is needed.
@@ -362,6 +349,38 @@ impl Database {
     /// Frames in the WAL are still to be read for the log.
     pub(crate) fn holds_wal(&self) -> bool {
         self.ranges.load(Ordering::Acquire) > 0
+    }
+
+    /// Puts pages for which there is no room in memory behind those of others, in a file that lives as long as any of them is needed.
+    pub(super) fn share_file(&self, bytes: &[u8]) -> std::io::Result<(Arc<File>, u64)> {
+        const LARGEST: u64 = 64 << 20;
+        let mut shared = self.shared_file.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = shared.0.upgrade().filter(|_| shared.1 < LARGEST);
+        let (file, at) = match known {
+            Some(file) => (file, shared.1),
+            None => (Arc::new(self.spill_file()?), 0),
+        };
+        file.write_all_at(bytes, at)?;
+        *shared = (Arc::downgrade(&file), at + bytes.len() as u64);
+        Ok((file, at))
+    }
+
+    /// A file without a name, beside the database: there must be room for its WAL there anyway.
+    pub(super) fn spill_file(&self) -> std::io::Result<std::fs::File> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let mut name = self.path.clone().into_os_string();
+        name.push(format!(
+            "-replvfs-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        ));
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&name)?;
+        std::fs::remove_file(&name)?;
+        Ok(file)
     }
 
     /// A connection got or lost its first file lock.

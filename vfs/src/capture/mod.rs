@@ -7,10 +7,14 @@ mod attach;
 mod commit;
 mod continuity;
 mod database;
+mod header;
 mod mirror;
+mod page_set;
 mod pin;
 mod restart;
 mod resume;
+mod rollback;
+mod settle;
 
 pub(crate) use commit::is_ok;
 pub use continuity::Fingerprint;

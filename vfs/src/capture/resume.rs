@@ -4,6 +4,8 @@ use std::sync::atomic::Ordering;
 
 use super::continuity::Fingerprint;
 use super::database::{Capture, Cursor, Database};
+use super::header::DatabaseHeader;
+use super::settle::Known;
 use crate::base::FileRef;
 use crate::log::Question;
 use crate::resume::{Next, Resume};
@@ -23,24 +25,9 @@ impl Database {
         header: &IndexHeader,
         wal: FileRef,
     ) {
-        self.unverified.store(false, Ordering::Release);
-        capture.cursor = None;
-        capture.left_behind = None;
-        capture.ended = None;
-        capture.noted = None;
-        capture.started = true;
-        let newest = resume
-            .left
-            .map_or(resume.stored.txid, |left| left.mark.txid.max(resume.stored.txid));
+        self.forget_cursor(capture);
         let Some((position, carried)) = self.proved(&resume, header, wal) else {
-            if capture.unproved != Some(newest) {
-                self.warn(
-                    "it may have been written while no process replicated it; the history goes on with a new image",
-                );
-            }
-            capture.broken = true;
-            capture.unproved = Some(newest);
-            return;
+            return self.unproved(capture, &resume);
         };
         if !self.log.push_resumed(resume.stored.txid, question) {
             return; // Another question by now.
@@ -63,6 +50,54 @@ impl Database {
             capture.ended = carried_from;
         }
         self.catch_up(capture, header, wal);
+    }
+
+    /// The same where there is no WAL: the file itself must be the noted one.
+    pub(super) fn resume_file(
+        &self,
+        capture: &mut Capture,
+        resume: Resume,
+        question: Question,
+        header: DatabaseHeader,
+    ) {
+        let left = resume.left.filter(|left| left.mark.txid == resume.stored.txid);
+        let same =
+            left.is_some_and(|left| matches!(left.next, Next::File(file) if Fingerprint::of(&self.path) == Some(file)));
+        self.forget_cursor(capture);
+        if !same {
+            return self.unproved(capture, &resume);
+        }
+        if !self.log.push_resumed(resume.stored.txid, question) {
+            return;
+        }
+        capture.broken = false;
+        capture.unproved = None;
+        capture.cursor = Some(Cursor {
+            position: Position::NONE,
+            page_size: header.page_size(),
+            big_endian: false,
+        });
+        capture.known = Known::with(header, &self.path);
+    }
+
+    fn forget_cursor(&self, capture: &mut Capture) {
+        self.unverified.store(false, Ordering::Release);
+        capture.cursor = None;
+        capture.left_behind = None;
+        capture.ended = None;
+        capture.noted = None;
+        capture.started = true;
+    }
+
+    /// The history goes on with a base that is marked broken.
+    fn unproved(&self, capture: &mut Capture, resume: &Resume) {
+        let stored = resume.stored.txid;
+        let newest = resume.left.map_or(stored, |left| left.mark.txid.max(stored));
+        if capture.unproved != Some(newest) {
+            self.warn("it may have been written while no process replicated it; the history goes on with a new image");
+        }
+        capture.broken = true;
+        capture.unproved = Some(newest);
     }
 
     /// The place from which the WAL goes on, and the transactions before it that are not in the store.

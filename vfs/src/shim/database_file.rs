@@ -50,9 +50,8 @@ unsafe fn connection<'a>(file: *mut ffi::sqlite3_file) -> Option<&'a Connection>
 unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
     // SAFETY: SQLite closes a file once, and it is one of ours.
     if let Some(connection) = unsafe { connection(file) } {
-        observe("xClose", connection, || {
-            lock_goes_down(connection, ffi::SQLITE_LOCK_NONE)
-        });
+        // SAFETY: as above.
+        unsafe { let_go("xClose", file, connection, ffi::SQLITE_LOCK_NONE) };
     }
     // SAFETY: as above.
     let code = unsafe { forward!(file, xClose, ffi::SQLITE_OK) };
@@ -73,7 +72,7 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
         // SAFETY: as above.
         let real = unsafe { ShimFile::of(file).real() };
         observe("xWrite", connection, || {
-            before_change(connection, real, offset, offset + i64::from(amount))
+            before_change(connection, real, offset, Some(offset + i64::from(amount)))
         });
     }
     // SAFETY: SQLite's arguments are passed on as they came.
@@ -85,22 +84,24 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int 
     if let Some(connection) = unsafe { connection(file) } {
         // SAFETY: as above.
         let real = unsafe { ShimFile::of(file).real() };
-        observe("xTruncate", connection, || {
-            before_change(connection, real, size, i64::MAX)
-        });
+        observe("xTruncate", connection, || before_change(connection, real, size, None));
     }
     // SAFETY: SQLite's arguments are passed on as they came.
     unsafe { forward!(file, xTruncate, ffi::SQLITE_IOERR_TRUNCATE, size) }
 }
 
-fn before_change(connection: &Connection, real: FileRef, from: i64, to: i64) {
+/// The bytes `from..to` are about to be overwritten; `None`: to be cut off.
+fn before_change(connection: &Connection, real: FileRef, from: i64, to: Option<i64>) {
     let database = &connection.database;
-    if let (Ok(from), Ok(to)) = (u64::try_from(from), u64::try_from(to)) {
-        // SAFETY: the connection's own file, on its thread (the callers).
-        unsafe { database.before_change(real, from, to) };
-    }
-    if connection.lock().wal.is_none() {
-        database.rollback_write();
+    let (Ok(from), Ok(to)) = (u64::try_from(from), to.map(u64::try_from).transpose()) else {
+        return; // The base VFS refuses it.
+    };
+    // SAFETY: the connection's own file, on its thread (the callers).
+    unsafe { database.before_change(real, from, to.unwrap_or(i64::MAX as u64)) };
+    let mut state = connection.lock();
+    if state.wal.is_none() {
+        // SAFETY: as above.
+        unsafe { database.rollback_write(&mut state, real, from, to) };
     }
 }
 
@@ -116,15 +117,20 @@ unsafe extern "C" fn lock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
     }
     // SAFETY: SQLite's arguments are passed on as they came.
     let code = unsafe { forward!(file, xLock, ffi::SQLITE_OK, level) };
-    if let Some(connection) = connection
-        && is_ok(code)
-    {
+    if let Some(connection) = connection {
         observe("xLock", connection, || {
-            let mut state = connection.lock();
-            if level > state.file_lock {
-                connection.database.count_holder(state.file_lock, level);
+            let (mut state, database) = (connection.lock(), &connection.database);
+            if !is_ok(code) {
+                if level == ffi::SQLITE_LOCK_EXCLUSIVE && !state.is_exclusive() {
+                    database.file_not_wanted(&mut state);
+                }
+            } else if level > state.file_lock {
+                database.count_holder(state.file_lock, level);
                 state.file_lock = level;
                 connection.locks_changed(&state);
+                if level == ffi::SQLITE_LOCK_SHARED && state.wal.is_none() && database.wants_attention() {
+                    database.settle(&mut state);
+                }
             }
         });
     }
@@ -140,25 +146,60 @@ unsafe extern "C" fn lock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
 
 unsafe extern "C" fn unlock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
     // SAFETY: an open file of ours.
-    if let Some(connection) = unsafe { connection(file) } {
-        observe("xUnlock", connection, || lock_goes_down(connection, level));
+    let connection = unsafe { connection(file) };
+    if let Some(connection) = connection {
+        // SAFETY: as above.
+        unsafe { let_go("xUnlock", file, connection, level) };
     }
     // SAFETY: SQLite's arguments are passed on as they came.
-    unsafe { forward!(file, xUnlock, ffi::SQLITE_OK, level) }
+    let code = unsafe { forward!(file, xUnlock, ffi::SQLITE_OK, level) };
+    if let Some(connection) = connection
+        && is_ok(code)
+        && level == ffi::SQLITE_LOCK_SHARED
+        && connection.database.wants_attention()
+    {
+        // A hot journal was played back: now the file is whole.
+        observe("xUnlock", connection, || {
+            let mut state = connection.lock();
+            if state.wal.is_none() {
+                connection.database.settle(&mut state);
+            }
+        });
+    }
+    code
+}
+
+/// Before the connection's lock goes down to `level`.
+///
+/// # Safety
+///
+/// `file` is an open file of ours.
+unsafe fn let_go(callback: &'static str, file: *mut ffi::sqlite3_file, connection: &Connection, level: c_int) {
+    observe(callback, connection, || {
+        lock_goes_down(connection, level, || {
+            // SAFETY: a step on the way that SQLite takes as well; where the lock is no higher, nothing happens.
+            unsafe { forward!(file, xUnlock, ffi::SQLITE_OK, ffi::SQLITE_LOCK_SHARED) };
+        })
+    });
 }
 
 /// The connection still holds its lock, and is about to let go of some of it.
-fn lock_goes_down(connection: &Connection, level: c_int) {
+fn lock_goes_down(connection: &Connection, level: c_int, step_down: impl FnOnce()) {
     let mut state = connection.lock();
     if level >= state.file_lock {
         return;
     }
     if state.is_exclusive() {
-        connection.database.leave_exclusive(level == ffi::SQLITE_LOCK_NONE);
+        connection
+            .database
+            .leave_exclusive(&mut state, level == ffi::SQLITE_LOCK_NONE);
+        connection.database.file_not_wanted(&mut state);
         // With a read lock the WAL need not be copied.
         state.too_large = false;
     }
-    connection.database.count_holder(state.file_lock, level);
+    if level == ffi::SQLITE_LOCK_NONE {
+        connection.database.leave_file(&mut state, step_down);
+    }
     state.file_lock = level;
     connection.locks_changed(&state);
 }
@@ -190,7 +231,7 @@ unsafe extern "C" fn file_control(file: *mut ffi::sqlite3_file, op: c_int, argum
             match (state.wal, state.region) {
                 (Some(_), None) => connection.database.heap_commit(&mut state),
                 (Some(_), Some(_)) => {}
-                (None, _) => connection.database.rollback_commit(),
+                (None, _) => connection.database.rollback_commit(&mut state),
             }
         }),
         ffi::SQLITE_FCNTL_VFSNAME if !argument.is_null() => {

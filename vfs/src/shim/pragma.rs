@@ -69,8 +69,11 @@ fn run(connection: &Connection, pragma: &str, value: Option<&str>) -> Result<Opt
             Ok(Some(database.replica.status()))
         }
         "flush" => {
-            database.sync(connection);
-            if let Some(reason) = database.not_capturing().or_else(|| database.no_base_from(connection)) {
+            let proved = database.sync(connection);
+            if let Some(reason) = database
+                .not_capturing(proved)
+                .or_else(|| database.no_base_from(connection))
+            {
                 return Err(format!("cannot flush: {reason}"));
             }
             database.replica.flush().map_err(|error| error.to_string())?;

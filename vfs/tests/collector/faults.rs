@@ -1,4 +1,4 @@
-//! A default VFS that fails on demand: SQLite's own, with two methods of the WAL's file replaced.
+//! A default VFS that fails on demand: SQLite's own, with two methods of the database's files replaced.
 
 use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void};
@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use replvfs_vfs::ffi;
 
-/// What fails the next time that this thread does it to a WAL.
+/// What fails the next time that this thread does it to a database, its WAL or its journal.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// `xSync`.
@@ -31,8 +31,30 @@ unsafe impl Send for Base {}
 // SAFETY: as above.
 unsafe impl Sync for Base {}
 
-static REAL: OnceLock<Methods> = OnceLock::new();
-static FAULTY: OnceLock<Methods> = OnceLock::new();
+/// What a file of a database has behind its methods' place: unix has others for files that are locked.
+struct Kind {
+    flag: c_int,
+    real: OnceLock<Methods>,
+    faulty: OnceLock<Methods>,
+    sync: unsafe extern "C" fn(*mut ffi::sqlite3_file, c_int) -> c_int,
+    write: unsafe extern "C" fn(*mut ffi::sqlite3_file, *const c_void, c_int, i64) -> c_int,
+}
+
+const fn kind<const INDEX: usize>(flag: c_int) -> Kind {
+    Kind {
+        flag,
+        real: OnceLock::new(),
+        faulty: OnceLock::new(),
+        sync: sync::<INDEX>,
+        write: write::<INDEX>,
+    }
+}
+
+static KINDS: [Kind; 3] = [
+    kind::<0>(ffi::SQLITE_OPEN_WAL),
+    kind::<1>(ffi::SQLITE_OPEN_MAIN_DB),
+    kind::<2>(ffi::SQLITE_OPEN_MAIN_JOURNAL),
+];
 static BASE: OnceLock<Base> = OnceLock::new();
 
 pub(crate) fn fail_next(fault: Fault) {
@@ -48,16 +70,21 @@ pub(crate) fn is_due() -> bool {
     NEXT.get().is_some()
 }
 
-unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
+unsafe extern "C" fn sync<const KIND: usize>(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
     if NEXT.get() == Some(Fault::Sync) {
         NEXT.set(None);
         return ffi::SQLITE_IOERR_FSYNC;
     }
     // SAFETY: SQLite's arguments, for a file of the real methods.
-    unsafe { REAL.get().unwrap().0.xSync.unwrap()(file, flags) }
+    unsafe { KINDS[KIND].real.get().unwrap().0.xSync.unwrap()(file, flags) }
 }
 
-unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, amount: c_int, offset: i64) -> c_int {
+unsafe extern "C" fn write<const KIND: usize>(
+    file: *mut ffi::sqlite3_file,
+    data: *const c_void,
+    amount: c_int,
+    offset: i64,
+) -> c_int {
     if let Some(Fault::Page(left)) = NEXT.get()
         && amount > 32
     {
@@ -67,7 +94,7 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
         }
     }
     // SAFETY: as above.
-    unsafe { REAL.get().unwrap().0.xWrite.unwrap()(file, data, amount, offset) }
+    unsafe { KINDS[KIND].real.get().unwrap().0.xWrite.unwrap()(file, data, amount, offset) }
 }
 
 unsafe extern "C" fn open(
@@ -81,12 +108,13 @@ unsafe extern "C" fn open(
     unsafe {
         let base = BASE.get().unwrap().0;
         let code = (*base).xOpen.unwrap()(base, name, file, flags, out_flags);
-        if code == ffi::SQLITE_OK && flags & ffi::SQLITE_OPEN_WAL != 0 {
-            let real = REAL.get_or_init(|| Methods(*(*file).pMethods));
-            let faulty = FAULTY.get_or_init(|| {
+        let kind = KINDS.iter().find(|kind| flags & kind.flag != 0);
+        if let Some(kind) = kind.filter(|_| code == ffi::SQLITE_OK) {
+            let real = kind.real.get_or_init(|| Methods(*(*file).pMethods));
+            let faulty = kind.faulty.get_or_init(|| {
                 Methods(ffi::sqlite3_io_methods {
-                    xSync: Some(sync),
-                    xWrite: Some(write),
+                    xSync: Some(kind.sync),
+                    xWrite: Some(kind.write),
                     ..real.0
                 })
             });

@@ -1,0 +1,231 @@
+//! Whether the database file is what this process knows it to be, where there is no WAL; and bases there.
+//!
+//! In a rollback-journal mode nobody can write as long as any connection of this process has a lock on the file. Between two
+//! transactions it usually has none, so the file as it was left is compared with what the next lock finds. Every SQLite that
+//! writes moves the change counter in the header, in each of these modes, once it has the lock.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, Weak};
+
+use libsqlite3_sys as ffi;
+
+use super::attach::Found;
+use super::continuity::{Fingerprint, is_wal_beside, journal_is_hot};
+use super::database::{Capture, ConnectionState, Cursor, Database};
+use super::header::DatabaseHeader;
+use crate::base::{Code, FileRef};
+use crate::log::Wanted;
+use crate::snapshot::Snapshot;
+use crate::types::Position;
+
+/// The database file as this process left it, or found it, while nobody could write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Known {
+    header: DatabaseHeader,
+    print: Fingerprint,
+}
+
+impl Known {
+    pub(super) fn with(header: DatabaseHeader, path: &Path) -> Option<Known> {
+        Fingerprint::of(path).map(|print| Known { header, print })
+    }
+}
+
+impl Database {
+    /// The connection has a lock on the database file and no WAL: proves the cursor, and takes a base if one is wanted. Whether the cursor is
+    /// where the database is.
+    pub(crate) fn settle(&self, state: &mut ConnectionState) -> bool {
+        let mut capture = self.capture();
+        if let (None, false, Some(file)) = (state.wal, state.rollback.is_writing(), state.file) {
+            // SAFETY: the connection's file, on its thread.
+            match unsafe { DatabaseHeader::read(file) } {
+                // SAFETY: as above; it has a lock (caller).
+                Ok(Some(header)) if !header.is_wal() => unsafe { self.settle_file(&mut capture, file, header) },
+                // The connection will open the WAL next. As long as there is none, the file is all.
+                Ok(Some(_)) if capture.cursor.is_some() && self.is_left_behind(&capture) => return true,
+                // An empty file has nothing to log.
+                _ => {}
+            }
+        }
+        capture.cursor.is_some() && !self.unverified.load(Ordering::Acquire)
+    }
+
+    fn is_left_behind(&self, capture: &Capture) -> bool {
+        let left_behind = capture.left_behind.is_some() && !is_wal_beside(&self.path);
+        left_behind && capture.left_behind == Fingerprint::of(&self.path)
+    }
+
+    /// # Safety
+    ///
+    /// `file` is an open database file of a connection that has a lock on it, on its thread.
+    unsafe fn settle_file(&self, capture: &mut Capture, file: FileRef, header: DatabaseHeader) {
+        let proved = capture.cursor.is_none()
+            || !self.unverified.load(Ordering::Acquire)
+            || Known::with(header, &self.path).is_some_and(|now| is_known(capture, &now));
+        if !proved || self.log.base_wanted() {
+            // SAFETY: as promised by the caller.
+            if unsafe { self.file_has_moved(capture, file) } {
+                return;
+            }
+            // The connection is about to play the journal back, and lets go of EXCLUSIVE after that. With RESERVED somebody is writing it.
+            // SAFETY: as above.
+            if journal_is_hot(&self.path) && !unsafe { file.is_reserved() } {
+                return;
+            }
+        }
+        if self.unverified.swap(false, Ordering::AcqRel) && !proved {
+            self.break_history(
+                capture,
+                "it was written by a process that does not replicate, or while this process did not have it open",
+            );
+        }
+        let (wanted, question) = self.log.wanted();
+        if let Wanted::Resume(resume) = wanted {
+            self.resume_file(capture, resume, question, header);
+        }
+        if self.log.base_wanted() {
+            match self.file_base(header) {
+                Ok(found) => {
+                    self.log_base(capture, found, question);
+                    capture.known = Known::with(header, &self.path);
+                }
+                Err(reason) => self.no_base(capture, reason),
+            }
+        }
+    }
+
+    /// A connection is about to write to the file: the last opportunity to compare it.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Database::settle_file`].
+    pub(super) unsafe fn prove_file(&self, capture: &mut Capture, file: FileRef) {
+        if capture.cursor.is_none() || !self.unverified.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        // SAFETY: as promised by the caller.
+        let header = unsafe { DatabaseHeader::read(file) };
+        let now = header.ok().flatten().and_then(|header| Known::with(header, &self.path));
+        if !now.is_some_and(|now| is_known(capture, &now)) {
+            self.break_history(
+                capture,
+                "it may have been written while this process did not have it open",
+            );
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `file` is an open database file of a connection, on its thread.
+    pub(super) unsafe fn file_has_moved(&self, capture: &mut Capture, file: FileRef) -> bool {
+        // SAFETY: as promised by the caller.
+        let moved = unsafe { file.has_moved() };
+        if moved {
+            capture.trouble = Some("the database file was renamed or replaced while a connection has it open".into());
+        }
+        moved
+    }
+
+    /// The same as [`Database::settle`] for a connection that may have no lock: it is given one meanwhile.
+    pub(super) fn settle_unlocked(&self, state: &mut ConnectionState) -> bool {
+        let (none, shared) = (ffi::SQLITE_LOCK_NONE, ffi::SQLITE_LOCK_SHARED);
+        let Some(file) = state.file else { return false };
+        if state.file_lock != none {
+            return self.settle(state);
+        }
+        // SAFETY: the connection's file, on its thread. Its pager has no lock, and takes none before this returns.
+        if unsafe { file.lock(shared) }.is_err() {
+            return false;
+        }
+        self.count_holder(none, shared);
+        state.file_lock = shared;
+        let settled = self.settle(state);
+        self.leave_file(state, || ());
+        // SAFETY: as above.
+        unsafe { file.unlock(none) };
+        settled
+    }
+
+    /// A base that is read from the database file, at a time when it is whole and nobody can write.
+    fn file_base(&self, header: DatabaseHeader) -> Result<Found, String> {
+        let failed = |what: &'static str| move |Code(code): Code| format!("{what} failed with SQLite code {code}");
+        let page_size = header
+            .page_size()
+            .ok_or("the database header names a page size that SQLite does not have")?;
+        let mut file = self
+            .vfs
+            .open_database(&self.c_path, &self.parameters)
+            .map_err(failed("opening the database again"))?;
+        let bytes = file.size().map_err(failed("asking for the database's size"))?;
+        let page_count = header.page_count(bytes, page_size);
+        let (mut snapshot, shared) = Snapshot::copied(file, page_size, page_count, HashMap::new(), self.memory);
+        snapshot
+            .load_up_to(self.read_at_once)
+            .map_err(|error| error.to_string())?;
+        Ok(Found {
+            cursor: Cursor {
+                position: Position::NONE,
+                page_size: Some(page_size),
+                big_endian: false,
+            },
+            header: None,
+            snapshot,
+            shared,
+        })
+    }
+
+    /// A connection is about to ask for the EXCLUSIVE file lock. It has SHARED at least, which keeps others from writing, and copies what it
+    /// overwrites: the locks of our own would only be in its way.
+    pub(crate) fn release_file(&self, state: &mut ConnectionState) {
+        let snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::replace(&mut state.rollback.wants_file, true) {
+            self.wanting.fetch_add(1, Ordering::AcqRel);
+        }
+        for shared in snapshots.iter().filter_map(Weak::upgrade) {
+            shared.release();
+        }
+    }
+
+    /// It did not get it, or is about to let it go.
+    pub(crate) fn file_not_wanted(&self, state: &mut ConnectionState) {
+        let _snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::take(&mut state.rollback.wants_file) {
+            self.wanting.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// A connection is about to let its last lock go: from here on locks of our own protect what is still being read. `step_down` takes the
+    /// connection's lock to SHARED, beside which there is room for ours.
+    pub(crate) fn leave_file(&self, state: &mut ConnectionState, step_down: impl FnOnce()) {
+        let snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        let reading = snapshots.iter().filter_map(Weak::upgrade);
+        let reading: Vec<Arc<_>> = reading.filter(|shared| shared.is_copied()).collect();
+        if !reading.is_empty() {
+            step_down();
+        }
+        // Who asks for EXCLUSIVE has a lock, and needs ours to be gone.
+        if self.wanting.load(Ordering::Acquire) == 0 {
+            for shared in &reading {
+                // Another connection's PENDING refuses it; that one comes here as well.
+                if !shared.hold() && self.holders.load(Ordering::Acquire) <= 1 {
+                    shared.give_up("the database file could not be locked");
+                    self.log.request_base();
+                }
+            }
+        }
+        self.count_holder(state.file_lock, ffi::SQLITE_LOCK_NONE);
+        state.file_lock = ffi::SQLITE_LOCK_NONE;
+        // The last reference may close a file.
+        drop(snapshots);
+    }
+}
+
+fn is_known(capture: &Capture, now: &Known) -> bool {
+    match (&capture.known, &capture.left_behind) {
+        (Some(known), _) => known == now,
+        (None, Some(left_behind)) => *left_behind == now.print,
+        (None, None) => false,
+    }
+}
