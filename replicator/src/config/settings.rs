@@ -108,6 +108,7 @@ pub(crate) struct Settings {
     pub(crate) flush_interval: Duration,
     pub(crate) segment_size: u64,
     pub(crate) close_timeout: Duration,
+    pub(crate) wal_limit: u64,
     /// With the defaults filled in, for comparison with a later connection.
     effective: Given,
 }
@@ -295,10 +296,8 @@ impl Settings {
             flush_interval: *effective.flush_interval.get_or_insert(1000 * MS),
             segment_size: *effective.segment_size.get_or_insert(4 * MIB),
             close_timeout: *effective.close_timeout.get_or_insert(5 * 1000 * MS),
-            effective: Given {
-                wal_limit: effective.wal_limit.or(Some(GIB)),
-                ..effective
-            },
+            wal_limit: *effective.wal_limit.get_or_insert(GIB),
+            effective,
         }))
     }
 

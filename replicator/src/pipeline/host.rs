@@ -4,14 +4,13 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use replvfs_vfs::host::{Host, OpenError, OpenRequest, Replica};
 use replvfs_vfs::log::Log;
 use replvfs_vfs::types::UnixMillis;
 use tokio::runtime::{Builder, Runtime};
 
-use super::owner::{self, Ownership};
 use super::replica::DatabaseReplica;
 use super::shared::{self, Shared};
 use super::task::{Plan, Task};
@@ -27,9 +26,15 @@ pub(crate) struct ReplicatingHost {
 
 #[derive(Debug, Default)]
 struct Databases {
-    settings: HashMap<PathBuf, Settings>,
+    open: HashMap<PathBuf, Entry>,
     /// Which database has which replica, by [`Store::place`].
     replicas: HashMap<String, PathBuf>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    settings: Settings,
+    shared: Arc<Shared>,
 }
 
 impl ReplicatingHost {
@@ -59,32 +64,59 @@ impl ReplicatingHost {
             Target::Uri(uri) => Store::open(uri, &store_options()).map_err(|error| about(path, &error))?,
             Target::Operator(operator) => Store::from_operator(operator.clone()),
         };
-        let mut databases = self.databases.lock().unwrap_or_else(PoisonError::into_inner);
         let place = store.place().to_owned();
-        if let Some(other) = databases.replicas.get(&place).filter(|other| *other != path) {
-            return Err(about(
+        self.reserve(path, &store)?;
+        let (shared, replica) = match start(path, &settings, store, log) {
+            Ok(started) => started,
+            Err(error) => {
+                self.databases().replicas.remove(&place);
+                return Err(about(path, &error));
+            }
+        };
+        self.databases()
+            .open
+            .insert(path.to_owned(), Entry { settings, shared });
+        Ok(Some(replica))
+    }
+
+    /// The lock is not held while a store is asked.
+    fn databases(&self) -> MutexGuard<'_, Databases> {
+        self.databases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the replica to the database, if it is nobody else's.
+    fn reserve(&self, path: &Path, store: &Store) -> Result<(), String> {
+        let mut databases = self.databases();
+        match databases.replicas.get(store.place()).filter(|other| *other != path) {
+            Some(other) => Err(about(
                 path,
                 &format_args!(
                     "the replica {} already belongs to {}: give each database its own, for example with {{name}} in the replica",
                     store.replica(),
                     other.display()
                 ),
-            ));
+            )),
+            None => {
+                databases.replicas.insert(store.place().to_owned(), path.to_owned());
+                Ok(())
+            }
         }
-        let replica = start(path, &settings, store, log).map_err(|error| about(path, &error))?;
-        databases.replicas.insert(place, path.to_owned());
-        databases.settings.insert(path.to_owned(), settings);
-        Ok(Some(replica))
     }
 
     fn try_reopen(&self, request: &OpenRequest<'_>) -> Result<(), String> {
-        let databases = self.databases.lock().unwrap_or_else(PoisonError::into_inner);
-        match databases.settings.get(request.path) {
-            Some(settings) => settings
+        let shared = {
+            let databases = self.databases();
+            let Some(entry) = databases.open.get(request.path) else {
+                return Ok(());
+            };
+            entry
+                .settings
                 .agree(request.path, request.uri_parameters)
-                .map_err(|error| about(request.path, &error)),
-            None => Ok(()),
-        }
+                .map_err(|error| about(request.path, &error))?;
+            Arc::clone(&entry.shared)
+        };
+        shared.opened();
+        Ok(())
     }
 }
 
@@ -114,36 +146,51 @@ fn store_options() -> StoreOptions {
     }
 }
 
-fn start(path: &Path, settings: &Settings, store: Store, log: &Arc<Log>) -> Result<Arc<dyn Replica>, String> {
-    let shared = Arc::new(Shared::new(Arc::clone(log), store, path.display().to_string()));
+type Started = (Arc<Shared>, Arc<dyn Replica>);
+
+fn start(path: &Path, settings: &Settings, store: Store, log: &Arc<Log>) -> Result<Started, String> {
+    let runtime = runtime()?;
+    let shared = Arc::new(Shared::new(Arc::clone(log), store, path));
     let plan = Plan {
         flush_interval: settings.flush_interval,
         segment_size: settings.segment_size,
         folder: path.parent().unwrap_or(Path::new("/")).to_owned(),
-        lock_file: owner::lock_file(path),
     };
-    // A file that is yet to be made has no other owner, and perhaps will not be made.
-    let ownership = if path.exists() {
-        Ownership::take(&plan.lock_file)
+    if is_new(path) {
+        // Perhaps the file will not be made: who owns it is asked when somebody reads it.
+        shared.local.is_new();
+        shared.opened_new();
     } else {
-        Ok(None)
-    };
-    let ownership = ownership.map_err(|error| format!("locking {} failed: {error}", plan.lock_file.display()))?;
-    shared.standby(path.exists() && ownership.is_none());
-    spawn(runtime()?, Arc::clone(&shared), plan, ownership);
-    Ok(Arc::new(DatabaseReplica::new(
-        shared,
+        shared.opened();
+    }
+    if let Some(reason) = log.failure() {
+        return Err(reason);
+    }
+    spawn(runtime, Arc::clone(&shared), plan);
+    let replica = DatabaseReplica::new(
+        Arc::clone(&shared),
         settings.timeout,
         settings.close_timeout,
-    )))
+        settings.wal_limit,
+    );
+    Ok((shared, Arc::new(replica)))
+}
+
+/// Whether there is nothing in a database's file, so that no history can be its own.
+fn is_new(path: &Path) -> bool {
+    match std::fs::metadata(path) {
+        Ok(meta) => meta.len() == 0,
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
 }
 
 /// Starts the task, and somebody who notices when it dies of a bug.
-pub(super) fn spawn(runtime: &tokio::runtime::Handle, shared: Arc<Shared>, plan: Plan, ownership: Option<Ownership>) {
-    let task = runtime.spawn(Task::new(Arc::clone(&shared), plan, ownership).run());
+pub(super) fn spawn(runtime: &tokio::runtime::Handle, shared: Arc<Shared>, plan: Plan) {
+    let task = runtime.spawn(Task::new(Arc::clone(&shared), plan).run());
     runtime.spawn(async move {
         if let Err(died) = task.await {
             shared.fail(&format!("its task died, which is a bug in replvfs: {died}"));
+            shared.let_go();
         }
     });
 }

@@ -2,20 +2,29 @@
 //!
 //! Told by its files, in the order of the data: [`host`] decides how a database is replicated when it is opened, [`replica`] is what its
 //! connections see, [`task`] takes from the log when [`pace`] says so, [`generation`] begins a history, [`image`] and [`sealer`] make objects,
-//! [`uploader`] gets them into the store, and [`progress`] tells what is restorable. [`shared`] is what they all have in common.
+//! [`uploader`] gets them into the store, and [`progress`] tells what is restorable. [`shared`] is what they all have in common, [`status`]
+//! what of it is shown.
+//!
+//! Between processes: [`local`] keeps, with [`owner`] and [`state_file`], what this machine knows of the replica, [`attach`] compares it with what
+//! is there, and [`adopt`] takes over what an earlier process had uploaded.
 //!
 //! Leaves to the log what a commit is, to [`format`](crate::format) the bytes, to [`store`](crate::store) how one request is made.
 //! Trouble with the store ends up in the status, never in a commit.
 
+mod adopt;
+mod attach;
 mod generation;
 mod host;
 mod image;
+mod local;
 mod owner;
 mod pace;
 mod progress;
 mod replica;
 mod sealer;
 mod shared;
+mod state_file;
+mod status;
 mod task;
 mod uploader;
 
