@@ -1,5 +1,8 @@
 //! The parts of the pipeline against stores in memory and in folders. The whole way, with SQLite, is tested in `tests/`.
 
+mod machine;
+mod resuming;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
