@@ -1,6 +1,7 @@
 //! Decides how a database is replicated when it is opened, and starts its task.
 //!
-//! Owns the runtime, and the rule that two databases of one process do not share a replica. Nothing here waits for a network.
+//! Owns the runtime, and the rule that two databases of one process do not share a replica. Nothing here waits for a network, but
+//! `missing`.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -11,10 +12,11 @@ use replvfs_vfs::log::Log;
 use replvfs_vfs::types::UnixMillis;
 use tokio::runtime::{Builder, Runtime};
 
+use super::missing;
 use super::replica::DatabaseReplica;
 use super::shared::{self, Shared};
 use super::task::{Plan, Task};
-use crate::config::{Config, Settings, Target, is_immutable};
+use crate::config::{Config, Restore, Settings, Target, is_immutable};
 use crate::store::{Store, StoreOptions};
 
 /// The replicating side of one registered VFS.
@@ -150,13 +152,16 @@ type Started = (Arc<Shared>, Arc<dyn Replica>);
 
 fn start(path: &Path, settings: &Settings, store: Store, log: &Arc<Log>) -> Result<Started, String> {
     let runtime = runtime()?;
+    if settings.restore == Restore::IfMissing {
+        missing::restore_if_missing(runtime, path, &store, settings.timeout)?;
+    }
     let shared = Arc::new(Shared::new(Arc::clone(log), store, path));
     let plan = Plan {
         flush_interval: settings.flush_interval,
         segment_size: settings.segment_size,
         folder: path.parent().unwrap_or(Path::new("/")).to_owned(),
     };
-    if is_new(path) {
+    if missing::is_new(path) {
         // Perhaps the file will not be made: who owns it is asked when somebody reads it.
         shared.local.is_new();
         shared.opened_new();
@@ -174,14 +179,6 @@ fn start(path: &Path, settings: &Settings, store: Store, log: &Arc<Log>) -> Resu
         settings.wal_limit,
     );
     Ok((shared, Arc::new(replica)))
-}
-
-/// Whether there is nothing in a database's file, so that no history can be its own.
-fn is_new(path: &Path) -> bool {
-    match std::fs::metadata(path) {
-        Ok(meta) => meta.len() == 0,
-        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
-    }
 }
 
 /// Starts the task, and somebody who notices when it dies of a bug.

@@ -12,8 +12,8 @@ use replvfs_vfs::resume::{Left, Mark};
 use replvfs_vfs::types::{PageSize, Txid};
 
 use super::owner::{self, Ownership};
-use super::state_file::{self, StateError};
 use crate::format::{DatabaseId, Generation, LocalState, ObjectHash, Place};
+use crate::local_state::{self, StateError};
 use crate::store::Store;
 
 /// The database's files of ours.
@@ -72,7 +72,7 @@ impl Local {
     pub(super) fn new(database: &Path, store: &Store) -> Local {
         Local {
             lock_file: owner::lock_file(database),
-            state_file: state_file::state_file(database),
+            state_file: local_state::state_file(database),
             place: Place::of(store.place()),
             replica: store.replica().to_owned(),
             inner: Mutex::default(),
@@ -103,7 +103,7 @@ impl Local {
         let Some(ownership) = ownership else {
             return Ok(Taken::No);
         };
-        let found = match state_file::read(&self.state_file) {
+        let found = match local_state::read(&self.state_file) {
             Ok(found) => found,
             Err(error) if error.is_damage() => {
                 tracing::warn!("{error}; going on as if it was not there");
@@ -235,10 +235,10 @@ impl Local {
         state.sequence = inner.sequence + 1;
         let opened = match inner.file.take() {
             Some(file) => Ok(file),
-            None => state_file::open(&self.state_file),
+            None => local_state::open(&self.state_file),
         };
         let file = opened.map_err(|error| self.failed(&error))?;
-        let written = state_file::write(&file, &state);
+        let written = local_state::write(&file, &state);
         inner.file = Some(file);
         written.map_err(|error| self.failed(&error))?;
         inner.sequence = state.sequence;

@@ -5,7 +5,9 @@
 //! [`uploader`] gets them into the store, and [`progress`] tells what is restorable. [`shared`] is what they all have in common, [`status`]
 //! what of it is shown.
 //!
-//! Between processes: [`local`] keeps, with [`owner`] and [`state_file`], what this machine knows of the replica, [`attach`] compares it with what
+//! [`missing`] restores a database whose file is not there.
+//!
+//! Between processes: [`local`] keeps, with [`owner`], what this machine knows of the replica, [`attach`] compares it with what
 //! is there, and [`adopt`] takes over what an earlier process had uploaded.
 //!
 //! Leaves to the log what a commit is, to [`format`](crate::format) the bytes, to [`store`](crate::store) how one request is made.
@@ -17,13 +19,13 @@ mod generation;
 mod host;
 mod image;
 mod local;
+mod missing;
 mod owner;
 mod pace;
 mod progress;
 mod replica;
 mod sealer;
 mod shared;
-mod state_file;
 mod status;
 mod task;
 mod uploader;

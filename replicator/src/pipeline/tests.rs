@@ -240,7 +240,9 @@ fn one_replica_is_not_given_to_two_databases_however_it_is_written() {
     std::os::unix::fs::symlink("r", folder.path().join("link")).expect("links");
     let host = ReplicatingHost::new(Config::default());
     let open = |path: &str, replica: &str| {
-        let parameters = [("replica".to_owned(), replica.to_owned())];
+        // Not all of these stores can be asked.
+        let parameters =
+            [("replica", replica), ("restore", "never")].map(|(key, value)| (key.to_owned(), value.to_owned()));
         let request = OpenRequest {
             path: Path::new(path),
             uri_parameters: &parameters,

@@ -16,9 +16,9 @@ use tokio::task::JoinHandle;
 
 use crate::format::LocalState;
 use crate::history::Target;
+use crate::local_state;
 use crate::pipeline::replica::DatabaseReplica;
 use crate::pipeline::shared::Shared;
-use crate::pipeline::state_file;
 use crate::pipeline::task::{Plan, Task};
 use crate::restore::{RestoreOptions, restore};
 use crate::store::{Store, StoreOptions};
@@ -128,11 +128,11 @@ impl Machine {
     }
 
     pub(super) fn state_file(&self) -> PathBuf {
-        state_file::state_file(&self.database())
+        local_state::state_file(&self.database())
     }
 
     pub(super) fn state(&self) -> LocalState {
-        state_file::read(&self.state_file()).unwrap().unwrap()
+        local_state::read(&self.state_file()).unwrap().unwrap()
     }
 
     pub(super) fn store(&self) -> Store {
@@ -160,8 +160,7 @@ impl Machine {
             folder: self.folder.path().to_owned(),
         };
         let timeout = Duration::from_secs(20);
-        let replica: Arc<dyn Replica> =
-            Arc::new(DatabaseReplica::new(Arc::clone(&shared), timeout, timeout, 1 << 30));
+        let replica: Arc<dyn Replica> = Arc::new(DatabaseReplica::new(Arc::clone(&shared), timeout, timeout, 1 << 30));
         log.connect(&replica);
         let capture = Arc::new(Capture {
             log: Arc::clone(&log),
@@ -261,10 +260,9 @@ impl Capture {
         let place = |position| wal.places().iter().position(|place| *place == position);
         let left = |left: Left| match left.next {
             Next::Wal(salts) if left.mark.txid == resume.stored.txid => (salts == wal.salts).then_some(0),
-            Next::File(print) => {
-                (replvfs_vfs::resume::Fingerprint::of(&self.database) == Some(print) && wal.commits.is_empty())
-                    .then_some(0)
-            }
+            Next::File(print) => (replvfs_vfs::resume::Fingerprint::of(&self.database) == Some(print)
+                && wal.commits.is_empty())
+            .then_some(0),
             Next::Wal(_) => None,
         };
         place(resume.stored.position).or_else(|| resume.left.and_then(left))
@@ -342,7 +340,11 @@ impl Process {
                 return;
             }
             assert_eq!(self.log.failure(), None);
-            assert!(tokio::time::Instant::now() < end, "not in the store: {}", self.replica.status());
+            assert!(
+                tokio::time::Instant::now() < end,
+                "not in the store: {}",
+                self.replica.status()
+            );
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }

@@ -2,16 +2,19 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use replvfs_vfs::resume::{Left, Mark, Next};
 use replvfs_vfs::transaction::Transaction;
 use replvfs_vfs::types::{Salts, Txid};
 
-use super::machine::{Machine, Process, Wal};
+use super::machine::{Machine, PAGE, Process, Wal};
 use crate::format::{Generation, GenerationMeta, Key, LocalState, ObjectHash, STATE_SLOT_BYTES};
 use crate::history::Target;
+use crate::pipeline::missing::restore_if_missing;
 use crate::pipeline::sealer;
+use crate::restore::{RestoreOptions, restore};
 use crate::store::{Body, Created, Store, StoreOptions};
 
 async fn with_history(machine: &Machine, commits: std::ops::RangeInclusive<u8>) -> Process {
@@ -217,7 +220,9 @@ async fn after_a_segment_of_its_own_a_process_knows_another_writer() {
         process.commit(&machine, 4);
         let reason = process.failure().await;
         assert!(reason.contains("another writer"), "{reason}");
-        process.until("it lets go", |process| !process.shared.local.owns()).await;
+        process
+            .until("it lets go", |process| !process.shared.local.owns())
+            .await;
     }
 }
 
@@ -393,7 +398,11 @@ async fn a_generation_that_is_only_named_is_what_a_crash_left() {
         let mut meta = GenerationMeta::from_bytes(&meta).unwrap();
         meta.generation = Generation(2);
         let body = Body::Bytes(meta.to_bytes().unwrap().into());
-        machine.store().create(&Key::Generation(Generation(2)), body).await.unwrap();
+        machine
+            .store()
+            .create(&Key::Generation(Generation(2)), body)
+            .await
+            .unwrap();
         let process = with_history(&machine, 3..=3).await;
         assert_eq!(process.status("generation"), 1);
         assert_eq!(process.status("diverged"), false);
@@ -444,8 +453,8 @@ async fn a_state_inside_of_a_segment_is_a_divergence() {
             position: wal.transactions(0, 0)[2].end,
         };
         state.sequence += 1;
-        let file = crate::pipeline::state_file::open(&machine.state_file()).unwrap();
-        crate::pipeline::state_file::write(&file, &state).unwrap();
+        let file = crate::local_state::open(&machine.state_file()).unwrap();
+        crate::local_state::write(&file, &state).unwrap();
         machine.wal.lock().unwrap().commits.truncate(3);
         let process = with_history(&machine, 14..=14).await;
         assert_eq!(process.status("generation"), 2);
@@ -483,7 +492,10 @@ async fn a_state_of_another_replica_counts_for_nothing() {
     let process = with_history(&machine, 3..=3).await;
     let after = machine.state();
     assert_ne!(before.place, after.place);
-    assert_eq!((after.generation, process.status("discontinuities")), (Generation(1), 0.into()));
+    assert_eq!(
+        (after.generation, process.status("discontinuities")),
+        (Generation(1), 0.into())
+    );
     process.kill().await;
     assert_eq!(machine.restored(Target::Newest).await, 3);
 }
@@ -496,7 +508,10 @@ async fn a_state_of_a_newer_release_is_not_touched() {
     std::fs::write(machine.state_file(), &newer).unwrap();
     let process = machine.start();
     let reason = process.failure().await;
-    assert!(reason.contains("version 2") && reason.contains("app.db-replvfs"), "{reason}");
+    assert!(
+        reason.contains("version 2") && reason.contains("app.db-replvfs"),
+        "{reason}"
+    );
     process.kill().await;
     assert_eq!(std::fs::read_to_string(machine.state_file()).unwrap(), newer);
 }
@@ -511,9 +526,7 @@ async fn a_standby_takes_over_and_the_history_goes_on() {
         owner.commit(&machine, 3);
         owner.close();
         // Without a commit, by its timer.
-        standby
-            .until("it takes over", |process| process.replica.owns())
-            .await;
+        standby.until("it takes over", |process| process.replica.owns()).await;
         standby.flush().await;
         standby.commit(&machine, 4);
         standby.flush().await;
@@ -555,10 +568,10 @@ async fn what_other_processes_commit_is_looked_for() {
     let machine = Machine::new();
     let process = with_history(&machine, 1..=2).await;
     machine.commit(3);
-    let end = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    let end = tokio::time::Instant::now() + Duration::from_secs(20);
     while process.log.acked() != Some(Txid(3)) {
         assert!(tokio::time::Instant::now() < end, "nobody looked");
-        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
     process.kill().await;
 }
@@ -570,9 +583,7 @@ async fn past_the_limit_there_is_one_discontinuity() {
     process.capture.suspend();
     machine.commit(3);
     assert!(process.replica.drain(), "nothing is kept for the store any more");
-    process
-        .until("it goes on", |process| !process.log.is_suspended())
-        .await;
+    process.until("it goes on", |process| !process.log.is_suspended()).await;
     process.flush().await;
     process.commit(&machine, 4);
     process.flush().await;
@@ -596,4 +607,122 @@ fn the_place_of_a_replica_is_not_told() {
     let store = Store::open("memory://place-of-secret", &StoreOptions::default()).unwrap();
     let place = crate::format::Place::of(store.place()).to_string();
     assert!(place.len() == 64 && !place.contains("secret"));
+}
+
+async fn restore_to(machine: &Machine, target: Target) {
+    let options = RestoreOptions {
+        target,
+        force: true,
+        resumable: true,
+        ..RestoreOptions::default()
+    };
+    let restored = restore(&machine.store(), &machine.database(), &options).await.unwrap();
+    let value = std::fs::read(machine.database()).unwrap()[PAGE];
+    assert_eq!(u64::from(value), restored.txid.0);
+    *machine.wal.lock().unwrap() = Wal::new(77, value);
+}
+
+fn open_missing(machine: &Machine) -> Result<(), String> {
+    let runtime = tokio::runtime::Handle::current();
+    let timeout = Duration::from_secs(20);
+    tokio::task::block_in_place(|| restore_if_missing(&runtime, &machine.database(), &machine.store(), timeout))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_file_is_restored_and_its_history_goes_on() {
+    for machine in Machine::both("missing") {
+        with_history(&machine, 1..=3).await.kill().await;
+        for (round, is_there) in [(4, false), (5, true)] {
+            std::fs::remove_file(machine.database()).unwrap();
+            std::fs::remove_file(machine.state_file()).unwrap();
+            if is_there {
+                std::fs::write(machine.database(), b"").unwrap();
+            }
+            open_missing(&machine).unwrap();
+            let value = std::fs::read(machine.database()).unwrap()[PAGE];
+            assert_eq!(value, round - 1);
+            *machine.wal.lock().unwrap() = Wal::new(round.into(), value);
+            let process = with_history(&machine, round..=round).await;
+            assert_eq!(process.status("generation"), 1);
+            process.kill().await;
+        }
+        assert_eq!(machine.objects("/image/").await, 1);
+        every_commit_is_there(&machine, 5).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_written_after_its_restore_is_not_the_restored_one() {
+    let machine = Machine::new();
+    with_history(&machine, 1..=3).await.kill().await;
+    restore_to(&machine, Target::Newest).await;
+    // By somebody without replvfs, at once, and without a change of its size.
+    let bytes = std::fs::read(machine.database()).unwrap();
+    std::fs::write(machine.database(), bytes).unwrap();
+    let process = with_history(&machine, 4..=4).await;
+    assert_eq!(process.status("generation"), 2);
+    assert_eq!(process.status("discontinuities"), 1);
+    process.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_made_of_an_empty_replica() {
+    for machine in Machine::both("empty") {
+        std::fs::remove_file(machine.database()).unwrap();
+        open_missing(&machine).unwrap();
+        assert!(!machine.database().exists() && !machine.state_file().exists());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wal_without_its_database_is_not_removed() {
+    let machine = Machine::new();
+    with_history(&machine, 1..=3).await.kill().await;
+    std::fs::remove_file(machine.database()).unwrap();
+    let wal = machine.database().with_file_name("app.db-wal");
+    std::fs::write(&wal, b"frames").unwrap();
+    let refused = open_missing(&machine).unwrap_err();
+    assert!(refused.contains("app.db-wal"), "{refused}");
+    assert!(wal.exists() && !machine.database().exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_cannot_be_read_makes_the_open_fail() {
+    let machine = Machine::new();
+    with_history(&machine, 1..=3).await.kill().await;
+    std::fs::remove_file(machine.database()).unwrap();
+    let image = machine.replica().join(Key::Image(Generation(1), Txid(0)).path());
+    std::fs::write(image, b"damaged").unwrap();
+    let refused = open_missing(&machine).unwrap_err();
+    assert!(
+        refused.contains("restore=never") && refused.contains("image"),
+        "{refused}"
+    );
+    assert!(!machine.database().exists());
+}
+
+/// Whoever goes back in time, and writes there, makes another history.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_state_that_is_written_is_a_generation_of_its_own() {
+    // At the end of a segment, and inside of one.
+    for txid in [2, 4] {
+        let machine = Machine::new();
+        with_history(&machine, 1..=2).await.kill().await;
+        for value in 3..=5 {
+            machine.commit(value);
+        }
+        with_history(&machine, 6..=6).await.kill().await;
+        restore_to(&machine, Target::Txid(Txid(txid))).await;
+        let process = with_history(&machine, 100..=100).await;
+        assert_eq!(process.status("generation"), 2, "{txid}");
+        assert_eq!(process.status("diverged"), true);
+        process.kill().await;
+        let meta = machine.store().read(&Key::Generation(Generation(2))).await.unwrap();
+        assert_eq!(
+            GenerationMeta::from_bytes(&meta).unwrap().parent.unwrap().txid,
+            Txid(txid)
+        );
+        assert_eq!(machine.restored(Target::Newest).await, 100);
+        assert_eq!(u64::from(machine.restored(Target::Txid(Txid(txid))).await), txid);
+    }
 }

@@ -1,5 +1,5 @@
-//! The file `<database>-replvfs` on disk. Owns when it is opened, and that one of its two slots is whole at any time; leaves the
-//! bytes to [`format`](crate::format), and what they mean to [`local`](super::local).
+//! The file `<database>-replvfs`: what this machine knows of the replica of a database. Owns its place, and that one of its two slots is whole at
+//! any time; leaves the bytes to [`format`](crate::format), and who may write it to the pipeline.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -13,11 +13,24 @@ const SUFFIX: &str = "-replvfs";
 
 /// Why the file tells nothing.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum StateError {
+#[non_exhaustive]
+pub enum StateError {
+    /// The system refuses.
     #[error("{} cannot be read: {error}", path.display())]
-    Io { path: PathBuf, error: io::Error },
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// It is damaged, or another release's.
     #[error("{} cannot be used: {error}", path.display())]
-    Format { path: PathBuf, error: FormatError },
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: FormatError,
+    },
 }
 
 impl StateError {
@@ -31,14 +44,19 @@ impl StateError {
 }
 
 /// Where a database's state is.
-pub(crate) fn state_file(database: &Path) -> PathBuf {
+#[must_use]
+pub fn state_file(database: &Path) -> PathBuf {
     let mut name = database.as_os_str().to_owned();
     name.push(SUFFIX);
     name.into()
 }
 
-/// What the file says; `None` when there is none, or nothing in it.
-pub(crate) fn read(path: &Path) -> Result<Option<LocalState>, StateError> {
+/// What the file says; `None` when there is none, or nothing in it. Changes nothing, and takes no lock.
+///
+/// # Errors
+///
+/// See [`StateError`].
+pub fn read(path: &Path) -> Result<Option<LocalState>, StateError> {
     let io = |error| StateError::Io {
         path: path.to_owned(),
         error,
@@ -58,7 +76,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<LocalState>, StateError> {
     })
 }
 
-/// Opens the file for [`write`], and makes it if it is missing.
+/// Opens the file for [`write()`], and makes it if it is missing.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
