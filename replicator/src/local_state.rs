@@ -1,7 +1,7 @@
 //! The file `<database>-replvfs`: what this machine knows of the replica of a database. Owns its place, and that one of its two slots is whole at
 //! any time; leaves the bytes to [`format`](crate::format), and who may write it to the pipeline.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -74,6 +74,25 @@ pub fn read(path: &Path) -> Result<Option<LocalState>, StateError> {
         path: path.to_owned(),
         error,
     })
+}
+
+/// Whether a process replicates the database at this moment. Asking takes the lock for an instant; a process that wants it just then tries again
+/// soon.
+///
+/// # Errors
+///
+/// When the lock file is there and cannot be opened or asked.
+pub fn is_owned(database: &Path) -> io::Result<bool> {
+    let file = match File::open(crate::pipeline::lock_file(database)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
 }
 
 /// Opens the file for [`write()`], and makes it if it is missing.

@@ -31,6 +31,7 @@ mod task;
 mod uploader;
 
 pub(crate) use host::ReplicatingHost;
+pub(crate) use owner::lock_file;
 
 /// The task cannot go on, and the log says why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,7 +17,7 @@ pub(super) struct Ownership {
 }
 
 /// Where the lock of a database is.
-pub(super) fn lock_file(database: &Path) -> PathBuf {
+pub(crate) fn lock_file(database: &Path) -> PathBuf {
     let mut name = database.as_os_str().to_owned();
     name.push(SUFFIX);
     name.into()
