@@ -24,6 +24,8 @@ pub(super) struct Shared {
     pub(super) status: Status,
     /// Wakes the task.
     pub(super) wake: Notify,
+    /// From now on the database is looked at now and then.
+    pub(super) open_again: Notify,
     /// Ends a pause before the store is asked again.
     pub(super) hurry: Notify,
     waiting: AtomicUsize,
@@ -64,6 +66,7 @@ impl Shared {
             database: database.display().to_string(),
             status: Status::default(),
             wake: Notify::new(),
+            open_again: Notify::new(),
             hurry: Notify::new(),
             waiting: AtomicUsize::new(0),
             hurried: AtomicBool::new(false),
@@ -111,7 +114,7 @@ impl Shared {
     /// The same where it is not known yet that there will be a database.
     pub(super) fn opened_new(&self) {
         self.open.store(true, Ordering::Release);
-        // From now on the task looks at the database now and then.
+        self.open_again.notify_one();
         self.wake.notify_one();
     }
 

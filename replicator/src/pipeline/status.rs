@@ -121,11 +121,6 @@ impl Status {
     }
 }
 
-/// Bytes of the WAL that are kept for the store. The log does not tell yet.
-fn wal_held_bytes(_shared: &Shared) -> Option<u64> {
-    None
-}
-
 pub(super) fn report(shared: &Shared) -> String {
     let log = &shared.log;
     let (last, acked) = (log.last_txid().filter(|_| log.is_settled()), log.acked());
@@ -135,6 +130,7 @@ pub(super) fn report(shared: &Shared) -> String {
         Fencing::Enforced => "enforced",
         Fencing::BestEffort => "best-effort",
     };
+    let (memory_bytes, wal_bytes) = (log.memory_bytes(), log.pinned_wal_bytes());
     shared.status.change(|state| {
         let since = state.uploading.oldest.or(state.waiting_since).filter(|_| behind > 0);
         let behind_ms = since.map_or(0, |since| (now().0 - since.0).max(0));
@@ -154,8 +150,8 @@ pub(super) fn report(shared: &Shared) -> String {
                 Image::Stored => "stored",
             },
             "pinned": log.is_pinned(),
-            "memory_bytes": held_bytes,
-            "wal_held_bytes": wal_held_bytes(shared),
+            "memory_bytes": memory_bytes,
+            "wal_bytes": wal_bytes,
             "suspended": log.is_suspended(),
             "discontinuities": state.discontinuities,
             "diverged": state.diverged,

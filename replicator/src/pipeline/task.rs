@@ -134,7 +134,12 @@ impl Task {
 
     /// Goes on until replication of the database fails.
     pub(super) async fn run(mut self) {
-        while self.step().await.is_ok() {}
+        let shared = Arc::clone(&self.shared);
+        let interval = self.plan.flush_interval;
+        tokio::select! {
+            () = async { while self.step().await.is_ok() {} } => {}
+            Stopped = watch(&shared, interval) => {}
+        }
         self.shared.failed();
         // Whatever goes on with it is not this process.
         self.shared.let_go();
@@ -201,46 +206,21 @@ impl Task {
         }
     }
 
-    /// Nothing waits. While connections are open, the database is looked at once an interval; after that no timer runs.
+    /// Nothing waits, and nothing is on its way but perhaps an image, which wakes the task at its end.
     async fn rest(&self) -> Result<(), Stopped> {
         let shared = &self.shared;
-        if !shared.is_open() {
-            // An image that is on its way wakes the task at its end.
-            if !shared.status.is_making_image() {
-                shared.let_go_if_closed();
+        if !shared.is_open() && !shared.status.is_making_image() {
+            if shared.log.is_pinned() {
+                look(shared).await?;
             }
-            if !shared.is_open() {
-                shared.wake.notified().await;
-            }
-            return Ok(());
+            shared.let_go_if_closed();
         }
-        tokio::select! {
-            () = shared.wake.notified() => return Ok(()),
-            () = tokio::time::sleep(self.plan.flush_interval) => {}
-        }
-        let log = &shared.log;
-        if !shared.owns() {
-            shared.own();
-        } else if log.is_suspended() {
+        if shared.log.is_suspended() {
             // Nothing else is asked of the store now. Its answer lets the capture go on.
             generation::look(&self.uploader).await?;
-        } else if log.is_pinned() && log.has_news() {
-            self.look().await?;
         }
+        shared.wake.notified().await;
         Ok(())
-    }
-
-    /// Has what other processes committed put into the log.
-    async fn look(&self) -> Result<(), Stopped> {
-        let log = Arc::clone(&self.shared.log);
-        match tokio::task::spawn_blocking(move || log.look()).await {
-            Ok(()) => Ok(()),
-            Err(stopped) => {
-                let bug = format!("looking at the WAL failed, which is a bug in replvfs: {stopped}");
-                self.shared.fail(&bug);
-                Err(Stopped)
-            }
-        }
     }
 
     /// Asks the store how the history goes on.
@@ -581,7 +561,7 @@ impl Task {
                 None if looked => break,
                 None => {
                     looked = true;
-                    self.look().await?;
+                    look(&self.shared).await?;
                 }
             }
         }
@@ -619,6 +599,41 @@ impl Task {
         self.gap = true;
         self.shared.log.request_base();
         Ok(())
+    }
+}
+
+/// While connections are open, looks at the database once an interval, whatever the uploads are doing: what other processes committed, and
+/// whether one of them has ceased to replicate it. After that no timer runs.
+async fn watch(shared: &Shared, interval: Duration) -> Stopped {
+    loop {
+        if !shared.is_open() {
+            shared.open_again.notified().await;
+            continue;
+        }
+        tokio::time::sleep(interval).await;
+        let log = &shared.log;
+        if !shared.owns() {
+            shared.own();
+        } else if log.is_pinned() && log.has_news() && look(shared).await.is_err() {
+            return Stopped;
+        }
+        if log.is_suspended() {
+            shared.wake.notify_one();
+        }
+    }
+}
+
+/// Has what other processes committed put into the log.
+async fn look(shared: &Shared) -> Result<(), Stopped> {
+    let log = Arc::clone(&shared.log);
+    match tokio::task::spawn_blocking(move || log.look()).await {
+        Ok(()) => Ok(()),
+        Err(stopped) => {
+            shared.fail(&format!(
+                "looking at the WAL failed, which is a bug in replvfs: {stopped}"
+            ));
+            Err(Stopped)
+        }
     }
 }
 

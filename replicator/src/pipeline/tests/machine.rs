@@ -302,6 +302,10 @@ impl Capturing for Capture {
         self.pinned.load(Ordering::Relaxed)
     }
 
+    fn wal_bytes(&self) -> u64 {
+        0
+    }
+
     fn has_news(&self) -> bool {
         *self.captured.lock().unwrap() < self.wal.lock().unwrap().commits.len()
     }
