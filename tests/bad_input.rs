@@ -116,7 +116,10 @@ fn a_store_that_cannot_be_reached_does_not_hold_commits_up() {
     };
     // A database that does not exist may have to be restored, and nobody can tell.
     let refused = refusal(&uri(""));
-    assert!(refused.contains("restore=never") && !refused.contains(SECRET), "{refused}");
+    assert!(
+        refused.contains("restore=never") && !refused.contains(SECRET),
+        "{refused}"
+    );
     assert!(!scratch.database().exists());
     let connection = open(&uri("&restore=never")).unwrap();
     use_wal(&connection);
