@@ -107,8 +107,21 @@ fn a_store_that_cannot_be_reached_does_not_hold_commits_up() {
     let replica = format!(
         "s3://bucket/prefix?region=us-east-1%26endpoint=http://127.0.0.1:9%26access_key_id=key%26secret_access_key={SECRET}"
     );
-    let parameters = format!("vfs=replvfs&replica={replica}&timeout=2s&close_timeout=0s&flush_interval=10ms");
-    let connection = open(&format!("file:{}?{parameters}", scratch.database().display())).unwrap();
+    let uri = |parameters: &str| {
+        let database = scratch.database();
+        format!(
+            "file:{}?vfs=replvfs&replica={replica}&timeout=2s&close_timeout=0s&flush_interval=10ms{parameters}",
+            database.display()
+        )
+    };
+    // A database that does not exist may have to be restored, and nobody can tell.
+    let refused = refusal(&uri(""));
+    assert!(
+        refused.contains("restore=never") && !refused.contains(SECRET),
+        "{refused}"
+    );
+    assert!(!scratch.database().exists());
+    let connection = open(&uri("&restore=never")).unwrap();
     use_wal(&connection);
     connection.execute_batch("CREATE TABLE t(x)").unwrap();
     let started = Instant::now();

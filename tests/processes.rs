@@ -202,7 +202,7 @@ fn a_replica_with_two_writers_is_said_to_have_them() {
     flush(&connection);
     let elsewhere = scratch.file("elsewhere.db");
     let mut other = Other::start(&format!(
-        "file:{}?vfs=replvfs&replica={}",
+        "file:{}?vfs=replvfs&replica={}&restore=never",
         elsewhere.display(),
         scratch.replica()
     ));

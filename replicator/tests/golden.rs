@@ -9,10 +9,11 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use replvfs::format::{
-    CHUNK_BYTES, ChunkHash, DatabaseId, FORMAT_VERSION, FormatError, Generation, GenerationMeta, Manifest, ObjectHash,
-    Parent, ReplicaMeta, SegmentFooter, SegmentHeader, SegmentIndex, SegmentReader, SegmentWriter, Step,
-    TransactionHeader, decode_chunk, encode_chunk,
+    CHUNK_BYTES, ChunkHash, DatabaseId, FORMAT_VERSION, FormatError, Generation, GenerationMeta, LocalState, Manifest,
+    ObjectHash, Parent, Place, ReplicaMeta, STATE_SLOT_BYTES, SegmentFooter, SegmentHeader, SegmentIndex,
+    SegmentReader, SegmentWriter, Step, TransactionHeader, decode_chunk, encode_chunk,
 };
+use replvfs_vfs::resume::{Fingerprint, Left, Mark, Next};
 use replvfs_vfs::types::{PageSize, Pgno, Position, Salts, Txid, UnixMillis};
 
 fn golden(name: &str, written: &[u8]) -> Vec<u8> {
@@ -74,6 +75,48 @@ fn json() {
     let read = golden("generation.json", &written);
     assert_eq!(read, written);
     assert_eq!(GenerationMeta::from_bytes(&read).unwrap(), generation_meta());
+}
+
+#[test]
+fn state() {
+    let mark = |txid, frame| Mark {
+        txid: Txid(txid),
+        position: position(frame),
+    };
+    let print = Fingerprint {
+        device: 2049,
+        inode: 1_234_567,
+        size: 40_960,
+        modified_ns: (1_700_000_000, 123_456_789),
+        changed_ns: (1_700_000_001, 5),
+    };
+    let mut states =
+        [(Next::Wal(Salts(0x0506_0708, 0x090a_0b0c)), 6), (Next::File(print), 7)].map(|(next, sequence)| LocalState {
+            sequence,
+            replica: "s3://bucket/app".to_owned(),
+            place: Place::of("s3://bucket/app"),
+            database_id: replica_meta().database_id,
+            generation: Generation(0x2a),
+            page_size: PageSize::new(512).unwrap(),
+            stored: mark(102, 20),
+            slot: Some(Txid(100)),
+            previous: ObjectHash::of(b"the segment"),
+            left: Some(Left {
+                mark: mark(103, 21),
+                next,
+            }),
+        });
+    let written: Vec<u8> = states.iter().flat_map(|state| state.to_slot().unwrap()).collect();
+    let read = golden("state", &written);
+    assert_eq!(read, written);
+    assert_eq!(LocalState::from_file(&read).unwrap().unwrap(), states[1]);
+    assert_eq!(LocalState::from_slot(&read[..STATE_SLOT_BYTES]).unwrap(), states[0]);
+    // A generation that has just begun.
+    states[0].slot = None;
+    states[0].left = None;
+    let written = states[0].to_slot().unwrap();
+    assert_eq!(golden("state-begun", &written), written);
+    assert_eq!(LocalState::from_file(&written).unwrap().unwrap(), states[0]);
 }
 
 #[test]

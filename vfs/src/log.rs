@@ -66,8 +66,10 @@ pub(crate) enum Wanted {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Question(u64);
 
-/// The capturing side, as the replicating side may ask for it at any time, on threads of its own.
-pub(crate) trait Capturing: Send + Sync {
+/// The capturing side, as the replicating side may ask for it at any time, on threads of its own. Public for tests of that side only.
+#[doc(hidden)]
+#[allow(missing_docs, reason = "not for use")]
+pub trait Capturing: Send + Sync {
     fn is_pinned(&self) -> bool;
     fn wal_bytes(&self) -> u64;
     fn has_news(&self) -> bool;
@@ -181,12 +183,14 @@ impl Log {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn connect(&self, replica: &Arc<dyn Replica>) {
+    #[doc(hidden)]
+    pub fn connect(&self, replica: &Arc<dyn Replica>) {
         // Connected once, by the open that made both; a second call would be the same replica.
         let _ = self.replica.set(Arc::downgrade(replica));
     }
 
-    pub(crate) fn connect_capture(&self, capturing: Weak<dyn Capturing>) {
+    #[doc(hidden)]
+    pub fn connect_capture(&self, capturing: Weak<dyn Capturing>) {
         // As for the replica.
         let _ = self.capturing.set(capturing);
     }
@@ -251,6 +255,26 @@ impl Log {
     /// The database goes on from the transaction that was asked for. `false` when something else is wanted by now.
     pub(crate) fn push_resumed(&self, txid: Txid, answers: Question) -> bool {
         self.push(Item::Resumed(txid), txid, 0, Some(answers))
+    }
+
+    /// What the capture is asked for: nothing, a base, or proof that the database goes on from there.
+    #[doc(hidden)]
+    pub fn wanted_for_test(&self) -> Option<Option<Resume>> {
+        match self.wanted().0 {
+            Wanted::Nothing => None,
+            Wanted::Base => Some(None),
+            Wanted::Resume(resume) => Some(Some(resume)),
+        }
+    }
+
+    /// The answer to whatever is asked now.
+    #[doc(hidden)]
+    pub fn answer_for_test(&self, answer: Result<Base, Txid>) -> bool {
+        let question = self.wanted().1;
+        match answer {
+            Ok(base) => self.push_base(base, question),
+            Err(resumed) => self.push_resumed(resumed, question),
+        }
     }
 
     /// Appends a transaction, whose txid is the one after [`Log::last_txid`].
@@ -428,7 +452,8 @@ impl Log {
     }
 
     /// Nothing more is kept for a store that does not answer: what was captured is dropped, and so is what follows.
-    pub(crate) fn suspend(&self) {
+    #[doc(hidden)]
+    pub fn suspend(&self) {
         let dropped = {
             let mut inner = self.lock();
             inner.suspended = true;

@@ -45,6 +45,20 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Of whole pages in memory, for tests of what consumes the log.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn for_test(page_size: PageSize, bytes: Vec<u8>) -> Snapshot {
+        Snapshot {
+            page_size,
+            page_count: u32::try_from(bytes.len() / page_size.as_usize()).unwrap_or(u32::MAX),
+            shared: Arc::new(Shared {
+                state: Mutex::new(State::Loaded(bytes)),
+                changed: Condvar::new(),
+            }),
+        }
+    }
+
     /// Bytes a page.
     #[must_use]
     pub fn page_size(&self) -> PageSize {

@@ -6,6 +6,7 @@
 mod generation;
 mod log;
 mod restore;
+mod status;
 mod time;
 
 use std::error::Error;
@@ -33,6 +34,7 @@ struct Arguments {
 enum Command {
     Restore(restore::Arguments),
     Log(log::Arguments),
+    Status(status::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +61,7 @@ fn run(command: Command) -> Result<(), Failure> {
         match command {
             Command::Restore(arguments) => restore::run(&arguments).await,
             Command::Log(arguments) => log::run(&arguments).await,
+            Command::Status(arguments) => status::run(&arguments),
         }
     })
 }

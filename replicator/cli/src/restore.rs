@@ -72,6 +72,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
         target,
         generation: arguments.generation.map(|generation| generation.0),
         force: arguments.force,
+        resumable: true,
         progress: Some(Arc::new({
             let bar = bar.clone();
             move |progress| show_progress(&bar, progress)

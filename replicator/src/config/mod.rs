@@ -27,13 +27,15 @@ pub enum Durability {
     Async,
 }
 
-/// What is done when a database is opened and its file does not have what the replica has. This version does nothing.
+/// What is done when a database is opened and its file does not have what the replica has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Restore {
     /// Nothing: a new generation starts from the local file.
-    #[default]
     Never,
+    /// A file that is missing or empty is restored before the open returns. When the store does not answer, the open fails.
+    #[default]
+    IfMissing,
 }
 
 /// What is done when another writer took the replica over.
@@ -162,8 +164,7 @@ impl Config {
 
     /// How far the WAL of a database may grow because its content is not uploaded yet, in bytes. 1 MiB to 1 TiB. Default: 1 GiB.
     ///
-    /// This version holds the WAL back only while an image is being made, for which there is no bound yet: when the store does not answer
-    /// then, the WAL grows.
+    /// Past it the WAL is let go, and the history has a gap, which the next image closes.
     #[must_use]
     pub fn wal_limit(mut self, bytes: u64) -> Config {
         self.given.wal_limit = Some(bytes);
@@ -177,7 +178,7 @@ impl Config {
         self
     }
 
-    /// What is done when the file does not have what the replica has. Default: [`Restore::Never`].
+    /// What is done when the file does not have what the replica has. Default: [`Restore::IfMissing`].
     #[must_use]
     pub fn restore(mut self, restore: Restore) -> Config {
         self.given.restore = Some(restore);

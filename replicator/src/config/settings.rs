@@ -108,6 +108,8 @@ pub(crate) struct Settings {
     pub(crate) flush_interval: Duration,
     pub(crate) segment_size: u64,
     pub(crate) close_timeout: Duration,
+    pub(crate) wal_limit: u64,
+    pub(crate) restore: Restore,
     /// With the defaults filled in, for comparison with a later connection.
     effective: Given,
 }
@@ -198,12 +200,20 @@ impl Given {
                 ));
             }
             "restore" => {
-                self.restore = Some(choose(
-                    &at,
-                    value,
-                    ("never", Restore::Never),
-                    &["if-missing", "if-behind"],
-                )?);
+                self.restore = Some(match value {
+                    "if-missing" => Restore::IfMissing,
+                    "never" => Restore::Never,
+                    "if-behind" => {
+                        return fail(format!(
+                            "{at}=if-behind is not built into this version yet: use if-missing or never, or leave it out"
+                        ));
+                    }
+                    _ => {
+                        return fail(format!(
+                            "{at}={value} is not understood: this version accepts if-missing and never"
+                        ));
+                    }
+                });
             }
             "on_fenced" => self.on_fenced = Some(choose(&at, value, ("continue", OnFenced::Continue), &["stop"])?),
             "retention" if parse::duration(value).is_some() => {
@@ -295,10 +305,9 @@ impl Settings {
             flush_interval: *effective.flush_interval.get_or_insert(1000 * MS),
             segment_size: *effective.segment_size.get_or_insert(4 * MIB),
             close_timeout: *effective.close_timeout.get_or_insert(5 * 1000 * MS),
-            effective: Given {
-                wal_limit: effective.wal_limit.or(Some(GIB)),
-                ..effective
-            },
+            restore: *effective.restore.get_or_insert_default(),
+            wal_limit: *effective.wal_limit.get_or_insert(GIB),
+            effective,
         }))
     }
 
@@ -317,6 +326,7 @@ impl Settings {
             ("segment_size", differs(uri.segment_size, ours.segment_size)),
             ("wal_limit", differs(uri.wal_limit, ours.wal_limit)),
             ("close_timeout", differs(uri.close_timeout, ours.close_timeout)),
+            ("restore", differs(uri.restore, ours.restore)),
         ];
         match differing.iter().find(|(_, differs)| *differs) {
             None => Ok(()),

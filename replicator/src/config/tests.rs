@@ -167,11 +167,13 @@ fn errors_of_a_uri() {
         ),
         ("on_timeout=continue", "only with durability=remote or strict"),
         (
-            "restore=if-missing",
-            "restore=if-missing is not built into this version yet: use never",
+            "restore=if-behind",
+            "restore=if-behind is not built into this version yet: use if-missing or never",
         ),
-        ("restore=if-behind", "not built"),
-        ("restore=yes", "not understood"),
+        (
+            "restore=yes",
+            "restore=yes is not understood: this version accepts if-missing and never",
+        ),
         (
             "on_fenced=stop",
             "on_fenced=stop is not built into this version yet: use continue",

@@ -209,12 +209,7 @@ fn encode(format: u32, json: &impl Serialize) -> Result<Vec<u8>, FormatError> {
             format!("this release writes format {FORMAT_VERSION} only"),
         ));
     }
-    let mut bytes = serde_json::to_vec_pretty(json).map_err(|error| FormatError::refused(PART, error.to_string()))?;
-    bytes.truncate(bytes.len().saturating_sub(2)); // "\n}"
-    bytes.extend_from_slice(b",\n");
-    let crc = crc32fast::hash(&bytes);
-    bytes.extend_from_slice(CRC_MEMBER);
-    bytes.extend_from_slice(format!("{crc:08x}\"\n}}\n").as_bytes());
+    let bytes = with_crc(json)?;
     if bytes.len() > MAX_META_BYTES {
         return Err(FormatError::refused(
             PART,
@@ -224,8 +219,19 @@ fn encode(format: u32, json: &impl Serialize) -> Result<Vec<u8>, FormatError> {
     Ok(bytes)
 }
 
+/// JSON whose last member is the CRC-32 of what stands before it.
+pub(super) fn with_crc(json: &impl Serialize) -> Result<Vec<u8>, FormatError> {
+    let mut bytes = serde_json::to_vec_pretty(json).map_err(|error| FormatError::refused(PART, error.to_string()))?;
+    bytes.truncate(bytes.len().saturating_sub(2)); // "\n}"
+    bytes.extend_from_slice(b",\n");
+    let crc = crc32fast::hash(&bytes);
+    bytes.extend_from_slice(CRC_MEMBER);
+    bytes.extend_from_slice(format!("{crc:08x}\"\n}}\n").as_bytes());
+    Ok(bytes)
+}
+
 /// The CRC-32 is that of all bytes before the line of the last member.
-fn check_crc_member(bytes: &[u8]) -> Result<(), FormatError> {
+pub(super) fn check_crc_member(bytes: &[u8]) -> Result<(), FormatError> {
     let found = bytes
         .windows(CRC_MEMBER.len())
         .rposition(|window| window == CRC_MEMBER)

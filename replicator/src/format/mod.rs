@@ -7,6 +7,7 @@ mod image;
 mod key;
 mod meta;
 mod segment;
+mod state;
 mod wire;
 
 pub use error::FormatError;
@@ -17,6 +18,7 @@ pub use segment::{
     BLOCK_BYTES, Sealed, SegmentFooter, SegmentHeader, SegmentIndex, SegmentReader, SegmentWriter, Step,
     TransactionEntry, TransactionHeader,
 };
+pub use state::{LocalState, Place, STATE_SLOT_BYTES};
 
 /// The version of every object in a replica. A reader refuses any other.
 pub const FORMAT_VERSION: u32 = 1;

@@ -64,6 +64,10 @@ impl GenerationHistory {
         &self.images
     }
 
+    pub(crate) fn root(&self) -> ObjectHash {
+        self.root
+    }
+
     fn number(&self) -> Generation {
         self.meta.generation
     }
@@ -247,7 +251,7 @@ fn listed_from(slots: &[Listed], slot: Txid) -> Vec<Listed> {
     slots.iter().copied().filter(|(first, _)| *first >= slot).collect()
 }
 
-async fn list_slots(store: &Store, generation: Generation) -> Result<Vec<Listed>, HistoryError> {
+pub(crate) async fn list_slots(store: &Store, generation: Generation) -> Result<Vec<Listed>, HistoryError> {
     let listed = store.list(&Key::log_prefix(generation)).await?;
     let slot = |(key, len)| match key {
         Key::Log(_, first) => Some((first, len)),
@@ -259,7 +263,7 @@ async fn list_slots(store: &Store, generation: Generation) -> Result<Vec<Listed>
 }
 
 /// All generations of which anything is there, ascending.
-async fn list_generations(store: &Store) -> Result<Vec<Generation>, HistoryError> {
+pub(crate) async fn list_generations(store: &Store) -> Result<Vec<Generation>, HistoryError> {
     let folders = store.list_folders(Key::generations_prefix()).await?;
     let mut found: Vec<Generation> = folders.iter().filter_map(|name| Generation::parse(name)).collect();
     found.sort_unstable();
@@ -274,7 +278,10 @@ async fn list_generations(store: &Store) -> Result<Vec<Generation>, HistoryError
 }
 
 /// `None` for a generation of which nothing is there that we know.
-async fn load_generation(store: &Store, number: Generation) -> Result<Option<GenerationHistory>, HistoryError> {
+pub(crate) async fn load_generation(
+    store: &Store,
+    number: Generation,
+) -> Result<Option<GenerationHistory>, HistoryError> {
     let key = Key::Generation(number);
     let mut images: Vec<Txid> = Vec::new();
     for (key, _) in store.list(&Key::image_prefix(number)).await? {

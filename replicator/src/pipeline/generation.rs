@@ -1,6 +1,6 @@
 //! The beginning of a history: what the replica is, and a generation's number that nobody else has.
 //!
-//! Also owns the probe of the store's word: some servers accept the condition of a creation and ignore it.
+//! Leaves to `attach` what is in the replica already. Also owns the probe of the store's word: some servers accept the condition of a creation and ignore it.
 
 use bytes::Bytes;
 use replvfs_vfs::types::{PageSize, Txid};
@@ -25,8 +25,8 @@ pub(super) struct Begun {
     pub(super) root: ObjectHash,
 }
 
-/// Makes sure that there is a replica, and that this version can write to it.
-pub(super) async fn attach(uploader: &Uploader) -> Result<(), Stopped> {
+/// Which database the replica is of; `None` when there is no replica yet. Fails when this version cannot write to it.
+pub(super) async fn look(uploader: &Uploader) -> Result<Option<DatabaseId>, Stopped> {
     let store = &uploader.shared().store;
     let bytes = uploader
         .until_answered(|| async {
@@ -37,26 +37,30 @@ pub(super) async fn attach(uploader: &Uploader) -> Result<(), Stopped> {
             }
         })
         .await?;
-    let bytes = match bytes {
-        Some(bytes) => bytes,
-        None => {
-            let meta = ReplicaMeta {
-                format: FORMAT_VERSION,
-                database_id: DatabaseId(random(uploader)?),
-            };
-            let body = Body::Bytes(encoded(uploader, meta.to_bytes())?);
-            uploader.create(Key::Replica, &body).await?;
-            uploader
-                .until_answered(|| store.read_up_to(&Key::Replica, META_BYTES))
-                .await?
-        }
-    };
+    let Some(bytes) = bytes else { return Ok(None) };
     match ReplicaMeta::from_bytes(&bytes) {
-        Ok(_) => Ok(()),
+        Ok(meta) => Ok(Some(meta.database_id)),
         Err(error) => Err(fail(
             uploader,
             &format!("{} in the replica {}: {error}", Key::Replica, store.replica()),
         )),
+    }
+}
+
+/// Makes sure that there is a replica, and that this version can write to it.
+pub(super) async fn ensure(uploader: &Uploader) -> Result<DatabaseId, Stopped> {
+    loop {
+        if let Some(id) = look(uploader).await? {
+            return Ok(id);
+        }
+        let meta = ReplicaMeta {
+            format: FORMAT_VERSION,
+            database_id: DatabaseId(random(uploader)?),
+        };
+        let body = Body::Bytes(encoded(uploader, meta.to_bytes())?);
+        if uploader.create(Key::Replica, &body).await? == Owner::Us {
+            return Ok(meta.database_id);
+        }
     }
 }
 
@@ -94,7 +98,7 @@ pub(super) async fn begin(
         match uploader.create(key, &Body::Bytes(bytes.clone())).await? {
             Owner::Us => {
                 let bytes = probe(uploader, key, bytes).await?;
-                shared.generation_began(generation);
+                shared.status.generation(generation);
                 tracing::info!(
                     database = %shared.database,
                     replica = shared.store.replica(),

@@ -1,41 +1,51 @@
 //! Decides how a database is replicated when it is opened, and starts its task.
 //!
-//! Owns the runtime, and the rule that two databases of one process do not share a replica. Nothing here waits for a network.
+//! Owns the runtime, and the rule that two databases of one process do not share a replica. Nothing here waits for a network, but
+//! `missing`.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use replvfs_vfs::host::{Host, OpenError, OpenRequest, Replica};
 use replvfs_vfs::log::Log;
 use replvfs_vfs::types::UnixMillis;
 use tokio::runtime::{Builder, Runtime};
 
-use super::owner::{self, Ownership};
+use super::missing;
 use super::replica::DatabaseReplica;
 use super::shared::{self, Shared};
 use super::task::{Plan, Task};
-use crate::config::{Config, Settings, Target, is_immutable};
+use crate::config::{Config, Restore, Settings, Target, is_immutable};
 use crate::store::{Store, StoreOptions};
 
 /// The replicating side of one registered VFS.
 #[derive(Debug)]
 pub(crate) struct ReplicatingHost {
     config: Config,
+    /// Made when it is first needed and never ended: uploads outlive the connections.
+    runtime: OnceLock<Result<Runtime, String>>,
     databases: Mutex<Databases>,
 }
 
 #[derive(Debug, Default)]
 struct Databases {
-    settings: HashMap<PathBuf, Settings>,
+    open: HashMap<PathBuf, Entry>,
     /// Which database has which replica, by [`Store::place`].
     replicas: HashMap<String, PathBuf>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    settings: Settings,
+    shared: Arc<Shared>,
 }
 
 impl ReplicatingHost {
     pub(crate) fn new(config: Config) -> ReplicatingHost {
         ReplicatingHost {
             config,
+            runtime: OnceLock::new(),
             databases: Mutex::default(),
         }
     }
@@ -59,32 +69,74 @@ impl ReplicatingHost {
             Target::Uri(uri) => Store::open(uri, &store_options()).map_err(|error| about(path, &error))?,
             Target::Operator(operator) => Store::from_operator(operator.clone()),
         };
-        let mut databases = self.databases.lock().unwrap_or_else(PoisonError::into_inner);
         let place = store.place().to_owned();
-        if let Some(other) = databases.replicas.get(&place).filter(|other| *other != path) {
-            return Err(about(
+        self.reserve(path, &store)?;
+        let started = self
+            .runtime()
+            .and_then(|runtime| start(runtime, path, &settings, store, log));
+        let (shared, replica) = match started {
+            Ok(started) => started,
+            Err(error) => {
+                self.databases().replicas.remove(&place);
+                return Err(about(path, &error));
+            }
+        };
+        self.databases()
+            .open
+            .insert(path.to_owned(), Entry { settings, shared });
+        Ok(Some(replica))
+    }
+
+    fn runtime(&self) -> Result<&tokio::runtime::Handle, String> {
+        let made = self.runtime.get_or_init(|| {
+            Builder::new_multi_thread()
+                .worker_threads(2)
+                .thread_name("replvfs-rt")
+                .enable_all()
+                .build()
+                .map_err(|error| format!("its threads cannot be started ({error}): check the limits of the process"))
+        });
+        made.as_ref().map(Runtime::handle).map_err(Clone::clone)
+    }
+
+    /// The lock is not held while a store is asked.
+    fn databases(&self) -> MutexGuard<'_, Databases> {
+        self.databases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the replica to the database, if it is nobody else's.
+    fn reserve(&self, path: &Path, store: &Store) -> Result<(), String> {
+        let mut databases = self.databases();
+        match databases.replicas.get(store.place()).filter(|other| *other != path) {
+            Some(other) => Err(about(
                 path,
                 &format_args!(
                     "the replica {} already belongs to {}: give each database its own, for example with {{name}} in the replica",
                     store.replica(),
                     other.display()
                 ),
-            ));
+            )),
+            None => {
+                databases.replicas.insert(store.place().to_owned(), path.to_owned());
+                Ok(())
+            }
         }
-        let replica = start(path, &settings, store, log).map_err(|error| about(path, &error))?;
-        databases.replicas.insert(place, path.to_owned());
-        databases.settings.insert(path.to_owned(), settings);
-        Ok(Some(replica))
     }
 
     fn try_reopen(&self, request: &OpenRequest<'_>) -> Result<(), String> {
-        let databases = self.databases.lock().unwrap_or_else(PoisonError::into_inner);
-        match databases.settings.get(request.path) {
-            Some(settings) => settings
+        let shared = {
+            let databases = self.databases();
+            let Some(entry) = databases.open.get(request.path) else {
+                return Ok(());
+            };
+            entry
+                .settings
                 .agree(request.path, request.uri_parameters)
-                .map_err(|error| about(request.path, &error)),
-            None => Ok(()),
-        }
+                .map_err(|error| about(request.path, &error))?;
+            Arc::clone(&entry.shared)
+        };
+        shared.opened();
+        Ok(())
     }
 }
 
@@ -95,6 +147,10 @@ impl Host for ReplicatingHost {
 
     fn reopen(&self, request: &OpenRequest<'_>, _replica: &Arc<dyn Replica>) -> Result<(), OpenError> {
         self.try_reopen(request).map_err(OpenError)
+    }
+
+    fn after_fork(&self) -> Arc<dyn Host> {
+        Arc::new(ReplicatingHost::new(self.config.clone()))
     }
 
     fn now(&self) -> UnixMillis {
@@ -114,50 +170,51 @@ fn store_options() -> StoreOptions {
     }
 }
 
-fn start(path: &Path, settings: &Settings, store: Store, log: &Arc<Log>) -> Result<Arc<dyn Replica>, String> {
-    let shared = Arc::new(Shared::new(Arc::clone(log), store, path.display().to_string()));
+type Started = (Arc<Shared>, Arc<dyn Replica>);
+
+fn start(
+    runtime: &tokio::runtime::Handle,
+    path: &Path,
+    settings: &Settings,
+    store: Store,
+    log: &Arc<Log>,
+) -> Result<Started, String> {
+    if settings.restore == Restore::IfMissing {
+        missing::restore_if_missing(runtime, path, &store, settings.timeout)?;
+    }
+    let shared = Arc::new(Shared::new(Arc::clone(log), store, path));
     let plan = Plan {
         flush_interval: settings.flush_interval,
         segment_size: settings.segment_size,
         folder: path.parent().unwrap_or(Path::new("/")).to_owned(),
-        lock_file: owner::lock_file(path),
     };
-    // A file that is yet to be made has no other owner, and perhaps will not be made.
-    let ownership = if path.exists() {
-        Ownership::take(&plan.lock_file)
+    if missing::is_new(path) {
+        // Perhaps the file will not be made: who owns it is asked when somebody reads it.
+        shared.local.is_new();
+        shared.opened_new();
     } else {
-        Ok(None)
-    };
-    let ownership = ownership.map_err(|error| format!("locking {} failed: {error}", plan.lock_file.display()))?;
-    shared.standby(path.exists() && ownership.is_none());
-    spawn(runtime()?, Arc::clone(&shared), plan, ownership);
-    Ok(Arc::new(DatabaseReplica::new(
-        shared,
+        shared.opened();
+    }
+    if let Some(reason) = log.failure() {
+        return Err(reason);
+    }
+    spawn(runtime, Arc::clone(&shared), plan);
+    let replica = DatabaseReplica::new(
+        Arc::clone(&shared),
         settings.timeout,
         settings.close_timeout,
-    )))
+        settings.wal_limit,
+    );
+    Ok((shared, Arc::new(replica)))
 }
 
 /// Starts the task, and somebody who notices when it dies of a bug.
-pub(super) fn spawn(runtime: &tokio::runtime::Handle, shared: Arc<Shared>, plan: Plan, ownership: Option<Ownership>) {
-    let task = runtime.spawn(Task::new(Arc::clone(&shared), plan, ownership).run());
+pub(super) fn spawn(runtime: &tokio::runtime::Handle, shared: Arc<Shared>, plan: Plan) {
+    let task = runtime.spawn(Task::new(Arc::clone(&shared), plan).run());
     runtime.spawn(async move {
         if let Err(died) = task.await {
             shared.fail(&format!("its task died, which is a bug in replvfs: {died}"));
+            shared.let_go();
         }
     });
-}
-
-/// One for the process, made when it is first needed and never ended: uploads outlive the connections.
-fn runtime() -> Result<&'static tokio::runtime::Handle, String> {
-    static RUNTIME: OnceLock<Result<Runtime, String>> = OnceLock::new();
-    let made = RUNTIME.get_or_init(|| {
-        Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("replvfs-rt")
-            .enable_all()
-            .build()
-            .map_err(|error| format!("its threads cannot be started ({error}): check the limits of the process"))
-    });
-    made.as_ref().map(Runtime::handle).map_err(Clone::clone)
 }

@@ -2,24 +2,36 @@
 //!
 //! Told by its files, in the order of the data: [`host`] decides how a database is replicated when it is opened, [`replica`] is what its
 //! connections see, [`task`] takes from the log when [`pace`] says so, [`generation`] begins a history, [`image`] and [`sealer`] make objects,
-//! [`uploader`] gets them into the store, and [`progress`] tells what is restorable. [`shared`] is what they all have in common.
+//! [`uploader`] gets them into the store, and [`progress`] tells what is restorable. [`shared`] is what they all have in common, [`status`]
+//! what of it is shown.
+//!
+//! [`missing`] restores a database whose file is not there.
+//!
+//! Between processes: [`local`] keeps, with [`owner`], what this machine knows of the replica, [`attach`] compares it with what
+//! is there, and [`adopt`] takes over what an earlier process had uploaded.
 //!
 //! Leaves to the log what a commit is, to [`format`](crate::format) the bytes, to [`store`](crate::store) how one request is made.
 //! Trouble with the store ends up in the status, never in a commit.
 
+mod adopt;
+mod attach;
 mod generation;
 mod host;
 mod image;
+mod local;
+mod missing;
 mod owner;
 mod pace;
 mod progress;
 mod replica;
 mod sealer;
 mod shared;
+mod status;
 mod task;
 mod uploader;
 
 pub(crate) use host::ReplicatingHost;
+pub(crate) use owner::lock_file;
 
 /// The task cannot go on, and the log says why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

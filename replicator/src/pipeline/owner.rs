@@ -5,7 +5,10 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+
+use replvfs_vfs::fork::NotInherited;
 
 /// Appended to the database's name.
 const SUFFIX: &str = "-replvfs-lock";
@@ -13,11 +16,13 @@ const SUFFIX: &str = "-replvfs-lock";
 /// The ownership of one database, held until it is dropped or the process ends.
 #[derive(Debug)]
 pub(super) struct Ownership {
+    /// A child of `fork()` would keep the lock when this process is gone.
+    _not_inherited: NotInherited,
     _lock: File,
 }
 
 /// Where the lock of a database is.
-pub(super) fn lock_file(database: &Path) -> PathBuf {
+pub(crate) fn lock_file(database: &Path) -> PathBuf {
     let mut name = database.as_os_str().to_owned();
     name.push(SUFFIX);
     name.into()
@@ -33,7 +38,10 @@ impl Ownership {
             .truncate(false)
             .open(lock_file)?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(Ownership { _lock: file })),
+            Ok(()) => Ok(Some(Ownership {
+                _not_inherited: NotInherited::new(file.as_fd()),
+                _lock: file,
+            })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
         }

@@ -1,7 +1,8 @@
 //! What the connections of a database see of its replication. Its methods run on the application's threads.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use replvfs_vfs::host::{FlushError, Replica};
 use replvfs_vfs::resume::Left;
@@ -13,28 +14,39 @@ pub(super) struct DatabaseReplica {
     shared: Arc<Shared>,
     timeout: Duration,
     close_timeout: Duration,
+    wal_limit: u64,
+    /// A wait at close was in vain: the same close does not wait again.
+    gave_up: AtomicBool,
 }
 
 impl DatabaseReplica {
-    pub(super) fn new(shared: Arc<Shared>, timeout: Duration, close_timeout: Duration) -> DatabaseReplica {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        timeout: Duration,
+        close_timeout: Duration,
+        wal_limit: u64,
+    ) -> DatabaseReplica {
         DatabaseReplica {
             shared,
             timeout,
             close_timeout,
+            wal_limit,
+            gave_up: AtomicBool::new(false),
         }
     }
 
     fn flush_within(&self, timeout: Duration) -> Result<(), FlushError> {
         let shared = &self.shared;
+        let end = Instant::now() + timeout;
         if let Some(reason) = shared.log.failure() {
             return Err(FlushError(stopped(shared, &reason)));
         }
-        let Some(target) = shared.log.last_txid() else {
+        if shared.log.last_txid().is_none() {
             return Err(FlushError(format!(
                 "nothing of {} was captured yet: read or write it once",
                 shared.database
             )));
-        };
+        }
         if shared.is_standby() {
             return Err(FlushError(format!(
                 "another process replicates {}; ask there, or wait until it has ended",
@@ -42,7 +54,11 @@ impl DatabaseReplica {
             )));
         }
         let waiting = shared.wait_for_upload();
-        let acked = shared.log.wait_acked(target, timeout);
+        // Before that the number of the newest transaction is not known.
+        let settled = shared.log.wait_settled(timeout);
+        let target = shared.log.last_txid().filter(|_| settled);
+        let left = end.saturating_duration_since(Instant::now());
+        let acked = target.is_some_and(|target| shared.log.wait_acked(target, left));
         drop(waiting);
         if acked {
             return Ok(());
@@ -51,14 +67,21 @@ impl DatabaseReplica {
             return Err(FlushError(stopped(shared, &reason)));
         }
         let trouble = shared
+            .status
             .current_trouble()
             .map(|trouble| format!(" ({trouble})"))
             .unwrap_or_default();
-        Err(FlushError(format!(
-            "transaction {target} of {} was not in the replica {} within {timeout:?}{trouble}; it is committed here, and the upload goes on",
-            shared.database,
-            shared.store.replica()
-        )))
+        let (replica, database) = (shared.store.replica(), &shared.database);
+        Err(FlushError(match target {
+            Some(target) => format!(
+                "transaction {target} of {database} was not in the replica {replica} within {timeout:?}{trouble}; it is committed here, and \
+                 the upload goes on"
+            ),
+            None => format!(
+                "the replica {replica} has not told within {timeout:?} how the history of {database} goes on{trouble}; what is committed here \
+                 is uploaded as soon as it does"
+            ),
+        }))
     }
 }
 
@@ -68,6 +91,7 @@ fn stopped(shared: &Shared, reason: &str) -> String {
 
 impl Replica for DatabaseReplica {
     fn wake(&self) {
+        self.gave_up.store(false, Ordering::Relaxed);
         self.shared.wake.notify_one();
     }
 
@@ -76,35 +100,72 @@ impl Replica for DatabaseReplica {
     }
 
     fn owns(&self) -> bool {
-        !self.shared.is_standby()
+        self.shared.owns()
     }
 
     fn take_over(&self) -> bool {
-        false
+        self.shared.own()
     }
 
-    fn hurry(&self) {}
+    fn hurry(&self) {
+        self.shared.hurry_up();
+    }
 
+    /// For a standby there is nothing to wait for: the owner keeps the WAL. After a failure there is nothing either: the WAL is worth no more than
+    /// the database file, from which the next process starts again.
     fn drain(&self) -> bool {
-        true
+        let shared = &self.shared;
+        if shared.is_drained() {
+            return true;
+        }
+        let end = Instant::now() + self.close_timeout;
+        let waiting = shared.wait_for_upload();
+        let settled = shared.log.wait_settled(self.close_timeout);
+        if settled && let Some(target) = shared.log.last_txid() {
+            shared
+                .log
+                .wait_acked(target, end.saturating_duration_since(Instant::now()));
+        }
+        drop(waiting);
+        let drained = shared.is_drained();
+        if !drained {
+            self.gave_up.store(true, Ordering::Relaxed);
+            tracing::warn!(
+                database = %shared.database,
+                "closing did not wait for the upload any longer; what is missing in the replica stays in the WAL"
+            );
+        }
+        drained
     }
 
-    fn left(&self, _left: &Left) -> bool {
-        true
-    }
-
-    fn wal_limit(&self) -> u64 {
-        1 << 30
+    fn left(&self, left: &Left) -> bool {
+        match self.shared.local.left(left) {
+            Ok(()) => true,
+            Err(problem) => {
+                self.shared.trouble(&problem);
+                false
+            }
+        }
     }
 
     fn closed(&self) {
-        let log = &self.shared.log;
-        if self.shared.is_standby() || log.failure().is_some() || log.acked() >= log.last_txid() {
-            return;
+        let shared = &self.shared;
+        let drained = if self.gave_up.swap(false, Ordering::Relaxed) {
+            shared.is_drained()
+        } else {
+            self.drain()
+        };
+        shared.closed();
+        if drained && !shared.status.is_making_image() {
+            shared.let_go_if_closed();
+        } else {
+            // It lets go when it has nothing more to do.
+            shared.wake.notify_one();
         }
-        if let Err(error) = self.flush_within(self.close_timeout) {
-            tracing::warn!("closing did not wait for the upload any longer: {error}");
-        }
+    }
+
+    fn wal_limit(&self) -> u64 {
+        self.wal_limit
     }
 
     fn close_timeout(&self) -> Duration {

@@ -1,16 +1,17 @@
-//! What the task of a database and the threads of the application share: the ways to wake it, and its status.
+//! What the task of a database and the threads of the application share: the ways to wake it, and who replicates the database.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use replvfs_vfs::log::Log;
 use replvfs_vfs::types::UnixMillis;
-use serde_json::json;
 use tokio::sync::Notify;
 
-use crate::format::Generation;
-use crate::store::{Fencing, Store};
+use super::local::{Local, Taken};
+use super::status::Status;
+use crate::store::Store;
 
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -18,39 +19,25 @@ pub(super) struct Shared {
     pub(super) store: Store,
     /// The database, as it is shown to people.
     pub(super) database: String,
+    /// The lock and the state file.
+    pub(super) local: Local,
+    pub(super) status: Status,
     /// Wakes the task.
     pub(super) wake: Notify,
+    /// From now on the database is looked at now and then.
+    pub(super) open_again: Notify,
     /// Ends a pause before the store is asked again.
     pub(super) hurry: Notify,
     waiting: AtomicUsize,
-    /// Another process replicates the database.
-    standby: AtomicBool,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    generation: Option<Generation>,
-    /// WAL bytes that were taken from the log and are not in the store.
-    uploading_bytes: u64,
-    image: Image,
-    trouble: Option<Trouble>,
-}
-
-/// Where the image that the generation needs is.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Image {
-    #[default]
-    None,
-    Making,
-    Stored,
-}
-
-#[derive(Debug, Clone)]
-struct Trouble {
-    message: String,
-    at: UnixMillis,
-    over: bool,
+    /// What waits is to be sealed at once, though nobody waits for it.
+    hurried: AtomicBool,
+    /// This process replicates the database.
+    owner: AtomicBool,
+    /// Nobody has tried to become the owner yet: the database's file may never be made.
+    undecided: AtomicBool,
+    failed: AtomicBool,
+    /// Connections are open.
+    open: AtomicBool,
 }
 
 /// Counts somebody who waits for the upload, for as long as it lives.
@@ -71,21 +58,23 @@ pub(super) fn now() -> UnixMillis {
 }
 
 impl Shared {
-    pub(super) fn new(log: Arc<Log>, store: Store, database: String) -> Shared {
+    pub(super) fn new(log: Arc<Log>, store: Store, database: &Path) -> Shared {
         Shared {
             log,
+            local: Local::new(database, &store),
             store,
-            database,
+            database: database.display().to_string(),
+            status: Status::default(),
             wake: Notify::new(),
+            open_again: Notify::new(),
             hurry: Notify::new(),
             waiting: AtomicUsize::new(0),
-            standby: AtomicBool::new(false),
-            state: Mutex::default(),
+            hurried: AtomicBool::new(false),
+            owner: AtomicBool::new(false),
+            undecided: AtomicBool::new(true),
+            failed: AtomicBool::new(false),
+            open: AtomicBool::new(false),
         }
-    }
-
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Makes the task seal and upload at once.
@@ -100,120 +89,160 @@ impl Shared {
         self.waiting.load(Ordering::Acquire) > 0
     }
 
-    /// Whether another process replicates the database, as far as is known.
-    pub(super) fn is_standby(&self) -> bool {
-        self.standby.load(Ordering::Acquire)
-    }
-
-    pub(super) fn standby(&self, standby: bool) {
-        if self.standby.swap(standby, Ordering::AcqRel) != standby {
-            let what = if standby {
-                "another process replicates it"
-            } else {
-                "this process replicates it now"
-            };
-            tracing::info!(database = %self.database, "{what}");
+    /// What waits now is sealed at once. A store that does not answer is not asked more often.
+    pub(super) fn hurry_up(&self) {
+        if !self.hurried.swap(true, Ordering::AcqRel) {
+            self.wake.notify_one();
         }
     }
 
-    pub(super) fn generation_began(&self, generation: Generation) {
-        self.change(|state| state.generation = Some(generation));
+    pub(super) fn is_hurried(&self) -> bool {
+        self.hurried.load(Ordering::Acquire)
     }
 
-    pub(super) fn image(&self, image: Image) {
-        self.change(|state| state.image = image);
+    pub(super) fn taken_in_a_hurry(&self) {
+        self.hurried.store(false, Ordering::Release);
     }
 
-    pub(super) fn uploading(&self, wal_bytes: u64) {
-        self.change(|state| state.uploading_bytes = wal_bytes);
+    /// A connection is open. Becomes the owner, if nobody is.
+    pub(super) fn opened(&self) {
+        self.opened_new();
+        // Not by a look at the flag: the task may be about to let go.
+        self.take();
+    }
+
+    /// The same where it is not known yet that there will be a database.
+    pub(super) fn opened_new(&self) {
+        self.open.store(true, Ordering::Release);
+        self.open_again.notify_one();
+        self.wake.notify_one();
+    }
+
+    pub(super) fn closed(&self) {
+        self.open.store(false, Ordering::Release);
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.open.load(Ordering::Acquire)
+    }
+
+    /// Whether another process replicates the database, as far as is known.
+    pub(super) fn is_standby(&self) -> bool {
+        !self.owner.load(Ordering::Acquire) && !self.undecided.load(Ordering::Acquire)
+    }
+
+    /// Whether this process replicates the database. Tries to, if nobody has tried yet.
+    pub(super) fn owns(&self) -> bool {
+        if self.failed.load(Ordering::Acquire) {
+            return false;
+        }
+        if self.undecided.load(Ordering::Acquire) {
+            return self.own();
+        }
+        self.owner.load(Ordering::Acquire)
+    }
+
+    /// Becomes the owner if nobody is, and asks the database to go on from where the history is then. Never waits.
+    pub(super) fn own(&self) -> bool {
+        self.owner.load(Ordering::Acquire) || self.take()
+    }
+
+    fn take(&self) -> bool {
+        if self.failed.load(Ordering::Acquire) {
+            return false;
+        }
+        let taken = self.local.take(|taken| {
+            match taken {
+                Taken::No | Taken::Still | Taken::Again => {}
+                Taken::From(Some(state)) => self.log.resume_from(state.resume()),
+                Taken::From(None) => {
+                    self.log.forget();
+                    self.log.request_base();
+                }
+            }
+            self.owner.store(!matches!(taken, Taken::No), Ordering::Release);
+        });
+        let first = self.undecided.swap(false, Ordering::AcqRel);
+        match taken {
+            Ok(Taken::No) => {
+                if first {
+                    tracing::info!(database = %self.database, "another process replicates it");
+                }
+                false
+            }
+            Ok(Taken::Still) => true,
+            Ok(Taken::Again | Taken::From(_)) => {
+                tracing::debug!(database = %self.database, "this process replicates it now");
+                self.wake.notify_one();
+                true
+            }
+            Err(problem) => {
+                self.fail(&problem);
+                false
+            }
+        }
+    }
+
+    /// Lets another process take over.
+    pub(super) fn let_go(&self) {
+        self.local.release(|| {
+            self.owner.store(false, Ordering::Release);
+            true
+        });
+    }
+
+    /// The same, unless somebody has opened the database since.
+    pub(super) fn let_go_if_closed(&self) {
+        self.local.release(|| {
+            let closed = !self.is_open();
+            if closed {
+                self.owner.store(false, Ordering::Release);
+            }
+            closed
+        });
+    }
+
+    /// Whether everything that was captured is restorable from the store, or never will be by this process.
+    pub(super) fn is_drained(&self) -> bool {
+        let log = &self.log;
+        self.failed.load(Ordering::Acquire)
+            || log.failure().is_some()
+            || log.is_suspended()
+            || !self.owner.load(Ordering::Acquire)
+            || (log.pending().items == 0 && log.acked() >= log.last_txid())
+    }
+
+    /// The store answered.
+    pub(super) fn answered(&self) {
+        if self.status.trouble_is_over() {
+            tracing::info!(database = %self.database, "the replica answers again");
+        }
+        self.log.capture_again();
     }
 
     /// Something does not work now, and is tried again. Logged when it is not what was said last.
     pub(super) fn trouble(&self, message: &str) {
-        let news = self.change(|state| {
-            let known = state
-                .trouble
-                .as_ref()
-                .is_some_and(|last| !last.over && last.message == message);
-            state.trouble = Some(Trouble {
-                message: message.to_owned(),
-                at: now(),
-                over: false,
-            });
-            !known
-        });
-        if news {
+        if self.status.trouble(message) {
             tracing::warn!(database = %self.database, "{message}; replication goes on as soon as this works");
         }
-    }
-
-    /// The store answers.
-    pub(super) fn trouble_is_over(&self) {
-        let was_there = self.change(|state| match &mut state.trouble {
-            Some(trouble) if !trouble.over => {
-                trouble.over = true;
-                true
-            }
-            _ => false,
-        });
-        if was_there {
-            tracing::info!(database = %self.database, "the replica answers again");
-        }
-    }
-
-    /// The trouble that lasts.
-    pub(super) fn current_trouble(&self) -> Option<String> {
-        self.change(|state| {
-            state
-                .trouble
-                .as_ref()
-                .filter(|trouble| !trouble.over)
-                .map(|trouble| trouble.message.clone())
-        })
     }
 
     /// Ends replication of the database in this process, loudly.
     pub(super) fn fail(&self, reason: &str) {
         tracing::error!(database = %self.database, replica = self.store.replica(), "replication stopped: {reason}");
         self.log.fail(reason.to_owned());
+        self.failed();
+    }
+
+    /// The log has failed.
+    pub(super) fn failed(&self) {
+        self.failed.store(true, Ordering::Release);
         self.hurry.notify_waiters();
+        self.wake.notify_one();
     }
 
+    /// JSON for `PRAGMA replvfs_status`.
     pub(super) fn status(&self) -> String {
-        let (last, acked) = (self.log.last_txid(), self.log.acked());
-        let waiting = self.log.pending();
-        let behind = last.map_or(0, |last| last.0 - acked.map_or(0, |acked| acked.0).min(last.0));
-        let fencing = match self.store.fencing() {
-            Fencing::Enforced => "enforced",
-            Fencing::BestEffort => "best-effort",
-        };
-        self.change(|state| {
-            json!({
-                "replica": self.store.replica(),
-                "owner": !self.is_standby(),
-                "generation": state.generation.map(|generation| generation.0),
-                "txid": last.map(|txid| txid.0),
-                "acked": acked.map(|txid| txid.0),
-                "pending_transactions": behind,
-                "pending_bytes": waiting.wal_bytes + state.uploading_bytes,
-                "image": match state.image {
-                    Image::None => "none",
-                    Image::Making => "making",
-                    Image::Stored => "stored",
-                },
-                "fencing": fencing,
-                "last_error": state.trouble.as_ref().map(|trouble| json!({
-                    "message": trouble.message,
-                    "at": rfc3339(trouble.at),
-                    "over": trouble.over,
-                })),
-                "failed": self.log.failure(),
-            })
-            .to_string()
-        })
+        super::status::report(self)
     }
-}
-
-fn rfc3339(at: UnixMillis) -> Option<String> {
-    jiff::Timestamp::from_millisecond(at.0).ok().map(|at| at.to_string())
 }

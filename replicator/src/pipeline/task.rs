@@ -10,21 +10,26 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use replvfs_vfs::log::{Base, Batch, Continuity};
+use replvfs_vfs::resume::Mark;
 use replvfs_vfs::transaction::Transaction;
 use replvfs_vfs::types::{PageSize, Txid};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::Stopped;
+use super::adopt::{self, Found};
+use super::attach::{self, End, Verdict};
 use super::generation;
 use super::image::{self, Made};
-use super::owner::Ownership;
+use super::local::{Identity, Stored};
 use super::pace::{self, Situation};
 use super::progress::Progress;
 use super::sealer::{self, SealError, Segment};
-use super::shared::{Image, Shared};
+use super::shared::Shared;
+use super::status::Image;
 use super::uploader::{Backoff, Owner, Uploader};
 use crate::format::{Generation, Key, ObjectHash, Parent};
+use crate::history::walk::SegmentEnd;
 
 /// So many gaps without a segment between them are no accident.
 const GAPS_IN_A_ROW: u32 = 3;
@@ -36,8 +41,6 @@ pub(super) struct Plan {
     pub(super) segment_size: u64,
     /// The folder of the database, for temporary files.
     pub(super) folder: PathBuf,
-    /// Whose lock makes this process the owner.
-    pub(super) lock_file: PathBuf,
 }
 
 pub(super) struct Task {
@@ -45,13 +48,33 @@ pub(super) struct Task {
     uploader: Uploader,
     progress: Arc<Progress>,
     plan: Plan,
-    ownership: Option<Ownership>,
-    attached: bool,
+    /// What was taken up last, and whose turn it was then: see [`Local`](super::local::Local).
+    epoch: u64,
+    tenure: u64,
+    /// What the store says, until the database has said how it goes on.
+    found: Expected,
     chain: Option<Chain>,
+    /// Taken from the log already, to be looked at next.
+    ahead: Option<Batch>,
     last_sealed: Option<Instant>,
-    /// A transaction could not be given: what follows is worthless up to the next base.
+    /// What follows is worthless up to the next base, which begins a generation.
     gap: bool,
     gaps_in_a_row: u32,
+    /// A segment of this process has followed on what it found: from now on nobody else's can be its own of an earlier life.
+    proved: bool,
+}
+
+/// What is known before the database has said how it goes on.
+#[derive(Debug, Default)]
+struct Expected {
+    /// What transactions follow if the database goes on.
+    end: Option<End>,
+    /// If it does not go on from there, the history is another database's.
+    must_prove: bool,
+    /// What a generation that begins with the next base follows from.
+    parent: Option<Parent>,
+    /// The newest number in the store.
+    newest: Option<Txid>,
 }
 
 /// The generation that is being written.
@@ -66,6 +89,20 @@ struct Chain {
     image: Option<Abort>,
 }
 
+impl Chain {
+    fn parent(&self) -> Parent {
+        Parent {
+            generation: self.generation,
+            txid: self.last,
+        }
+    }
+
+    fn advance(&mut self, stored: &Stored) {
+        self.last = stored.mark.txid;
+        self.previous = stored.previous;
+    }
+}
+
 /// Ends a task with its owner.
 #[derive(Debug)]
 struct Abort(JoinHandle<()>);
@@ -77,45 +114,79 @@ impl Drop for Abort {
 }
 
 impl Task {
-    pub(super) fn new(shared: Arc<Shared>, plan: Plan, ownership: Option<Ownership>) -> Task {
+    pub(super) fn new(shared: Arc<Shared>, plan: Plan) -> Task {
         Task {
             uploader: Uploader::new(Arc::clone(&shared)),
             progress: Arc::new(Progress::new(Arc::clone(&shared.log))),
             shared,
             plan,
-            ownership,
-            attached: false,
+            epoch: 0,
+            tenure: 0,
+            found: Expected::default(),
             chain: None,
+            ahead: None,
             last_sealed: None,
             gap: false,
             gaps_in_a_row: 0,
+            proved: false,
         }
     }
 
     /// Goes on until replication of the database fails.
     pub(super) async fn run(mut self) {
-        while self.step().await.is_ok() {}
+        let shared = Arc::clone(&self.shared);
+        let interval = self.plan.flush_interval;
+        tokio::select! {
+            () = async { while self.step().await.is_ok() {} } => {}
+            Stopped = watch(&shared, interval) => {}
+        }
+        self.shared.failed();
+        // Whatever goes on with it is not this process.
+        self.shared.let_go();
     }
 
     async fn step(&mut self) -> Result<(), Stopped> {
         self.wait().await?;
-        match self.shared.log.take(self.plan.segment_size) {
+        if !self.shared.own() {
+            self.last_sealed = Some(Instant::now());
+            self.shared.log.forget();
+            return Ok(());
+        }
+        if self.epoch != self.shared.local.epoch() {
+            return self.attach().await;
+        }
+        let tenure = self.shared.local.tenure();
+        if tenure != self.tenure {
+            self.tenure = tenure;
+            self.proved = false;
+        }
+        self.shared.taken_in_a_hurry();
+        let batch = self.ahead.take();
+        match batch.or_else(|| self.shared.log.take(self.plan.segment_size)) {
             None => Ok(()),
             Some(Batch::Base(base)) => self.base(*base).await,
-            Some(Batch::Resumed(_)) => Ok(()),
+            Some(Batch::Resumed(txid)) => self.resumed(txid).await,
             Some(Batch::Transactions(transactions)) => self.transactions(transactions).await,
         }
     }
 
-    /// Waits until there is something to take, and it is due.
-    async fn wait(&self) -> Result<(), Stopped> {
-        let log = &self.shared.log;
+    /// Waits until there is something to take up, or to take and it is due.
+    async fn wait(&mut self) -> Result<(), Stopped> {
+        let (log, status) = (&self.shared.log, &self.shared.status);
+        if self.ahead.is_some() {
+            return Ok(());
+        }
         while !log.arm(0) {
+            status.waits(false);
             if log.failure().is_some() {
                 return Err(Stopped);
             }
-            self.shared.wake.notified().await;
+            if self.shared.local.owns() && self.epoch != self.shared.local.epoch() {
+                return Ok(());
+            }
+            self.rest().await?;
         }
+        status.waits(true);
         let since = Instant::now();
         loop {
             let due = pace::due(&Situation {
@@ -123,7 +194,7 @@ impl Task {
                 last_sealed: self.last_sealed,
                 interval: self.plan.flush_interval,
                 full: log.arm(self.plan.segment_size),
-                awaited: self.shared.is_awaited(),
+                awaited: self.shared.is_awaited() || self.shared.is_hurried(),
             });
             if due <= Instant::now() {
                 return Ok(());
@@ -135,51 +206,197 @@ impl Task {
         }
     }
 
-    async fn base(&mut self, base: Base) -> Result<(), Stopped> {
-        if !self.own() {
+    /// Nothing waits, and nothing is on its way but perhaps an image, which wakes the task at its end.
+    async fn rest(&self) -> Result<(), Stopped> {
+        let shared = &self.shared;
+        if !shared.is_open() && !shared.status.is_making_image() {
+            if shared.log.is_pinned() {
+                look(shared).await?;
+            }
+            shared.let_go_if_closed();
+        }
+        if shared.log.is_suspended() {
+            // Nothing else is asked of the store now. Its answer lets the capture go on.
+            generation::look(&self.uploader).await?;
+        }
+        shared.wake.notified().await;
+        Ok(())
+    }
+
+    /// Asks the store how the history goes on.
+    async fn attach(&mut self) -> Result<(), Stopped> {
+        let start = self.shared.local.start();
+        let attached = attach::attach(&self.uploader, &start).await?;
+        if start.epoch != self.shared.local.epoch() {
             return Ok(());
+        }
+        (self.epoch, self.tenure) = (start.epoch, self.shared.local.tenure());
+        self.chain = None;
+        self.ahead = None;
+        self.proved = false;
+        self.gap = false;
+        self.found = Expected {
+            newest: attached.newest,
+            ..Expected::default()
+        };
+        let replica = self.shared.store.replica();
+        match attached.verdict {
+            Verdict::Anew => {}
+            Verdict::GoesOn(end) => self.found.end = Some(end),
+            Verdict::MustProve(end) => {
+                self.found.end = Some(end);
+                self.found.must_prove = true;
+                self.shared.log.resume_from(replvfs_vfs::resume::Resume {
+                    stored: end.stored.mark,
+                    left: None,
+                });
+            }
+            Verdict::Diverged(parent, how) => {
+                self.found.parent = Some(parent);
+                self.gap = true;
+                self.diverged(&how);
+            }
+            Verdict::Lost(how) => {
+                self.gap = true;
+                tracing::warn!(
+                    database = %self.shared.database,
+                    replica,
+                    "{how}; the history begins anew, with an image of the whole database"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn diverged(&self, how: &str) {
+        self.shared.status.diverged();
+        tracing::warn!(
+            database = %self.shared.database,
+            replica = self.shared.store.replica(),
+            "the replica goes on in another way than this database ({how}): it has diverged, and gets a new generation. What was              written elsewhere stays in the old one"
+        );
+    }
+
+    /// The database goes on from the transaction that was asked for.
+    async fn resumed(&mut self, txid: Txid) -> Result<(), Stopped> {
+        if self.gap {
+            self.shared.log.request_base();
+            return Ok(());
+        }
+        let Some(end) = self.found.end.take() else {
+            return self.gap(&format!(
+                "nothing is known of transaction {txid}, from which the database goes on"
+            ));
+        };
+        if std::mem::take(&mut self.found.must_prove)
+            && let Some(database_id) = generation::look(&self.uploader).await?
+        {
+            let identity = Identity {
+                database_id,
+                generation: end.generation,
+                page_size: end.page_size,
+            };
+            self.begun(identity, end.stored).await?;
+        }
+        let last = end.stored.mark.txid;
+        self.chain = Some(Chain {
+            generation: end.generation,
+            page_size: end.page_size,
+            last,
+            previous: end.stored.previous,
+            image: None,
+        });
+        self.shared.status.generation(end.generation);
+        if txid != last {
+            return self.gap(&format!(
+                "the database goes on from transaction {txid}, and its replica ends with {last}"
+            ));
+        }
+        tracing::info!(
+            database = %self.shared.database,
+            replica = self.shared.store.replica(),
+            generation = end.generation.0,
+            txid = last.0,
+            "the history goes on"
+        );
+        self.progress.begin(end.generation, last);
+        match end.image {
+            Some(image) => {
+                self.shared.status.image(Image::Stored);
+                self.progress.image(end.generation, image);
+            }
+            // Whoever began the generation did not get that far.
+            None => self.shared.log.request_base(),
+        }
+        Ok(())
+    }
+
+    async fn base(&mut self, mut base: Base) -> Result<(), Stopped> {
+        if self.found.must_prove {
+            self.shared.fail(&format!(
+                "the replica {} holds another database's history, or an older state of this one: {} cannot be proved to follow from its newest                  transaction. Give the database a replica of its own, or restore from the replica first",
+                self.shared.store.replica(),
+                self.shared.database
+            ));
+            return Err(Stopped);
+        }
+        if !self.shared.log.is_settled() {
+            let next = self.found.newest.map_or(Txid::ZERO, Txid::next);
+            let by = next.0.saturating_sub(base.txid.0);
+            self.shared.log.settle(by);
+            base.txid.0 += by;
         }
         let page_size = base.snapshot.page_size();
         let after = self.chain.as_ref().map(|chain| chain.last);
         let goes_on = base.continuity == Continuity::Continued && !self.gap && after == Some(base.txid);
-        if !self.attached {
-            generation::attach(&self.uploader).await?;
-            self.attached = true;
-        }
         let mut chain = match self.chain.take() {
             // A generation has one page size.
             Some(chain) if goes_on && chain.page_size == page_size => chain,
             before => {
-                let parent = before.map(|chain| Parent {
-                    generation: chain.generation,
-                    txid: chain.last,
-                });
+                if self.gap || base.continuity == Continuity::Broken {
+                    self.shared.status.discontinuity();
+                }
+                let parent = before.map(|chain| chain.parent());
+                let parent = parent.or_else(|| self.parent_of_what_was_found());
                 self.begin(&base, page_size, parent).await?
             }
         };
         self.gap = false;
+        self.found = Expected::default();
         chain.image = Some(self.make_image(base, chain.generation));
         self.chain = Some(chain);
         Ok(())
     }
 
-    /// Whether this process replicates the database. Asked for with each base, and when there are commits, but no more than once an interval.
-    fn own(&mut self) -> bool {
-        if self.ownership.is_none() {
-            match Ownership::take(&self.plan.lock_file) {
-                Ok(ownership) => self.ownership = ownership,
-                Err(error) => self
-                    .shared
-                    .trouble(&format!("locking {} failed: {error}", self.plan.lock_file.display())),
-            }
-            self.shared.standby(self.ownership.is_none());
-        }
-        self.ownership.is_some()
+    /// The database did not prove to go on from where the replica ends. All that is in that generation came before.
+    fn parent_of_what_was_found(&self) -> Option<Parent> {
+        let end = self.found.end.map(|end| Parent {
+            generation: end.generation,
+            txid: self.found.newest.unwrap_or_default().max(end.stored.mark.txid),
+        });
+        end.or(self.found.parent)
     }
 
-    async fn begin(&self, base: &Base, page_size: PageSize, parent: Option<Parent>) -> Result<Chain, Stopped> {
+    async fn begin(&mut self, base: &Base, page_size: PageSize, parent: Option<Parent>) -> Result<Chain, Stopped> {
+        let database_id = generation::ensure(&self.uploader).await?;
         let begun = generation::begin(&self.uploader, parent, page_size, base.txid).await?;
+        let identity = Identity {
+            database_id,
+            generation: begun.generation,
+            page_size,
+        };
+        let stored = Stored {
+            mark: Mark {
+                txid: base.txid,
+                position: base.position,
+            },
+            slot: None,
+            previous: begun.root,
+        };
+        // Before anything is put into it: who finds it empty takes it for what a crash left.
+        self.begun(identity, stored).await?;
         self.progress.begin(begun.generation, base.txid);
+        self.proved = true;
         Ok(Chain {
             generation: begun.generation,
             page_size,
@@ -189,22 +406,44 @@ impl Task {
         })
     }
 
+    /// Notes which generation is being written. That this fails is trouble for the next start only.
+    async fn begun(&self, identity: Identity, stored: Stored) -> Result<(), Stopped> {
+        let shared = Arc::clone(&self.shared);
+        let noting = tokio::task::spawn_blocking(move || {
+            if let Err(problem) = shared.local.begun(identity, stored) {
+                shared.trouble(&problem);
+            }
+        });
+        noting.await.map_err(|stopped| {
+            self.shared.fail(&format!(
+                "noting the state failed, which is a bug in replvfs: {stopped}"
+            ));
+            Stopped
+        })
+    }
+
     fn make_image(&self, base: Base, generation: Generation) -> Abort {
         let (uploader, progress) = (self.uploader.clone(), Arc::clone(&self.progress));
         let shared = Arc::clone(&self.shared);
         let txid = base.txid;
-        shared.image(Image::Making);
+        shared.status.image(Image::Making);
         Abort(tokio::spawn(async move {
             let making = image::make(&uploader, base, generation, generation > Generation(1));
             let made = AssertUnwindSafe(making).catch_unwind().await;
             if made.is_err() {
                 shared.fail("making an image panicked, which is a bug in replvfs");
             } else if matches!(made, Ok(Ok(Made::Stored))) {
-                shared.image(Image::Stored);
+                shared.status.image(Image::Stored);
+                // What came before and could not be uploaded is in it.
+                shared.log.stored(txid);
                 progress.image(generation, txid);
             } else if !progress.has_image() {
-                shared.image(Image::None);
+                shared.status.image(Image::None);
+            } else {
+                shared.status.image(Image::Stored);
             }
+            // It may have been what kept the task from letting go of the database.
+            shared.wake.notify_one();
         }))
     }
 
@@ -212,15 +451,6 @@ impl Task {
         let Some(first) = transactions.first().map(|first| (first.txid, first.page_size)) else {
             return Ok(());
         };
-        if self.ownership.is_none() {
-            self.last_sealed = Some(Instant::now());
-            if self.own() {
-                // What the other process did not upload any more is in the base that comes now.
-                self.gap = true;
-                self.shared.log.request_base();
-            }
-            return Ok(());
-        }
         if self.gap {
             return Ok(());
         }
@@ -234,39 +464,123 @@ impl Task {
                 first.0
             ));
         }
-        let wal_bytes = transactions.iter().map(|transaction| transaction.wal_bytes()).sum();
-        let last = transactions.last().map_or(first.0, |last| last.txid);
         self.last_sealed = Some(Instant::now());
-        self.shared.uploading(wal_bytes);
-        let outcome = self.upload(transactions, first.0, last).await;
-        self.shared.uploading(0);
+        let outcome = self.upload(transactions).await;
+        self.shared.status.uploading(0, None);
         outcome
     }
 
-    async fn upload(&mut self, transactions: Vec<Arc<Transaction>>, first: Txid, last: Txid) -> Result<(), Stopped> {
-        let Some(chain) = &mut self.chain else {
-            return Ok(());
-        };
-        let segment = match seal(&self.shared, transactions, chain, &self.plan).await? {
-            Ok(segment) => segment,
-            Err(error) => return self.gap(&error.to_string()),
-        };
-        let key = Key::Log(chain.generation, first);
-        if self.uploader.create(key, &segment.body).await? == Owner::Another {
-            self.shared.fail(&format!(
-                "another writer continues the history in the replica {}: it wrote {key}, which was this process's turn. Nothing that is committed \
-                 here since is in the replica. Let one process write, or give each its own replica, and start this process again",
-                self.shared.store.replica()
-            ));
-            return Err(Stopped);
+    async fn upload(&mut self, mut transactions: Vec<Arc<Transaction>>) -> Result<(), Stopped> {
+        while let (Some(chain), Some(first)) = (&mut self.chain, transactions.first()) {
+            let wal_bytes = transactions.iter().map(|transaction| transaction.wal_bytes()).sum();
+            self.shared.status.uploading(wal_bytes, Some(first.committed_at));
+            let first = first.txid;
+            let segment = match seal(&self.shared, &transactions, chain, &self.plan).await? {
+                Ok(segment) => segment,
+                Err(error) => return self.gap(&error.to_string()),
+            };
+            let key = Key::Log(chain.generation, first);
+            if self.uploader.create(key, &segment.body).await? == Owner::Us {
+                if let Some(last) = transactions.last() {
+                    self.stored(&Stored {
+                        mark: Mark {
+                            txid: last.txid,
+                            position: last.end,
+                        },
+                        slot: Some(first),
+                        previous: segment.hash,
+                    });
+                }
+                self.proved = true;
+                return Ok(());
+            }
+            if let Err(why) = self.adopt(key, &mut transactions).await? {
+                return self.not_ours(key, &why);
+            }
         }
-        chain.previous = segment.hash;
-        chain.last = last;
-        self.shared.log.stored(last);
-        self.gaps_in_a_row = 0;
-        self.shared.uploading(0);
-        self.progress.segment(last);
         Ok(())
+    }
+
+    /// A segment is in the store, and follows from what was there. Noted on this machine before anything is let go.
+    fn stored(&mut self, stored: &Stored) {
+        if let Err(problem) = self.shared.local.stored(*stored) {
+            self.shared.trouble(&problem);
+        }
+        if let Some(chain) = &mut self.chain {
+            chain.advance(stored);
+        }
+        self.gaps_in_a_row = 0;
+        self.shared.log.stored(stored.mark.txid);
+        self.shared.status.uploading(0, None);
+        self.progress.segment(stored.mark.txid);
+    }
+
+    /// A slot that was this process's turn is taken. If what is in it is ours, its transactions are done, and leave `transactions`; else says
+    /// why not.
+    async fn adopt(
+        &mut self,
+        key: Key,
+        transactions: &mut Vec<Arc<Transaction>>,
+    ) -> Result<Result<(), String>, Stopped> {
+        let Some(previous) = self.chain.as_ref().map(|chain| chain.previous) else {
+            return Ok(Ok(()));
+        };
+        let shared = Arc::clone(&self.shared);
+        let store = &shared.store;
+        let end = match self.uploader.until_told(|| adopt::look(store, key, previous)).await? {
+            Ok(Found::Segment(end)) => end,
+            Ok(Found::Nothing) => return Ok(Ok(())),
+            Ok(Found::Foreign(why)) => return Ok(Err(why)),
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        self.take_up_to(&end, transactions).await?;
+        if let Err(why) = adopt::prove(&end.index, transactions) {
+            return Ok(Err(why));
+        }
+        let told = self.uploader.until_told(|| adopt::stored(store, key, &end)).await?;
+        let stored = match told {
+            Ok(stored) => stored,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        tracing::info!(
+            database = %self.shared.database,
+            "{key} is what an earlier process uploaded; the history goes on behind it"
+        );
+        transactions.drain(..end.index.transactions().len());
+        self.stored(&stored);
+        Ok(Ok(()))
+    }
+
+    /// What an earlier process had captured is in our WAL too, though perhaps not in the log yet.
+    async fn take_up_to(&mut self, end: &SegmentEnd, transactions: &mut Vec<Arc<Transaction>>) -> Result<(), Stopped> {
+        let mut looked = false;
+        while transactions.len() < end.index.transactions().len() && self.ahead.is_none() {
+            match self.shared.log.take(self.plan.segment_size) {
+                Some(Batch::Transactions(more)) => transactions.extend(more),
+                Some(other) => self.ahead = Some(other),
+                None if looked => break,
+                None => {
+                    looked = true;
+                    look(&self.shared).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn not_ours(&mut self, key: Key, why: &str) -> Result<(), Stopped> {
+        if !self.proved {
+            self.diverged(&format!("{key}: {why}"));
+            self.gap = true;
+            self.shared.log.request_base();
+            return Ok(());
+        }
+        self.shared.fail(&format!(
+            "another writer continues the history in the replica {}: it wrote {key}, which was this process's turn. Nothing that is committed \
+             here since is in the replica. Let one process write, or give each its own replica, and start this process again",
+            self.shared.store.replica()
+        ));
+        Err(Stopped)
     }
 
     /// What was committed cannot be had. The database itself is the truth: a new generation starts from it, and the history says that
@@ -288,14 +602,49 @@ impl Task {
     }
 }
 
+/// While connections are open, looks at the database once an interval, whatever the uploads are doing: what other processes committed, and
+/// whether one of them has ceased to replicate it. After that no timer runs.
+async fn watch(shared: &Shared, interval: Duration) -> Stopped {
+    loop {
+        if !shared.is_open() {
+            shared.open_again.notified().await;
+            continue;
+        }
+        tokio::time::sleep(interval).await;
+        let log = &shared.log;
+        if !shared.owns() {
+            shared.own();
+        } else if log.is_pinned() && log.has_news() && look(shared).await.is_err() {
+            return Stopped;
+        }
+        if log.is_suspended() {
+            shared.wake.notify_one();
+        }
+    }
+}
+
+/// Has what other processes committed put into the log.
+async fn look(shared: &Shared) -> Result<(), Stopped> {
+    let log = Arc::clone(&shared.log);
+    match tokio::task::spawn_blocking(move || log.look()).await {
+        Ok(()) => Ok(()),
+        Err(stopped) => {
+            shared.fail(&format!(
+                "looking at the WAL failed, which is a bug in replvfs: {stopped}"
+            ));
+            Err(Stopped)
+        }
+    }
+}
+
 /// On the blocking pool, and again while what stands in the way may pass.
 async fn seal(
     shared: &Shared,
-    transactions: Vec<Arc<Transaction>>,
+    transactions: &[Arc<Transaction>],
     chain: &Chain,
     plan: &Plan,
 ) -> Result<Result<Segment, SealError>, Stopped> {
-    let transactions = Arc::new(transactions);
+    let transactions: Arc<[Arc<Transaction>]> = transactions.into();
     let mut backoff = Backoff::new();
     loop {
         let (transactions, folder) = (Arc::clone(&transactions), plan.folder.clone());

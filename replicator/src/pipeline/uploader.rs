@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::Stopped;
 use super::shared::Shared;
 use crate::format::Key;
+use crate::history::HistoryError;
 use crate::store::{Body, Created, StoreError};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -85,7 +86,7 @@ impl Uploader {
         loop {
             match call().await {
                 Ok(answer) => {
-                    self.shared.trouble_is_over();
+                    self.shared.answered();
                     return Ok(answer);
                 }
                 Err(error) => {
@@ -94,6 +95,21 @@ impl Uploader {
                 }
             }
         }
+    }
+
+    /// The same for what reads a history. Anything that is wrong with the history itself is an answer.
+    pub(super) async fn until_told<T, F>(&self, call: impl Fn() -> F) -> Result<Result<T, HistoryError>, Stopped>
+    where
+        F: Future<Output = Result<T, HistoryError>>,
+    {
+        self.until_answered(|| async {
+            match call().await {
+                Ok(told) => Ok(Ok(told)),
+                Err(HistoryError::Store(error)) => Err(error),
+                Err(error) => Ok(Err(error)),
+            }
+        })
+        .await
     }
 
     /// Creates an object whose bytes nobody else would write.

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use replvfs_vfs::types::Txid;
+use replvfs_vfs::types::{Position, Txid};
 use tokio::sync::mpsc;
 
 use super::pages::Applier;
@@ -39,13 +39,23 @@ fn fetch(store: Store, key: Key, len: u64) -> Fetch<Fetched> {
     })
 }
 
+/// Where in the log a restore ended, for whoever goes on from there. Nothing that can be proved, where that was not read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tail {
+    /// The slot of the last segment that was read.
+    pub(super) slot: Option<Txid>,
+    /// What its successor follows.
+    pub(super) previous: ObjectHash,
+    pub(super) position: Position,
+}
+
 /// Applies all segments of the plan.
 pub(super) async fn apply_log(
     store: &Store,
     plan: &Plan,
     mut applier: Applier,
     report: &Reporter,
-) -> Result<Applier, RestoreError> {
+) -> Result<(Applier, Tail), RestoreError> {
     let last = plan.last.unwrap_or(Txid(u64::MAX));
     let largest = plan
         .listed
@@ -59,6 +69,13 @@ pub(super) async fn apply_log(
     let mut walk = Walk::new(store, plan.generation, plan.listed.clone(), last, parallel, fetch);
     let mut slot = plan.start;
     let mut previous = plan.previous.map(|hash| (Key::Generation(plan.generation), hash));
+    let at_start = plan.start == plan.manifest.txid.next();
+    let unknown = ObjectHash([0; 32]);
+    let mut tail = Tail {
+        slot: None,
+        previous: plan.previous.filter(|_| at_start).unwrap_or(unknown),
+        position: plan.manifest.position,
+    };
     // Nothing to apply is read at all when the image is the target.
     while plan.manifest.txid < last && slot <= last {
         let key = Key::Log(plan.generation, slot);
@@ -77,6 +94,11 @@ pub(super) async fn apply_log(
             return Err(RestoreError::Chain { key, previous: before });
         }
         previous = hash.map(|hash| (key, hash));
+        tail = Tail {
+            slot: hash.map(|_| header.first),
+            previous: hash.unwrap_or(unknown),
+            position: header.end,
+        };
         slot = header.last.next();
         report.transaction(applier.last.0);
     }
@@ -90,7 +112,7 @@ pub(super) async fn apply_log(
             left_out: crate::history::LeftOut::default(),
         }
         .into()),
-        _ => Ok(applier),
+        _ => Ok((applier, tail)),
     }
 }
 

@@ -4,6 +4,7 @@
 mod error;
 mod log;
 mod pages;
+mod state;
 mod target;
 
 #[cfg(test)]
@@ -37,6 +38,9 @@ pub struct RestoreOptions {
     /// Replaces what is at the path, and removes the `-wal`, `-journal` and `-shm` beside it. Nobody may have that
     /// database open.
     pub force: bool,
+    /// Leaves beside the file what lets it go on with the replica's history, when it is opened for writing with the same replica. A state that
+    /// was not the newest one becomes a new generation then.
+    pub resumable: bool,
     /// Is told how far the restore is, often, and from several threads.
     pub progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
 }
@@ -47,6 +51,7 @@ impl std::fmt::Debug for RestoreOptions {
             .field("target", &self.target)
             .field("generation", &self.generation)
             .field("force", &self.force)
+            .field("resumable", &self.resumable)
             .finish_non_exhaustive()
     }
 }
@@ -95,10 +100,8 @@ pub struct Restored {
 pub async fn restore(store: &Store, out: &Path, options: &RestoreOptions) -> Result<Restored, RestoreError> {
     let (place, force) = (out.to_owned(), options.force);
     let target = blocking(Key::Replica, move || TargetFile::create(&place, force)).await?;
-    let plan = History::open(store)
-        .await?
-        .plan(options.target, options.generation)
-        .await?;
+    let history = History::open(store).await?;
+    let plan = history.plan(options.target, options.generation).await?;
     let manifest = &plan.manifest;
     let image = Key::Image(plan.generation, manifest.txid);
     let pages = PageFile {
@@ -110,14 +113,20 @@ pub async fn restore(store: &Store, out: &Path, options: &RestoreOptions) -> Res
     write_image(store, manifest, &pages, &report).await?;
     let applier = Applier::new(pages.clone(), manifest.page_count, (manifest.txid, manifest.taken_at))
         .map_err(RestoreError::format(image))?;
-    let Applier { page_count, last, .. } = log::apply_log(store, &plan, applier, &report).await?;
+    let (Applier { page_count, last, .. }, tail) = log::apply_log(store, &plan, applier, &report).await?;
     let page_size = manifest.page_size;
+    let state = options
+        .resumable
+        .then(|| state::after(store, history.meta().database_id, &plan, last.0, &tail));
     blocking(image, move || {
         if page_count > 0 {
             check_header(&pages, image)?;
         }
         drop(pages);
-        target.put_in_place()
+        match state {
+            None => target.put_in_place().map(drop),
+            Some(state) => state::leave(state, target),
+        }
     })
     .await?;
     Ok(Restored {
@@ -140,13 +149,13 @@ async fn write_image(
     let (image, page_count) = (Key::Image(manifest.generation, manifest.txid), manifest.page_count);
     let file = pages.clone();
     blocking(image, move || file.set_page_count(page_count)).await?;
-    futures::stream::iter(manifest.chunks.iter().enumerate())
+    futures::stream::iter(manifest.chunks.iter().copied().enumerate())
         .map(|(chunk, hash)| async move {
             let len = manifest.chunk_len(chunk);
             write_chunk(
                 store,
                 image,
-                *hash,
+                hash,
                 chunk as u64 * CHUNK_BYTES as u64,
                 len,
                 pages.clone(),

@@ -7,9 +7,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use replvfs_vfs::resume::Fingerprint;
 use tempfile::NamedTempFile;
 
-use super::RestoreError;
+use super::{RestoreError, state};
 
 /// What SQLite would read together with a database of the same name.
 const LEFTOVERS: [&str; 3] = ["-wal", "-journal", "-shm"];
@@ -79,11 +80,17 @@ impl TargetFile {
         self.temporary.path()
     }
 
-    /// Makes the content durable and puts it in its place.
+    /// Where it will be.
+    pub(super) fn place(&self) -> &Path {
+        &self.place
+    }
+
+    /// Makes the content durable and puts it in its place. Returns by what it will be known as long as nobody changes it, if the file
+    /// system allows to tell.
     ///
     /// With force, leftovers are removed first and durably: a crash between the two steps then leaves the old database
     /// without its WAL, never the new one with the WAL of the old.
-    pub(super) fn put_in_place(self) -> Result<(), RestoreError> {
+    pub(super) fn put_in_place(self) -> Result<Option<Fingerprint>, RestoreError> {
         let TargetFile {
             place,
             folder,
@@ -95,6 +102,7 @@ impl TargetFile {
             let path = path.to_owned();
             move |error| RestoreError::File { action, path, error }
         };
+        let apart = state::set_apart(temporary.as_file());
         temporary
             .as_file()
             .sync_all()
@@ -116,7 +124,8 @@ impl TargetFile {
             check_free(&place)?;
             put_where_nothing_is(temporary, &place)?;
         }
-        sync_folder(&folder)
+        sync_folder(&folder)?;
+        Ok(state::print(&place, apart))
     }
 }
 

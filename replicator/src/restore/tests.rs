@@ -664,7 +664,7 @@ async fn a_log_that_is_not_listed_is_asked_for_by_name() {
     };
     let report = Reporter::new(&RestoreOptions::default(), &plan);
     let applier = Applier::new(pages, plan.manifest.page_count, (Txid(6), UnixMillis(0))).unwrap();
-    let applier = log::apply_log(&replica.store, &plan, applier, &report).await.unwrap();
+    let (applier, _) = log::apply_log(&replica.store, &plan, applier, &report).await.unwrap();
     assert_eq!(applier.last.0, Txid(8));
 }
 

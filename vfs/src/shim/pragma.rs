@@ -61,7 +61,13 @@ fn run(connection: &Connection, pragma: &str, value: Option<&str>) -> Result<Opt
     match pragma {
         "txid" => {
             database.sync(connection);
-            Ok(number(database.log.last_txid()))
+            let (log, replica) = (&database.log, &database.replica);
+            // Until the store was asked, another number may come of it. A process that does not replicate the database does not ask.
+            let last = log.last_txid();
+            if last.is_none() || log.is_settled() || (replica.owns() && log.wait_settled(replica.close_timeout())) {
+                return Ok(number(log.last_txid()));
+            }
+            Ok(None)
         }
         "acked" => Ok(number(database.log.acked())),
         "status" => {

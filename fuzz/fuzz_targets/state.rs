@@ -1,0 +1,116 @@
+//! The state file beside a database: decoding never panics; what is accepted encodes to the same meaning; a changed bit is found.
+
+#![no_main]
+
+use arbitrary::Arbitrary;
+use libfuzzer_sys::fuzz_target;
+use replvfs::format::{DatabaseId, FormatError, Generation, LocalState, ObjectHash, Place, STATE_SLOT_BYTES};
+use replvfs_vfs::resume::{Fingerprint, Left, Mark, Next};
+use replvfs_vfs::types::{PageSize, Position, Salts, Txid};
+
+#[derive(Arbitrary, Debug)]
+enum Input {
+    File(Vec<u8>),
+    /// Members with the CRC-32 that they need to be looked at.
+    Json(String),
+    Written(Box<Written>, Option<(u16, u8)>),
+}
+
+#[derive(Arbitrary, Debug)]
+struct Written {
+    sequence: u64,
+    replica: String,
+    hashes: [[u8; 32]; 2],
+    database_id: [u8; 16],
+    numbers: [u64; 3],
+    slot: Option<u64>,
+    page_size_log: u8,
+    positions: [[u32; 5]; 2],
+    next: Option<Result<[u32; 2], ([u64; 3], [i64; 4])>>,
+}
+
+fn position([salt1, salt2, frame, sum1, sum2]: [u32; 5]) -> Position {
+    Position {
+        salts: Salts(salt1, salt2),
+        frame,
+        checksum: [sum1, sum2],
+    }
+}
+
+fn state(written: &Written) -> LocalState {
+    let [generation, txid, left] = written.numbers;
+    let next = written.next.map(|next| match next {
+        Ok([salt1, salt2]) => Next::Wal(Salts(salt1, salt2)),
+        Err(([device, inode, size], [modified, modified_ns, changed, changed_ns])) => Next::File(Fingerprint {
+            device,
+            inode,
+            size,
+            modified_ns: (modified, modified_ns),
+            changed_ns: (changed, changed_ns),
+        }),
+    });
+    let mark = |txid, at: usize| Mark {
+        txid: Txid(txid),
+        position: position(written.positions[at]),
+    };
+    LocalState {
+        sequence: written.sequence,
+        replica: written.replica.clone(),
+        place: Place(written.hashes[0]),
+        database_id: DatabaseId(written.database_id),
+        generation: Generation(generation),
+        page_size: PageSize::new(512 << (written.page_size_log % 8)).expect("a page size"),
+        stored: mark(txid, 0),
+        slot: written.slot.map(Txid),
+        previous: ObjectHash(written.hashes[1]),
+        left: next.map(|next| Left {
+            mark: mark(left, 1),
+            next,
+        }),
+    }
+}
+
+fn accepted(read: &LocalState) {
+    let slot = read.to_slot().expect("it was accepted");
+    assert_eq!(slot.len(), STATE_SLOT_BYTES);
+    let again = LocalState::from_slot(&slot).expect("it was just written");
+    // A name that is too long is cut.
+    assert!(read.replica.starts_with(&again.replica));
+    let replica = again.replica.clone();
+    assert_eq!(
+        again,
+        LocalState {
+            replica,
+            ..read.clone()
+        }
+    );
+}
+
+fuzz_target!(|input: Input| match input {
+    Input::File(bytes) => {
+        if let Ok(Some(read)) = LocalState::from_file(&bytes) {
+            accepted(&read);
+        }
+    }
+    Input::Json(members) => {
+        let text = format!("{{\n{members},\n");
+        let crc = crc32fast::hash(text.as_bytes());
+        let slot = format!("{text}  \"crc32\": \"{crc:08x}\"\n}}\n");
+        if let Ok(read) = LocalState::from_slot(slot.as_bytes()) {
+            accepted(&read);
+        }
+    }
+    Input::Written(written, damage) => {
+        let written = state(&written);
+        let Ok(mut slot) = written.to_slot() else { return };
+        accepted(&written);
+        if let Some((at, mask)) = damage.filter(|(_, mask)| mask.count_ones() == 1) {
+            let before = LocalState::from_slot(&slot).expect("it was just written");
+            slot[usize::from(at) % STATE_SLOT_BYTES] ^= mask;
+            match LocalState::from_slot(&slot) {
+                Ok(read) => assert_eq!(read, before),
+                Err(error) => assert!(matches!(error, FormatError::Damaged { .. })),
+            }
+        }
+    }
+});

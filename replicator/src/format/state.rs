@@ -1,0 +1,414 @@
+//! The file beside a database that remembers what the store holds for it. Owns the two slots' layout, and which of them counts.
+//! It is a hint and may be anything: whoever reads it decides what follows from a damaged one.
+
+use std::fmt;
+
+use replvfs_vfs::resume::{Fingerprint, Left, Mark, Next, Resume};
+use replvfs_vfs::types::{PageSize, Position, Salts, Txid};
+use serde::{Deserialize, Serialize};
+
+use super::key::{parse_bytes, parse_number};
+use super::meta::{check_crc_member, with_crc};
+use super::{DatabaseId, FormatError, Generation, ObjectHash};
+
+/// Bytes of each of the two slots: what a disk writes whole or not at all, mostly.
+pub const STATE_SLOT_BYTES: usize = 4096;
+
+const VERSION: u32 = 1;
+const PART: &str = "state";
+/// The replica's name is for people. With every byte escaped it still leaves room for the rest.
+const MAX_REPLICA_BYTES: usize = 512;
+/// Numbers after it must exist, whatever is added to them.
+const MAX_TXID: u64 = u64::MAX >> 1;
+
+/// Where a replica is, without being told: BLAKE3 of its scheme, bucket and folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Place(pub [u8; 32]);
+
+impl Place {
+    /// Of the text that is the same for all ways to write the replica's URI.
+    #[must_use]
+    pub fn of(place: &str) -> Place {
+        Place(*blake3::hash(place.as_bytes()).as_bytes())
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// What the store holds for the database beside it, and how the database goes on from there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalState {
+    /// Counts the writes of the file. It also says which slot this one is in.
+    pub sequence: u64,
+    /// The replica's URI without secrets, for people.
+    pub replica: String,
+    /// Which replica it is.
+    pub place: Place,
+    /// That of the replica.
+    pub database_id: DatabaseId,
+    /// The generation that is being written.
+    pub generation: Generation,
+    /// Its page size.
+    pub page_size: PageSize,
+    /// The newest transaction in the store.
+    pub stored: Mark,
+    /// The first transaction of the segment that ends with it; `None` when the generation has no segment yet.
+    pub slot: Option<Txid>,
+    /// The hash of that segment, or of `generation.json`: what the next segment follows.
+    pub previous: ObjectHash,
+    /// The newest note of where a WAL ended, if it is not older than `stored`.
+    pub left: Option<Left>,
+}
+
+#[derive(Deserialize)]
+struct AnyJson {
+    format: u32,
+}
+
+type PositionJson = [u32; 5];
+
+#[derive(Serialize, Deserialize)]
+struct StateJson {
+    format: u32,
+    sequence: u64,
+    replica: String,
+    place: String,
+    database_id: String,
+    generation: String,
+    page_size: u32,
+    txid: u64,
+    position: PositionJson,
+    slot: Option<u64>,
+    previous: String,
+    left: Option<LeftJson>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct LeftJson {
+    txid: u64,
+    position: PositionJson,
+    wal: Option<[u32; 2]>,
+    file: Option<FileJson>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FileJson {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: [i64; 2],
+    changed: [i64; 2],
+}
+
+fn position_json(position: Position) -> PositionJson {
+    let Position { salts, frame, checksum } = position;
+    [salts.0, salts.1, frame, checksum[0], checksum[1]]
+}
+
+fn position([salt1, salt2, frame, sum1, sum2]: PositionJson) -> Position {
+    Position {
+        salts: Salts(salt1, salt2),
+        frame,
+        checksum: [sum1, sum2],
+    }
+}
+
+fn damaged(problem: &str) -> FormatError {
+    FormatError::damaged(PART, problem)
+}
+
+fn txid(number: u64) -> Result<Txid, FormatError> {
+    if number > MAX_TXID {
+        return Err(damaged("a transaction's number cannot be"));
+    }
+    Ok(Txid(number))
+}
+
+impl LocalState {
+    /// Where in the file a state with this sequence number stands, in bytes.
+    #[must_use]
+    pub fn offset(sequence: u64) -> u64 {
+        sequence % 2 * STATE_SLOT_BYTES as u64
+    }
+
+    /// What the database must prove to follow from.
+    #[must_use]
+    pub fn resume(&self) -> Resume {
+        Resume {
+            stored: self.stored,
+            left: self.left,
+        }
+    }
+
+    /// The bytes of its slot, which belong at [`offset`](Self::offset).
+    ///
+    /// # Errors
+    ///
+    /// [`FormatError::Refused`] when a reader would not accept it.
+    pub fn to_slot(&self) -> Result<Vec<u8>, FormatError> {
+        let mut end = self.replica.len().min(MAX_REPLICA_BYTES);
+        while !self.replica.is_char_boundary(end) {
+            end -= 1;
+        }
+        let left = self.left.map(|left| LeftJson {
+            txid: left.mark.txid.0,
+            position: position_json(left.mark.position),
+            wal: match left.next {
+                Next::Wal(salts) => Some([salts.0, salts.1]),
+                Next::File(_) => None,
+            },
+            file: match left.next {
+                Next::Wal(_) => None,
+                Next::File(print) => Some(FileJson {
+                    device: print.device,
+                    inode: print.inode,
+                    size: print.size,
+                    modified: [print.modified_ns.0, print.modified_ns.1],
+                    changed: [print.changed_ns.0, print.changed_ns.1],
+                }),
+            },
+        });
+        let mut slot = with_crc(&StateJson {
+            format: VERSION,
+            sequence: self.sequence,
+            replica: self.replica[..end].to_owned(),
+            place: self.place.to_string(),
+            database_id: self.database_id.to_string(),
+            generation: self.generation.to_string(),
+            page_size: self.page_size.get(),
+            txid: self.stored.txid.0,
+            position: position_json(self.stored.position),
+            slot: self.slot.map(|slot| slot.0),
+            previous: self.previous.to_string(),
+            left,
+        })?;
+        if slot.len() > STATE_SLOT_BYTES {
+            return Err(FormatError::refused(PART, "it is longer than its slot"));
+        }
+        slot.resize(STATE_SLOT_BYTES, 0);
+        match LocalState::from_slot(&slot) {
+            Ok(_) => Ok(slot),
+            Err(error) => Err(FormatError::refused(PART, error.to_string())),
+        }
+    }
+
+    /// What one slot says.
+    ///
+    /// # Errors
+    ///
+    /// [`FormatError::Version`] for what another release wrote, [`FormatError::Damaged`] for anything else that is no state.
+    pub fn from_slot(slot: &[u8]) -> Result<LocalState, FormatError> {
+        let end = slot.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        let bytes = slot.get(..end).unwrap_or_default();
+        // Before the version, unlike in the store: a flipped bit in it must not look like another release's file.
+        check_crc_member(bytes)?;
+        let unreadable = |error: serde_json::Error| FormatError::damaged(PART, error.to_string());
+        let any: AnyJson = serde_json::from_slice(bytes).map_err(unreadable)?;
+        if any.format != VERSION {
+            return Err(FormatError::Version {
+                found: any.format,
+                known: VERSION,
+            });
+        }
+        let json: StateJson = serde_json::from_slice(bytes).map_err(unreadable)?;
+        let stored = Mark {
+            txid: txid(json.txid)?,
+            position: position(json.position),
+        };
+        let slot = json.slot.map(txid).transpose()?;
+        if slot.is_some_and(|slot| slot == Txid::ZERO || slot > stored.txid) {
+            return Err(damaged("the segment does not begin where it can"));
+        }
+        let left = json.left.map(|left| from_json(left, stored.txid)).transpose()?;
+        let hex = |problem: &'static str| move || damaged(problem);
+        Ok(LocalState {
+            sequence: json.sequence,
+            replica: json.replica,
+            place: Place(parse_bytes(&json.place).ok_or_else(hex("place is not 64 hex digits"))?),
+            database_id: DatabaseId(
+                parse_bytes(&json.database_id).ok_or_else(hex("database_id is not 32 hex digits"))?,
+            ),
+            generation: parse_number(&json.generation)
+                .filter(|number| *number > 0)
+                .map(Generation)
+                .ok_or_else(hex("generation is not 16 hex digits"))?,
+            page_size: PageSize::new(json.page_size).ok_or_else(hex("the page size is none of SQLite's"))?,
+            stored,
+            slot,
+            previous: ObjectHash(parse_bytes(&json.previous).ok_or_else(hex("previous is not 64 hex digits"))?),
+            left,
+        })
+    }
+
+    /// What the whole file says: the valid slot with the highest sequence number. `None` for an empty file.
+    ///
+    /// # Errors
+    ///
+    /// As for [`from_slot`](Self::from_slot), when no slot is valid, or another release wrote one.
+    pub fn from_file(bytes: &[u8]) -> Result<Option<LocalState>, FormatError> {
+        let mut newest: Option<LocalState> = None;
+        let mut trouble = None;
+        for (at, slot) in bytes.chunks(STATE_SLOT_BYTES).take(2).enumerate() {
+            if slot.iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            match LocalState::from_slot(slot) {
+                Ok(state) if state.sequence % 2 != at as u64 => trouble = Some(damaged("it is in the wrong slot")),
+                Ok(state) if newest.as_ref().is_none_or(|newest| newest.sequence < state.sequence) => {
+                    newest = Some(state);
+                }
+                Ok(_) => {}
+                Err(error @ FormatError::Version { .. }) => return Err(error),
+                Err(error) => trouble = Some(error),
+            }
+        }
+        match (newest, trouble) {
+            (None, Some(error)) => Err(error),
+            (newest, _) => Ok(newest),
+        }
+    }
+}
+
+fn from_json(json: LeftJson, stored: Txid) -> Result<Left, FormatError> {
+    let mark = Mark {
+        txid: txid(json.txid)?,
+        position: position(json.position),
+    };
+    if mark.txid < stored {
+        return Err(damaged("the WAL ended before what is stored"));
+    }
+    let next = match (json.wal, json.file) {
+        (Some([salt1, salt2]), None) => Next::Wal(Salts(salt1, salt2)),
+        (None, Some(file)) => Next::File(Fingerprint {
+            device: file.device,
+            inode: file.inode,
+            size: file.size,
+            modified_ns: file.modified.into(),
+            changed_ns: file.changed.into(),
+        }),
+        _ => return Err(damaged("what follows the WAL is not one thing")),
+    };
+    Ok(Left { mark, next })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn state(sequence: u64, left: Option<Next>) -> LocalState {
+        let mark = |number| Mark {
+            txid: Txid(number),
+            position: position([1, 2, 3, u32::MAX, 5]),
+        };
+        LocalState {
+            sequence,
+            replica: "s3://bucket/app".to_owned(),
+            place: Place::of("s3://bucket/app"),
+            database_id: DatabaseId([7; 16]),
+            generation: Generation(3),
+            page_size: PageSize::new(4096).unwrap(),
+            stored: mark(40),
+            slot: Some(Txid(38)),
+            previous: ObjectHash([9; 32]),
+            left: left.map(|next| Left { mark: mark(41), next }),
+        }
+    }
+
+    fn print() -> Next {
+        Next::File(Fingerprint {
+            device: u64::MAX,
+            inode: u64::MAX,
+            size: u64::MAX,
+            modified_ns: (i64::MIN, 999_999_999),
+            changed_ns: (i64::MAX, 0),
+        })
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for left in [None, Some(Next::Wal(Salts(u32::MAX, 0))), Some(print())] {
+            let mut state = state(5, left);
+            // The longest that a URI may make it.
+            state.replica = "\u{1}".repeat(512);
+            let slot = state.to_slot().unwrap();
+            assert_eq!(slot.len(), STATE_SLOT_BYTES);
+            assert_eq!(LocalState::from_slot(&slot).unwrap(), state);
+        }
+        let mut long = state(5, None);
+        long.replica = "é".repeat(5000);
+        let read = LocalState::from_slot(&long.to_slot().unwrap()).unwrap();
+        assert_eq!(read.replica, "é".repeat(256));
+    }
+
+    #[test]
+    fn the_newest_whole_slot_counts() {
+        let mut file = vec![0; 2 * STATE_SLOT_BYTES];
+        assert_eq!(LocalState::from_file(&file).unwrap(), None);
+        assert_eq!(LocalState::from_file(&[]).unwrap(), None);
+        for sequence in 1..6 {
+            let slot = state(sequence, None).to_slot().unwrap();
+            let at = LocalState::offset(sequence) as usize;
+            file[at..at + STATE_SLOT_BYTES].copy_from_slice(&slot);
+            assert_eq!(LocalState::from_file(&file).unwrap().unwrap().sequence, sequence);
+        }
+        let newest = LocalState::offset(5) as usize;
+        file[newest + 100] ^= 1;
+        assert_eq!(LocalState::from_file(&file).unwrap().unwrap().sequence, 4);
+        file[LocalState::offset(4) as usize + 100] ^= 1;
+        assert!(matches!(LocalState::from_file(&file), Err(FormatError::Damaged { .. })));
+        // A slot that was copied to the place of the other one would be overwritten first.
+        file[newest..newest + STATE_SLOT_BYTES].copy_from_slice(&state(4, None).to_slot().unwrap());
+        assert!(LocalState::from_file(&file).is_err());
+    }
+
+    #[test]
+    fn every_changed_byte_is_noticed_or_changes_nothing() {
+        let state = state(1, Some(print()));
+        let slot = state.to_slot().unwrap();
+        let end = slot.iter().rposition(|byte| *byte != 0).unwrap();
+        for at in 0..=end + 1 {
+            for bit in 0..8 {
+                let mut changed = slot.clone();
+                changed[at] ^= 1 << bit;
+                match LocalState::from_slot(&changed) {
+                    Ok(read) => assert_eq!(read, state, "byte {at}"),
+                    Err(error) => assert!(matches!(error, FormatError::Damaged { .. }), "byte {at}: {error}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn another_release_is_told_from_damage() {
+        let text = "{\n  \"format\": 2,\n";
+        let newer = format!("{text}  \"crc32\": \"{:08x}\"\n}}\n", crc32fast::hash(text.as_bytes()));
+        let mut file = vec![0; 2 * STATE_SLOT_BYTES];
+        file[..newer.len()].copy_from_slice(newer.as_bytes());
+        file[STATE_SLOT_BYTES..].copy_from_slice(&state(1, None).to_slot().unwrap());
+        assert!(matches!(
+            LocalState::from_file(&file),
+            Err(FormatError::Version { found: 2, known: 1 })
+        ));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let base = || state(1, Some(Next::Wal(Salts(1, 2))));
+        let mut slot = base();
+        slot.slot = Some(Txid(41));
+        let mut number = base();
+        number.stored.txid = Txid(u64::MAX);
+        let mut left = base();
+        left.stored.txid = Txid(42);
+        let mut generation = base();
+        generation.generation = Generation(0);
+        for state in [slot, number, left, generation] {
+            assert!(matches!(state.to_slot(), Err(FormatError::Refused { .. })), "{state:?}");
+        }
+    }
+}

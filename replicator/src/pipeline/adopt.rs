@@ -1,0 +1,95 @@
+//! A slot that was this process's turn holds something else already. Is it what an earlier process of this database had uploaded, and got no
+//! answer for, or perhaps had on its way until now?
+//!
+//! Owns the proof: the segment follows what this process's own would follow, and each of its transactions ends at the position in the WAL
+//! where our transaction with that number ends. Positions contain the cumulative checksum, so equal ones mean equal content. What was
+//! not written through a WAL proves nothing.
+
+use std::sync::Arc;
+
+use replvfs_vfs::transaction::Transaction;
+use replvfs_vfs::types::Position;
+
+use super::attach::segment_end;
+use super::local::Stored;
+use crate::format::{Key, ObjectHash, SegmentIndex};
+use crate::history::HistoryError;
+use crate::history::walk::{SegmentEnd, read_range};
+use crate::store::Store;
+
+/// Bytes that are hashed at a time.
+const PART_BYTES: u64 = 4 << 20;
+
+/// What is in the slot.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// Nothing any more.
+    Nothing,
+    /// A segment that would follow, if its transactions are ours.
+    Segment(Box<SegmentEnd>),
+    /// Something else, in words.
+    Foreign(String),
+}
+
+/// Looks into a slot. `previous` is what a segment in it has to follow.
+pub(super) async fn look(store: &Store, key: Key, previous: ObjectHash) -> Result<Found, HistoryError> {
+    match segment_end(store, key).await {
+        Ok(None) => Ok(Found::Nothing),
+        Ok(Some(end)) if end.index.header().previous != previous => {
+            Ok(Found::Foreign("it follows from something else".to_owned()))
+        }
+        Ok(Some(end)) => Ok(Found::Segment(Box::new(end))),
+        Err(error @ HistoryError::Store(_)) => Err(error),
+        Err(error) => Ok(Found::Foreign(error.to_string())),
+    }
+}
+
+/// Whether the first of `ours` are the transactions of the segment, all of them.
+///
+/// # Errors
+///
+/// Why not, in words.
+pub(super) fn prove(index: &SegmentIndex, ours: &[Arc<Transaction>]) -> Result<(), String> {
+    let theirs = index.transactions();
+    if ours.len() < theirs.len() {
+        return Err("it goes on beyond what was committed here".to_owned());
+    }
+    for (theirs, ours) in theirs.iter().zip(ours) {
+        let end = theirs.header.end;
+        let same = theirs.txid == ours.txid
+            && end == ours.end
+            && end != Position::default()
+            && theirs.header.page_count == ours.page_count
+            && index.header().page_size == ours.page_size;
+        if !same {
+            return Err(format!("transaction {} in it is not the one here", theirs.txid));
+        }
+    }
+    Ok(())
+}
+
+/// What is stored once the segment counts as ours.
+pub(super) async fn stored(store: &Store, key: Key, end: &SegmentEnd) -> Result<Stored, HistoryError> {
+    let header = end.index.header();
+    Ok(Stored {
+        mark: replvfs_vfs::resume::Mark {
+            txid: header.last,
+            position: header.end,
+        },
+        slot: Some(header.first),
+        previous: hash_of(store, key, end.len).await?,
+    })
+}
+
+/// The hash of a whole object.
+pub(super) async fn hash_of(store: &Store, key: Key, len: u64) -> Result<ObjectHash, HistoryError> {
+    let mut hasher = blake3::Hasher::new();
+    let mut at = 0;
+    while at < len {
+        let end = (at + PART_BYTES).min(len);
+        let part = read_range(store, key, at..end).await?;
+        hasher.update(&part.ok_or(HistoryError::Missing { key, needed_by: key })?);
+        at = end;
+    }
+    Ok(ObjectHash(*hasher.finalize().as_bytes()))
+}

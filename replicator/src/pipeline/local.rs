@@ -1,0 +1,271 @@
+//! What this machine remembers of a database's replication, and who of its processes may write it down: the lock and the state file.
+//!
+//! Owns the rule that whoever gets the lock reads the file first: when it is not what this process itself wrote last, another one has
+//! replicated the database meanwhile, and the history is taken up from where the file says. Leaves to the log what the database has to prove, and
+//! to the task what the store has to say. Local file I/O only; may be called from any thread.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use replvfs_vfs::resume::{Left, Mark};
+use replvfs_vfs::types::{PageSize, Txid};
+
+use super::owner::{self, Ownership};
+use crate::format::{DatabaseId, Generation, LocalState, ObjectHash, Place};
+use crate::local_state::{self, StateError};
+use crate::store::Store;
+
+/// The database's files of ours.
+#[derive(Debug)]
+pub(super) struct Local {
+    lock_file: PathBuf,
+    state_file: PathBuf,
+    place: Place,
+    replica: String,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    ownership: Option<Ownership>,
+    file: Option<File>,
+    /// What this process read or wrote last.
+    known: Option<LocalState>,
+    /// That of the newest state in the file, whosever it is.
+    sequence: u64,
+    /// The newest note, as long as there is no state to keep it in.
+    left: Option<Left>,
+    /// The database file is new: what a state beside it says is of another one.
+    is_new: bool,
+    tenure: u64,
+    epoch: u64,
+}
+
+/// What came of an attempt to become the owner.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// Another process is.
+    No,
+    /// This process was already.
+    Still,
+    /// Nobody else was meanwhile: the history goes on as it was.
+    Again,
+    /// From here on it goes on from what the state says, or anew.
+    From(Option<Box<LocalState>>),
+}
+
+/// What the task takes up.
+#[derive(Debug, Clone)]
+pub(super) struct Start {
+    /// Changes whenever there is something to take up.
+    pub(super) epoch: u64,
+    pub(super) known: Option<LocalState>,
+    /// The database file was missing or empty when it was opened.
+    pub(super) is_new: bool,
+}
+
+/// Why a state could not be had, in a sentence.
+pub(super) type Problem = String;
+
+impl Local {
+    pub(super) fn new(database: &Path, store: &Store) -> Local {
+        Local {
+            lock_file: owner::lock_file(database),
+            state_file: local_state::state_file(database),
+            place: Place::of(store.place()),
+            replica: store.replica().to_owned(),
+            inner: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be called before the first [`take`](Self::take).
+    pub(super) fn is_new(&self) {
+        self.lock().is_new = true;
+    }
+
+    /// Tries to become the owner. Never waits. `taken` is called before anybody else can ask.
+    ///
+    /// # Errors
+    ///
+    /// When the lock cannot be had, or the state is not for this release: this process is no owner then.
+    pub(super) fn take(&self, taken: impl FnOnce(&Taken)) -> Result<Taken, Problem> {
+        let mut inner = self.lock();
+        if inner.ownership.is_some() {
+            return Ok(Taken::Still);
+        }
+        let ownership = Ownership::take(&self.lock_file)
+            .map_err(|error| format!("locking {} failed: {error}", self.lock_file.display()))?;
+        let Some(ownership) = ownership else {
+            return Ok(Taken::No);
+        };
+        let found = match local_state::read(&self.state_file) {
+            Ok(found) => found,
+            Err(error) if error.is_damage() => {
+                tracing::warn!("{error}; going on as if it was not there");
+                None
+            }
+            Err(error @ StateError::Format { .. }) => {
+                return Err(format!("{error} to go on with this database, or remove the file"));
+            }
+            Err(error) => return Err(error.to_string()),
+        };
+        if let Some(found) = &found {
+            inner.sequence = inner.sequence.max(found.sequence);
+        }
+        let found = found.filter(|found| found.place == self.place && !inner.is_new);
+        let result = if inner.tenure > 0 && found == inner.known {
+            Taken::Again
+        } else {
+            inner.known.clone_from(&found);
+            inner.left = None;
+            inner.epoch += 1;
+            Taken::From(found.map(Box::new))
+        };
+        inner.ownership = Some(ownership);
+        inner.tenure += 1;
+        taken(&result);
+        Ok(result)
+    }
+
+    /// Lets another process be the owner, if `decide` says so, during which nobody can take it. What is noted is made durable first.
+    pub(super) fn release(&self, decide: impl FnOnce() -> bool) {
+        let mut inner = self.lock();
+        if inner.ownership.is_none() || !decide() {
+            return;
+        }
+        if let Some(file) = inner.file.take()
+            && let Err(error) = file.sync_all()
+        {
+            tracing::warn!("syncing {} failed: {error}", self.state_file.display());
+        }
+        inner.ownership = None;
+    }
+
+    pub(super) fn owns(&self) -> bool {
+        self.lock().ownership.is_some()
+    }
+
+    /// How often this process became the owner.
+    pub(super) fn tenure(&self) -> u64 {
+        self.lock().tenure
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.lock().epoch
+    }
+
+    pub(super) fn start(&self) -> Start {
+        let inner = self.lock();
+        Start {
+            epoch: inner.epoch,
+            known: inner.known.clone(),
+            is_new: inner.is_new,
+        }
+    }
+
+    /// A generation is being written from here on. Blocks until that is on disk; the lock is free meanwhile.
+    pub(super) fn begun(&self, identity: Identity, stored: Stored) -> Result<(), Problem> {
+        let file = {
+            let mut inner = self.lock();
+            let left = inner.known.as_ref().and_then(|known| known.left).or(inner.left.take());
+            inner.is_new = false;
+            let state = LocalState {
+                sequence: 0,
+                replica: self.replica.clone(),
+                place: self.place,
+                database_id: identity.database_id,
+                generation: identity.generation,
+                page_size: identity.page_size,
+                stored: stored.mark,
+                slot: stored.slot,
+                previous: stored.previous,
+                left: left.filter(|left| left.mark.txid >= stored.mark.txid),
+            };
+            self.write(&mut inner, state)?;
+            inner.file.as_ref().map(File::try_clone)
+        };
+        match file {
+            Some(Ok(file)) => file.sync_all().map_err(|error| self.failed(&error)),
+            Some(Err(error)) => Err(self.failed(&error)),
+            None => Ok(()),
+        }
+    }
+
+    /// A segment is in the store. To be called before anything is told that it need not be kept any more.
+    pub(super) fn stored(&self, stored: Stored) -> Result<(), Problem> {
+        let mut inner = self.lock();
+        let Some(mut state) = inner.known.clone() else {
+            return Ok(());
+        };
+        state.stored = stored.mark;
+        state.slot = stored.slot;
+        state.previous = stored.previous;
+        // What ended before it is not needed to find what follows it.
+        state.left = state.left.filter(|left| left.mark.txid >= stored.mark.txid);
+        self.write(&mut inner, state)
+    }
+
+    /// A WAL ends: remembered without a sync.
+    pub(super) fn left(&self, left: &Left) -> Result<(), Problem> {
+        let mut inner = self.lock();
+        if inner.ownership.is_none() {
+            return Err("another process replicates the database".to_owned());
+        }
+        let Some(mut state) = inner.known.clone() else {
+            // Without a generation a new process starts with an image of everything.
+            inner.left = Some(*left);
+            return Ok(());
+        };
+        if left.mark.txid < state.stored.txid {
+            return Err("what is stored is newer".to_owned());
+        }
+        state.left = Some(*left);
+        self.write(&mut inner, state)
+    }
+
+    fn write(&self, inner: &mut Inner, mut state: LocalState) -> Result<(), Problem> {
+        if inner.ownership.is_none() {
+            return Err("another process replicates the database".to_owned());
+        }
+        state.sequence = inner.sequence + 1;
+        let opened = match inner.file.take() {
+            Some(file) => Ok(file),
+            None => local_state::open(&self.state_file),
+        };
+        let file = opened.map_err(|error| self.failed(&error))?;
+        let written = local_state::write(&file, &state);
+        inner.file = Some(file);
+        written.map_err(|error| self.failed(&error))?;
+        inner.sequence = state.sequence;
+        inner.known = Some(state);
+        Ok(())
+    }
+
+    fn failed(&self, error: &std::io::Error) -> Problem {
+        format!(
+            "writing {} failed: {error}; a restart may need a new image",
+            self.state_file.display()
+        )
+    }
+}
+
+/// What changes with a generation only.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Identity {
+    pub(super) database_id: DatabaseId,
+    pub(super) generation: Generation,
+    pub(super) page_size: PageSize,
+}
+
+/// The newest transaction in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stored {
+    pub(super) mark: Mark,
+    pub(super) slot: Option<Txid>,
+    pub(super) previous: ObjectHash,
+}

@@ -1,0 +1,137 @@
+//! A database whose file is missing or empty, opened over a replica that has a history: it is restored before the open returns.
+//!
+//! Owns who does it when several processes start at once, and how long the application's thread waits. The one place where an open waits for the
+//! network.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, fcntl_lock};
+use tokio::runtime::Handle;
+
+use super::owner::lock_file;
+use crate::history::HistoryError;
+use crate::restore::{RestoreError, RestoreOptions, Restored, restore};
+use crate::store::Store;
+
+/// Whether there is nothing in a database's file, so that no history can be its own.
+pub(super) fn is_new(path: &Path) -> bool {
+    match std::fs::metadata(path) {
+        Ok(meta) => meta.len() == 0,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+/// Held by whoever restores. A lock of another kind than the owner's, on the same file. Only other processes are kept out: threads that open the same database
+/// take turns already.
+struct Opening {
+    _lock: File,
+}
+
+impl Opening {
+    /// Waits for another process to be done.
+    fn wait(path: &Path) -> io::Result<Opening> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
+        fcntl_lock(&file, FlockOperation::LockExclusive)?;
+        Ok(Opening { _lock: file })
+    }
+}
+
+enum News {
+    Progress,
+    Done(Box<Result<Restored, RestoreError>>),
+}
+
+/// Restores the newest state, if the file is missing or empty, and the replica has one. `timeout` is how long the store may take without getting
+/// any further.
+///
+/// # Errors
+///
+/// Why the open has to fail: a sentence.
+pub(super) fn restore_if_missing(
+    runtime: &Handle,
+    path: &Path,
+    store: &Store,
+    timeout: Duration,
+) -> Result<(), String> {
+    let folder_is_there = path.parent().is_some_and(Path::is_dir);
+    if !is_new(path) || !folder_is_there {
+        return Ok(());
+    }
+    let place = lock_file(path);
+    let _opening = Opening::wait(&place).map_err(|error| format!("locking {} failed: {error}", place.display()))?;
+    if !is_new(path) {
+        return Ok(());
+    }
+    let (sender, receiver) = channel();
+    let restoring = runtime.spawn(run(path.to_owned(), store.clone(), sender));
+    loop {
+        match receiver.recv_timeout(timeout) {
+            Ok(News::Progress) => {}
+            Ok(News::Done(result)) => return told(path, store, *result),
+            Err(why) => {
+                restoring.abort();
+                let what = match why {
+                    RecvTimeoutError::Timeout => format!("did not answer within {timeout:?}"),
+                    RecvTimeoutError::Disconnected => "could not be read, because of a bug in replvfs".to_owned(),
+                };
+                return Err(advice(store, &what));
+            }
+        }
+    }
+}
+
+async fn run(path: std::path::PathBuf, store: Store, sender: Sender<News>) {
+    let progress = sender.clone();
+    let options = RestoreOptions {
+        // An empty file is replaced; beside a missing one nothing is removed.
+        force: path.exists(),
+        resumable: true,
+        progress: Some(Arc::new(move |_| {
+            // Nobody listens any more when the open has given up.
+            let _ = progress.send(News::Progress);
+        })),
+        ..RestoreOptions::default()
+    };
+    let result = restore(&store, &path, &options).await;
+    let _ = sender.send(News::Done(Box::new(result)));
+}
+
+fn told(path: &Path, store: &Store, result: Result<Restored, RestoreError>) -> Result<(), String> {
+    match result {
+        Ok(restored) => {
+            tracing::info!(
+                database = %path.display(),
+                replica = store.replica(),
+                generation = restored.generation.0,
+                txid = restored.txid.0,
+                "its file was missing, and was restored"
+            );
+            for warning in restored.warnings {
+                tracing::warn!(database = %path.display(), "{warning}");
+            }
+            Ok(())
+        }
+        Err(RestoreError::History(HistoryError::NoReplica | HistoryError::Empty { .. })) => Ok(()),
+        // Somebody without replvfs was faster.
+        Err(RestoreError::Exists { .. }) => Ok(()),
+        Err(error @ (RestoreError::Leftover { .. } | RestoreError::File { .. })) => Err(error.to_string()),
+        Err(error) => Err(advice(store, &format!("cannot be restored from: {error}"))),
+    }
+}
+
+fn advice(store: &Store, what: &str) -> String {
+    format!(
+        "its file is missing or empty, and the replica {} {what}; try again when it can be read, or start a new history with restore=never",
+        store.replica()
+    )
+}

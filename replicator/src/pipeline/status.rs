@@ -1,0 +1,172 @@
+//! What `PRAGMA replvfs_status` tells. Owns what is remembered only to be shown, and the form of the JSON: members are added, never changed.
+
+use std::sync::{Mutex, PoisonError};
+
+use replvfs_vfs::types::UnixMillis;
+use serde_json::json;
+
+use super::shared::{Shared, now};
+use crate::format::Generation;
+use crate::store::Fencing;
+
+#[derive(Debug, Default)]
+pub(super) struct Status(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    generation: Option<Generation>,
+    uploading: Uploading,
+    /// Since when something waits in the log.
+    waiting_since: Option<UnixMillis>,
+    image: Image,
+    trouble: Option<Trouble>,
+    discontinuities: u64,
+    diverged: bool,
+}
+
+/// What was taken from the log and is not in the store.
+#[derive(Debug, Default, Clone, Copy)]
+struct Uploading {
+    wal_bytes: u64,
+    oldest: Option<UnixMillis>,
+}
+
+/// Where the image that the generation needs is.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Image {
+    #[default]
+    None,
+    Making,
+    Stored,
+}
+
+#[derive(Debug, Clone)]
+struct Trouble {
+    message: String,
+    at: UnixMillis,
+    over: bool,
+}
+
+impl Status {
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn generation(&self, generation: Generation) {
+        self.change(|state| state.generation = Some(generation));
+    }
+
+    pub(super) fn image(&self, image: Image) {
+        self.change(|state| state.image = image);
+    }
+
+    pub(super) fn is_making_image(&self) -> bool {
+        self.change(|state| state.image == Image::Making)
+    }
+
+    /// Something waits in the log, or nothing any more.
+    pub(super) fn waits(&self, waits: bool) {
+        self.change(|state| state.waiting_since = waits.then(|| state.waiting_since.unwrap_or_else(now)));
+    }
+
+    pub(super) fn uploading(&self, wal_bytes: u64, oldest: Option<UnixMillis>) {
+        self.change(|state| state.uploading = Uploading { wal_bytes, oldest });
+    }
+
+    /// A part of the history will be missing.
+    pub(super) fn discontinuity(&self) {
+        self.change(|state| state.discontinuities += 1);
+    }
+
+    pub(super) fn diverged(&self) {
+        self.change(|state| state.diverged = true);
+    }
+
+    /// Whether this is news.
+    pub(super) fn trouble(&self, message: &str) -> bool {
+        self.change(|state| {
+            let known = state
+                .trouble
+                .as_ref()
+                .is_some_and(|last| !last.over && last.message == message);
+            state.trouble = Some(Trouble {
+                message: message.to_owned(),
+                at: now(),
+                over: false,
+            });
+            !known
+        })
+    }
+
+    /// Whether there was any.
+    pub(super) fn trouble_is_over(&self) -> bool {
+        self.change(|state| match &mut state.trouble {
+            Some(trouble) if !trouble.over => {
+                trouble.over = true;
+                true
+            }
+            _ => false,
+        })
+    }
+
+    /// The trouble that lasts.
+    pub(super) fn current_trouble(&self) -> Option<String> {
+        self.change(|state| {
+            state
+                .trouble
+                .as_ref()
+                .filter(|trouble| !trouble.over)
+                .map(|trouble| trouble.message.clone())
+        })
+    }
+}
+
+pub(super) fn report(shared: &Shared) -> String {
+    let log = &shared.log;
+    let (last, acked) = (log.last_txid().filter(|_| log.is_settled()), log.acked());
+    let waiting = log.pending();
+    let behind = last.map_or(0, |last| last.0 - acked.map_or(0, |acked| acked.0).min(last.0));
+    let fencing = match shared.store.fencing() {
+        Fencing::Enforced => "enforced",
+        Fencing::BestEffort => "best-effort",
+    };
+    let (memory_bytes, wal_bytes) = (log.memory_bytes(), log.pinned_wal_bytes());
+    shared.status.change(|state| {
+        let since = state.uploading.oldest.or(state.waiting_since).filter(|_| behind > 0);
+        let behind_ms = since.map_or(0, |since| (now().0 - since.0).max(0));
+        let held_bytes = waiting.wal_bytes + state.uploading.wal_bytes;
+        json!({
+            "replica": shared.store.replica(),
+            "owner": !shared.is_standby(),
+            "generation": state.generation.map(|generation| generation.0),
+            "txid": last.map(|txid| txid.0),
+            "acked": acked.map(|txid| txid.0),
+            "pending_transactions": behind,
+            "pending_bytes": held_bytes,
+            "pending_seconds": behind_ms / 1000,
+            "image": match state.image {
+                Image::None => "none",
+                Image::Making => "making",
+                Image::Stored => "stored",
+            },
+            "pinned": log.is_pinned(),
+            "memory_bytes": memory_bytes,
+            "wal_bytes": wal_bytes,
+            "suspended": log.is_suspended(),
+            "discontinuities": state.discontinuities,
+            "diverged": state.diverged,
+            "fencing": fencing,
+            "last_error": state.trouble.as_ref().map(|trouble| json!({
+                "message": trouble.message,
+                "at": rfc3339(trouble.at),
+                "over": trouble.over,
+            })),
+            "failed": log.failure(),
+        })
+        .to_string()
+    })
+}
+
+fn rfc3339(at: UnixMillis) -> Option<String> {
+    jiff::Timestamp::from_millisecond(at.0).ok().map(|at| at.to_string())
+}
