@@ -198,7 +198,13 @@ pub fn flush(connection: &Connection) {
         .prepare("PRAGMA replvfs_flush")
         .expect("PRAGMA replvfs_flush");
     let mut rows = statement.query([]).expect("PRAGMA replvfs_flush");
-    while rows.next().expect("PRAGMA replvfs_flush").is_some() {}
+    loop {
+        match rows.next() {
+            Ok(Some(_)) => {}
+            Ok(None) => return,
+            Err(error) => panic!("PRAGMA replvfs_flush: {error}; {}", status(connection)),
+        }
+    }
 }
 
 /// The messages that SQLite's error log got since the last call, from all threads of the process.

@@ -154,6 +154,8 @@ impl Shared {
         let taken = self.local.take(|taken| {
             match taken {
                 Taken::No | Taken::Still | Taken::Again => {}
+                // Nobody else can have replicated it before: what was captured up to now is the beginning.
+                Taken::From(None) if self.undecided.load(Ordering::Acquire) => {}
                 Taken::From(Some(state)) => self.log.resume_from(state.resume()),
                 Taken::From(None) => {
                     self.log.forget();
