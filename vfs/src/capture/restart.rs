@@ -188,7 +188,9 @@ impl Database {
     }
 
     fn note(&self, end: Position, next: Next) -> bool {
-        if !self.replica.owns() || !self.log.is_settled() || self.log.is_suspended() {
+        // What is dropped has no number: the newest one would be said to be the state of what came after it.
+        let drops = self.log.is_suspended() || self.log.failure().is_some();
+        if !self.replica.owns() || !self.log.is_settled() || drops {
             return false;
         }
         let Some(txid) = self.log.last_txid() else { return false };

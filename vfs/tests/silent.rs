@@ -1,0 +1,88 @@
+//! Where a hole in the history could look like none, and where replication could be felt by the application.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod collector;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use collector::faults::{self, Fault};
+use collector::{Collector, open, plain, plain_image, prepare, txid};
+use replvfs_vfs::resume::{Fingerprint, Next, Resume};
+use rusqlite::Connection;
+
+const INSERT: &str = "INSERT INTO t(b) VALUES(randomblob(2000))";
+
+fn with_table(path: &Path) -> Connection {
+    let connection = open(path);
+    connection
+        .execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)")
+        .unwrap();
+    connection
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Copies what another process would find, were this one killed now. By another process: a close in this one would drop locks.
+fn copied(path: &Path, to: &Path) {
+    for suffix in ["", "-wal", "-replvfs-spill"] {
+        if beside(path, suffix).exists() {
+            let mut copy = std::process::Command::new("cp");
+            assert!(
+                copy.arg(beside(path, suffix))
+                    .arg(beside(to, suffix))
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+        }
+    }
+}
+
+fn truncate(connection: &Connection) -> i64 {
+    connection
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
+        .unwrap()
+}
+
+/// Opens the database with what is remembered of it: the newest state that it says to continue must be what SQLite has.
+fn assert_no_hole(path: &Path, resume: Resume, state: Vec<u8>) {
+    prepare(path, resume, state);
+    let ours = open(path);
+    ours.execute_batch("SELECT count(*) FROM t").unwrap();
+    ours.execute_batch("CREATE TABLE u(x)").unwrap();
+    let last = txid(&ours);
+    let collector = Collector::of(path);
+    let states = collector.states(last);
+    assert!(
+        states[&last] == plain_image(path),
+        "transaction {last} is not what SQLite has; resumed: {}",
+        collector.did_resume()
+    );
+}
+
+#[test]
+fn what_is_committed_after_a_failure_is_not_vouched_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    let collector = Collector::of(&path);
+    let known = collector.states(1)[&1].clone();
+    collector.log().fail("for this test".into());
+    ours.execute_batch(INSERT).unwrap();
+    assert_eq!(truncate(&ours), 0);
+    let noted = collector.resume_point().unwrap().left.map(|left| left.next);
+    let now = Fingerprint::of(&path);
+    assert!(
+        !matches!(noted, Some(Next::File(file)) if Some(file) == now),
+        "the file is noted to be the state after transaction 1"
+    );
+    ours.execute_batch("CREATE TABLE v(x)").unwrap();
+    let copy = dir.path().join("copy.db");
+    copied(&path, &copy);
+    assert_no_hole(&copy, collector.resume_point().unwrap(), known);
+}
