@@ -86,3 +86,28 @@ fn what_is_committed_after_a_failure_is_not_vouched_for() {
     copied(&path, &copy);
     assert_no_hole(&copy, collector.resume_point().unwrap(), known);
 }
+
+/// A restart of the WAL that was never written to: the old WAL's header still stands in the file.
+#[test]
+fn an_old_header_under_a_restarted_index_proves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    let collector = Collector::of(&path);
+    let known = collector.states(1)[&1].clone();
+    collector.keeps(true);
+    assert_eq!(truncate(&ours), 0);
+    ours.execute_batch(INSERT).unwrap();
+    collector.settled();
+    let resume = collector.resume_point().unwrap();
+    assert!(matches!(resume.left.map(|left| left.next), Some(Next::Wal(_))));
+    let copy = dir.path().join("copy.db");
+    copied(&path, &copy);
+    let other = plain(&copy);
+    other.execute_batch(INSERT).unwrap();
+    other.query_row("PRAGMA wal_checkpoint", [], |_| Ok(())).unwrap();
+    faults::fail_next(Fault::Header);
+    other.execute_batch(INSERT).unwrap_err();
+    assert!(!faults::is_due());
+    assert_no_hole(&copy, resume, known);
+}
