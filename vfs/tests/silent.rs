@@ -111,3 +111,56 @@ fn an_old_header_under_a_restarted_index_proves_nothing() {
     assert!(!faults::is_due());
     assert_no_hole(&copy, resume, known);
 }
+
+/// The owner's handles are on the old file, names lead to the new one.
+#[test]
+fn the_wal_of_a_file_that_took_the_place_is_not_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    let collector = Collector::of(&path);
+    collector.settled();
+    let other = plain(&path);
+    other
+        .execute_batch("INSERT INTO t(b) VALUES(randomblob(5000000))")
+        .unwrap();
+    other.query_row("PRAGMA wal_checkpoint", [], |_| Ok(())).unwrap();
+    collector.keeps(true);
+    collector.log().look();
+    collector.settled();
+    drop(other);
+    for suffix in ["", "-wal", "-shm"] {
+        std::fs::rename(beside(&path, suffix), dir.path().join(format!("old.db{suffix}"))).unwrap();
+    }
+    let new = plain(&path);
+    new.execute_batch(
+        "PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB); INSERT INTO t(b) VALUES(1)",
+    )
+    .unwrap();
+    let before = std::fs::metadata(beside(&path, "-wal")).unwrap().len();
+    collector.store_up_to(2);
+    collector.log().look();
+    assert_eq!(std::fs::metadata(beside(&path, "-wal")).unwrap().len(), before);
+    drop(ours);
+}
+
+#[test]
+fn a_file_that_took_the_place_is_not_noted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let another = dir.path().join("another.db");
+    plain(&another)
+        .execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB); INSERT INTO t(b) VALUES(7)")
+        .unwrap();
+    let ours = with_table(&path);
+    ours.execute_batch(INSERT).unwrap();
+    let collector = Collector::of(&path);
+    collector.states(2);
+    std::fs::rename(&another, &path).unwrap();
+    truncate(&ours);
+    let left = collector.resume_point().unwrap().left;
+    assert!(
+        !matches!(left.map(|left| left.next), Some(Next::File(file)) if Some(file) == Fingerprint::of(&path)),
+        "another database is noted to be the state after transaction 2"
+    );
+}
