@@ -164,3 +164,47 @@ fn a_file_that_took_the_place_is_not_noted() {
         "another database is noted to be the state after transaction 2"
     );
 }
+
+#[test]
+fn a_lone_connection_is_never_told_that_the_database_is_locked() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    ours.busy_timeout(std::time::Duration::ZERO).unwrap();
+    let collector = Collector::of(&path);
+    collector.settled();
+    for _ in 0..20 {
+        ours.execute_batch("INSERT INTO t(b) VALUES(zeroblob(5000000))")
+            .unwrap();
+        collector.settled();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                collector.log().look();
+                done.store(true, Ordering::Release);
+            });
+            while !done.load(Ordering::Acquire) {
+                ours.execute_batch("BEGIN IMMEDIATE; COMMIT").unwrap();
+            }
+        });
+    }
+}
+
+#[test]
+fn the_wal_that_others_write_is_restarted_for_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    let collector = Collector::of(&path);
+    collector.settled();
+    let other = plain(&path);
+    other
+        .execute_batch("INSERT INTO t(b) VALUES(zeroblob(5000000))")
+        .unwrap();
+    collector.log().look();
+    collector.settled();
+    assert!(collector.log().has_news());
+    collector.log().look();
+    assert_eq!(std::fs::metadata(beside(&path, "-wal")).unwrap().len(), 0);
+    drop(ours);
+}

@@ -135,6 +135,7 @@ impl Database {
             Frames::Memory(Buffer::new(bytes, Some(charge)))
         };
         self.append(capture, open.start, commit, page_size, big_endian, frames);
+        capture.foreign = true;
         open.start = commit.position;
         Ok(())
     }
@@ -268,7 +269,10 @@ impl Database {
             None => self.range(start, commit.position, page_size),
         };
         match frames {
-            Some(frames) => self.append(capture, start, commit, page_size, big_endian, frames),
+            Some(frames) => {
+                self.append(capture, start, commit, page_size, big_endian, frames);
+                capture.foreign = false;
+            }
             None => self.break_history(
                 capture,
                 "a transaction larger than memory_limit could not be kept in the WAL",

@@ -246,10 +246,12 @@ impl Database {
             .then_some(file)
     }
 
-    /// Restarts a WAL that the pin keeps only other processes from restarting (`walRestartHdr`, as `wal_checkpoint(TRUNCATE)` does it).
+    /// Restarts a WAL that the pin keeps only other processes from restarting (`walRestartHdr`, as `wal_checkpoint(TRUNCATE)` does it). Not
+    /// where a connection of this process wrote last: it restarts the WAL itself, and if it is alone with the database it may not expect to find
+    /// it locked, or changed since it began to read.
     /// `Some` with its bytes when it may not go yet, and is larger than `wal_limit`.
     pub(super) fn restart_for_others(&self, capture: &mut Capture, pin: &mut Pin) -> Option<u64> {
-        let cursor = capture.cursor?;
+        let cursor = capture.cursor.filter(|_| capture.foreign)?;
         let region = pin.region;
         let header = region.header()?;
         let due = |header: &IndexHeader| {

@@ -50,6 +50,8 @@ impl Database {
             capture.ended = carried_from;
         }
         self.catch_up(capture, header, wal);
+        // Who left it behind is gone.
+        capture.foreign = false;
     }
 
     /// The same where there is no WAL: the file itself must be the noted one.
