@@ -208,3 +208,29 @@ fn the_wal_that_others_write_is_restarted_for_them() {
     assert_eq!(std::fs::metadata(beside(&path, "-wal")).unwrap().len(), 0);
     drop(ours);
 }
+
+/// `wal_limit` holds where the WAL itself stays short, too.
+#[test]
+fn what_is_carried_over_in_exclusive_mode_is_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = open(&path);
+    ours.execute_batch("PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=20; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)")
+        .unwrap();
+    let collector = Collector::of(&path);
+    collector.settled();
+    collector.keeps(true);
+    let limit = 1 << 20;
+    collector.limit_wal(limit);
+    let mut largest = 0;
+    for _ in 0..60 {
+        // Larger than what is kept in memory.
+        ours.execute_batch("INSERT INTO t(b) VALUES(randomblob(100000))")
+            .unwrap();
+        collector.settled();
+        let spill = std::fs::metadata(beside(&path, "-replvfs-spill")).map_or(0, |meta| meta.len());
+        largest = largest.max(spill);
+    }
+    assert!(largest <= 2 * limit, "{largest} bytes");
+    assert!(collector.log().is_suspended());
+}

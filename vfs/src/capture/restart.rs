@@ -96,7 +96,7 @@ impl Database {
         let bytes: u64 = missing.iter().map(|transaction| transaction.wal_bytes()).sum();
         if there + bytes > whole || self.log.oldest_unstored() > Some(last) {
             // What it holds is in the store by now, at least in part: begin anew with what is not.
-            if unstored > whole / 2 {
+            if unstored > limit.max(whole / 2) {
                 return false;
             }
             capture.spill = None;
@@ -154,6 +154,9 @@ impl Database {
         let settled = self.log.unstored_bytes().is_some() && capture.cursor.is_some();
         if settled && self.carry_over(&mut capture, limit, limit) {
             return;
+        }
+        if let Some(unstored) = self.log.unstored_bytes().filter(|bytes| settled && *bytes > limit) {
+            return self.give_up_backlog(&mut capture, unstored);
         }
         if self.holds_wal() && self.write_spill(&mut capture).is_err() {
             for transaction in self.log.unstored_after(Txid::ZERO, u64::MAX).unwrap_or_default() {
