@@ -9,7 +9,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -51,7 +51,10 @@ impl Spill {
             .write(true)
             .create(true)
             .truncate(true)
+            .mode(0o600)
             .open(&path)?;
+        // Its pages are nobody's business who may not read the database; a next process under another user may have to.
+        file.set_permissions(fs::metadata(database)?.permissions())?;
         file.write_all_at(&MAGIC, 0)?;
         Ok(Spill {
             file: Arc::new(file),
@@ -215,6 +218,7 @@ mod tests {
     fn written(transactions: &[Transaction]) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().join("app.db");
+        fs::write(&database, b"").unwrap();
         let mut spill = Spill::create(&database).unwrap();
         for transaction in transactions {
             spill.append(transaction).unwrap();

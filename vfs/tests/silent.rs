@@ -234,3 +234,21 @@ fn what_is_carried_over_in_exclusive_mode_is_bounded() {
     assert!(largest <= 2 * limit, "{largest} bytes");
     assert!(collector.log().is_suspended());
 }
+
+#[test]
+fn what_is_carried_over_is_as_private_as_the_database() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    std::fs::write(&path, b"").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let ours = with_table(&path);
+    let collector = Collector::of(&path);
+    collector.settled();
+    collector.keeps(true);
+    ours.execute_batch(INSERT).unwrap();
+    assert_eq!(truncate(&ours), 0);
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&beside(&path, "-wal")), 0o600);
+    assert_eq!(mode(&beside(&path, "-replvfs-spill")), 0o600);
+}
