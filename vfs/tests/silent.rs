@@ -252,3 +252,35 @@ fn what_is_carried_over_is_as_private_as_the_database() {
     assert_eq!(mode(&beside(&path, "-wal")), 0o600);
     assert_eq!(mode(&beside(&path, "-replvfs-spill")), 0o600);
 }
+
+/// Without the promise that a write spoils nothing around it, SQLite repeats the commit frame up to the next sector.
+#[test]
+fn a_commit_frame_that_is_repeated_counts_alike_before_and_after_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    drop(with_table(&path));
+    let flags = rusqlite::OpenFlags::default() | rusqlite::OpenFlags::SQLITE_OPEN_URI;
+    let ours = Connection::open_with_flags(format!("file:{}?vfs=replvfs&psow=0", path.display()), flags).unwrap();
+    ours.execute_batch("PRAGMA synchronous=FULL; INSERT INTO t(b) VALUES(1)")
+        .unwrap();
+    let collector = Collector::of(&path);
+    collector.settled();
+    collector.keeps(true);
+    for value in 2..6 {
+        ours.execute_batch(&format!("INSERT INTO t(b) VALUES({value})"))
+            .unwrap();
+    }
+    let known = collector.settled();
+    let last = txid(&ours);
+    let resume = collector.resume_point().unwrap();
+    let copy = dir.path().join("copy.db");
+    copied(&path, &copy);
+    prepare(&copy, resume, known[&resume.stored.txid.0].clone());
+    let next = open(&copy);
+    next.execute_batch("SELECT count(*) FROM t").unwrap();
+    assert_eq!(txid(&next), last);
+    let states = Collector::of(&copy).settled();
+    for (txid, state) in known.iter().filter(|(txid, _)| **txid > resume.stored.txid.0) {
+        assert!(states.get(txid) == Some(state), "transaction {txid}");
+    }
+}
