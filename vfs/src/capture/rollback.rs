@@ -8,7 +8,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::continuity::{Fingerprint, journal_is_hot};
+use super::continuity::journal_is_hot;
 use super::database::{Capture, ConnectionState, Cursor, Database};
 use super::header::DatabaseHeader;
 use super::page_set::PageSet;
