@@ -32,6 +32,8 @@ pub(crate) struct Spill {
     published: PathBuf,
     bytes: u64,
     last: Txid,
+    /// [`Log::pushed_bytes`](crate::log::Log::pushed_bytes) when all that was in the log was in it.
+    pub(crate) covers: u64,
 }
 
 pub(crate) fn path_for(database: &Path) -> PathBuf {
@@ -62,6 +64,7 @@ impl Spill {
             published,
             bytes: HEADER_BYTES,
             last: Txid::ZERO,
+            covers: 0,
         })
     }
 

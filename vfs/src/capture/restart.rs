@@ -86,6 +86,11 @@ impl Database {
         let Some(unstored) = self.log.unstored_bytes() else {
             return false;
         };
+        // Counted before anything is looked at: with a store that does not answer this is asked for at every commit.
+        let since = |spill: &Spill| self.log.pushed_bytes().saturating_sub(spill.covers);
+        if capture.spill.as_ref().map_or(unstored, since).min(unstored) > limit {
+            return false;
+        }
         let (last, there) = capture
             .spill
             .as_ref()
@@ -119,6 +124,7 @@ impl Database {
         for transaction in self.log.unstored_after(spill.last(), u64::MAX).unwrap_or_default() {
             spill.append(&transaction)?;
         }
+        spill.covers = self.log.pushed_bytes();
         spill.publish()
     }
 
