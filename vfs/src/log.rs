@@ -115,6 +115,8 @@ struct Inner {
     /// Transactions that were taken, and are not known to be in the store.
     taken: VecDeque<Arc<Transaction>>,
     taken_bytes: u64,
+    /// WAL bytes of all transactions ever pushed.
+    pushed_bytes: u64,
     last: Option<Txid>,
     acked: Option<Txid>,
     /// Txids are final: the store was asked how the history goes on, or the database proved to continue it.
@@ -220,6 +222,7 @@ impl Log {
             inner.urgent += usize::from(item.is_urgent());
             inner.queue.push_back(item);
             inner.wal_bytes += wal_bytes;
+            inner.pushed_bytes += wal_bytes;
             let due = inner.armed.is_some_and(|armed| inner.due(armed));
             if due {
                 inner.armed = None;
@@ -362,6 +365,11 @@ impl Log {
         inner
             .settled
             .then_some((inner.wal_bytes + inner.taken_bytes).max(u64::from(waits)))
+    }
+
+    /// WAL bytes of all transactions that were ever appended, so that two calls tell what came between.
+    pub(crate) fn pushed_bytes(&self) -> u64 {
+        self.lock().pushed_bytes
     }
 
     /// The oldest transaction that is not known to be in the store.

@@ -9,7 +9,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -32,6 +32,8 @@ pub(crate) struct Spill {
     published: PathBuf,
     bytes: u64,
     last: Txid,
+    /// [`Log::pushed_bytes`](crate::log::Log::pushed_bytes) when all that was in the log was in it.
+    pub(crate) covers: u64,
 }
 
 pub(crate) fn path_for(database: &Path) -> PathBuf {
@@ -51,7 +53,10 @@ impl Spill {
             .write(true)
             .create(true)
             .truncate(true)
+            .mode(0o600)
             .open(&path)?;
+        // Its pages are nobody's business who may not read the database; a next process under another user may have to.
+        file.set_permissions(fs::metadata(database)?.permissions())?;
         file.write_all_at(&MAGIC, 0)?;
         Ok(Spill {
             file: Arc::new(file),
@@ -59,6 +64,7 @@ impl Spill {
             published,
             bytes: HEADER_BYTES,
             last: Txid::ZERO,
+            covers: 0,
         })
     }
 
@@ -215,6 +221,7 @@ mod tests {
     fn written(transactions: &[Transaction]) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().join("app.db");
+        fs::write(&database, b"").unwrap();
         let mut spill = Spill::create(&database).unwrap();
         for transaction in transactions {
             spill.append(transaction).unwrap();

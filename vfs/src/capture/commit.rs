@@ -9,7 +9,9 @@ use crate::base::{FileRef, IndexRegion};
 use crate::buffer::{Buffer, Charge};
 use crate::transaction::{Frames, Transaction};
 use crate::types::{PageSize, Position};
-use crate::wal::{Commit, HEADER_BYTES, IndexHeader, Scan, WalHeader, frame_bytes, frame_offset};
+use crate::wal::{
+    Commit, FRAME_HEADER_BYTES, FrameHeader, HEADER_BYTES, IndexHeader, Scan, WalHeader, frame_bytes, frame_offset,
+};
 
 /// How much of the WAL is read at once when other processes' frames are.
 const GAP_READ_BYTES: usize = 256 << 10;
@@ -135,6 +137,7 @@ impl Database {
             Frames::Memory(Buffer::new(bytes, Some(charge)))
         };
         self.append(capture, open.start, commit, page_size, big_endian, frames);
+        capture.foreign = true;
         open.start = commit.position;
         Ok(())
     }
@@ -262,18 +265,49 @@ impl Database {
         page_size: PageSize,
         big_endian: bool,
     ) {
+        if repeats_its_commit(state, start, commit, page_size) {
+            // A process that finds these frames counts each, so they are counted alike here.
+            state.mirror.clear();
+            return self.log_repeated(capture, state, commit, page_size, big_endian);
+        }
         let length = u64::from(commit.position.frame - start.frame) * frame_bytes(page_size);
         let frames = match state.mirror.take(start.frame + 1, length, page_size) {
             Some(bytes) => Some(Frames::Memory(bytes)),
             None => self.range(start, commit.position, page_size),
         };
         match frames {
-            Some(frames) => self.append(capture, start, commit, page_size, big_endian, frames),
+            Some(frames) => {
+                self.append(capture, start, commit, page_size, big_endian, frames);
+                capture.foreign = false;
+            }
             None => self.break_history(
                 capture,
                 "a transaction larger than memory_limit could not be kept in the WAL",
             ),
         }
+    }
+
+    fn log_repeated(
+        &self,
+        capture: &mut Capture,
+        state: &ConnectionState,
+        commit: Commit,
+        page_size: PageSize,
+        big_endian: bool,
+    ) {
+        let (Some(cursor), Some(wal)) = (capture.cursor, state.wal) else {
+            return;
+        };
+        let header = IndexHeader {
+            position: commit.position,
+            page_size: Some(page_size),
+            page_count: commit.page_count,
+            big_endian,
+        };
+        if let Err(Gap(reason)) = self.log_gap(capture, cursor, &header, wal) {
+            self.break_history(capture, reason);
+        }
+        capture.foreign = false;
     }
 
     fn range(&self, start: Position, end: Position, page_size: PageSize) -> Option<Frames> {
@@ -383,6 +417,33 @@ impl OpenTransaction {
             self.bytes.extend_from_slice(frame);
         }
     }
+}
+
+/// Whether a commit frame stands before the last one: without `SQLITE_IOCAP_POWERSAFE_OVERWRITE` SQLite repeats it up to the next sector.
+fn repeats_its_commit(state: &ConnectionState, start: Position, commit: Commit, page_size: PageSize) -> bool {
+    let before = commit.position.frame - 1;
+    if before <= start.frame {
+        return false;
+    }
+    let mut head = [0; FRAME_HEADER_BYTES];
+    match state.mirror.frames(start.frame + 1, page_size) {
+        Some(bytes) => {
+            let at = (before - start.frame - 1) as usize * (FRAME_HEADER_BYTES + page_size.as_usize());
+            let Some(there) = bytes.get(at..at + FRAME_HEADER_BYTES) else {
+                return false;
+            };
+            head.copy_from_slice(there);
+        }
+        None => {
+            let Some(wal) = state.wal else { return false };
+            // SAFETY: the connection's WAL, on its thread.
+            let read = unsafe { wal.read(&mut head, frame_offset(before, page_size)) };
+            if !matches!(read, Ok(true)) {
+                return false;
+            }
+        }
+    }
+    FrameHeader::decode(&head).is_some_and(|frame| frame.commit_page_count != 0)
 }
 
 /// The position behind the WAL's header.

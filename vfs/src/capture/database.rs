@@ -89,6 +89,8 @@ pub(super) struct Capture {
     pub(super) noted: Option<Salts>,
     /// The number after which a base comes that could not be proved to continue what is known.
     pub(super) unproved: Option<Txid>,
+    /// The newest transaction was another process's: ours may be doing nothing, and restart no WAL.
+    pub(super) foreign: bool,
     /// What was carried over restarts of the WAL, and may be needed after this process.
     pub(super) spill: Option<Spill>,
     /// The file as it was left without a WAL.

@@ -192,7 +192,9 @@ impl Capturing for Database {
             pin.region.header().is_some_and(|header| {
                 header.position.salts != cursor.position.salts
                     || header.position.frame != cursor.position.frame
-                    || header.position.frame > super::restart::ORDINARY_FRAMES && restartable(header.position.frame)
+                    || capture.foreign
+                        && header.position.frame > super::restart::ORDINARY_FRAMES
+                        && restartable(header.position.frame)
             })
         })
     }

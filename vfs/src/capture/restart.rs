@@ -2,12 +2,14 @@
 //!
 //! Owns the rule that a frame leaves the WAL only when it is in the store or in the spill file, and its one exception, `wal_limit`.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 
 use super::continuity::Fingerprint;
 use super::database::{Capture, Connection, ConnectionState, Cursor, Database};
 use super::pin::{EXCLUSIVE_LOCK, EXCLUSIVE_UNLOCK, Pin};
-use crate::base::{CHECKPOINT_SLOT, FIRST_READ_SLOT, WRITE_SLOT};
+use crate::base::{CHECKPOINT_SLOT, FIRST_READ_SLOT, FileRef, WRITE_SLOT};
 use crate::resume::{Left, Mark, Next};
 use crate::spill::{self, Spill};
 use crate::types::{Position, Salts, Txid};
@@ -84,6 +86,11 @@ impl Database {
         let Some(unstored) = self.log.unstored_bytes() else {
             return false;
         };
+        // Counted before anything is looked at: with a store that does not answer this is asked for at every commit.
+        let since = |spill: &Spill| self.log.pushed_bytes().saturating_sub(spill.covers);
+        if capture.spill.as_ref().map_or(unstored, since).min(unstored) > limit {
+            return false;
+        }
         let (last, there) = capture
             .spill
             .as_ref()
@@ -94,7 +101,7 @@ impl Database {
         let bytes: u64 = missing.iter().map(|transaction| transaction.wal_bytes()).sum();
         if there + bytes > whole || self.log.oldest_unstored() > Some(last) {
             // What it holds is in the store by now, at least in part: begin anew with what is not.
-            if unstored > whole / 2 {
+            if unstored > limit.max(whole / 2) {
                 return false;
             }
             capture.spill = None;
@@ -117,6 +124,7 @@ impl Database {
         for transaction in self.log.unstored_after(spill.last(), u64::MAX).unwrap_or_default() {
             spill.append(&transaction)?;
         }
+        spill.covers = self.log.pushed_bytes();
         spill.publish()
     }
 
@@ -153,6 +161,9 @@ impl Database {
         if settled && self.carry_over(&mut capture, limit, limit) {
             return;
         }
+        if let Some(unstored) = self.log.unstored_bytes().filter(|bytes| settled && *bytes > limit) {
+            return self.give_up_backlog(&mut capture, unstored);
+        }
         if self.holds_wal() && self.write_spill(&mut capture).is_err() {
             for transaction in self.log.unstored_after(Txid::ZERO, u64::MAX).unwrap_or_default() {
                 transaction.lose_frames();
@@ -188,7 +199,9 @@ impl Database {
     }
 
     fn note(&self, end: Position, next: Next) -> bool {
-        if !self.replica.owns() || !self.log.is_settled() || self.log.is_suspended() {
+        // What is dropped has no number: the newest one would be said to be the state of what came after it.
+        let drops = self.log.is_suspended() || self.log.failure().is_some();
+        if !self.replica.owns() || !self.log.is_settled() || drops {
             return false;
         }
         let Some(txid) = self.log.last_txid() else { return false };
@@ -204,23 +217,50 @@ impl Database {
     }
 
     /// The WAL was cut to nothing, by a checkpoint or by a connection that has the file for itself.
-    pub(crate) fn wal_truncated(&self) {
+    pub(crate) fn wal_truncated(&self, file: Option<FileRef>) {
         let mut capture = self.capture();
         if self.wants_attention() {
             return; // It is not even known yet what was in it.
         }
         let Some(cursor) = capture.cursor else { return };
         let end = capture.ended.unwrap_or(cursor.position);
-        if let Some(file) = Fingerprint::leave(&self.path, self.host.now(), capture.held) {
-            capture.held = Some(file);
-            self.note_file(&mut capture, end, file);
+        // SAFETY: the connection's file, on its thread.
+        if let Some(print) = file.and_then(|file| unsafe { self.leave(&capture, file) }) {
+            capture.held = Some(print);
+            self.note_file(&mut capture, end, print);
         }
     }
 
-    /// Restarts a WAL that the pin keeps only other processes from restarting (`walRestartHdr`, as `wal_checkpoint(TRUNCATE)` does it).
+    /// As [`Fingerprint::leave`], of the database that `file` has open: by now the name may lead to another.
+    ///
+    /// # Safety
+    ///
+    /// `file` is open, and used by this thread alone.
+    pub(super) unsafe fn leave(&self, capture: &Capture, file: FileRef) -> Option<Fingerprint> {
+        let print = Fingerprint::leave(&self.path, self.host.now(), capture.held)?;
+        // SAFETY: as promised by the caller.
+        (!unsafe { file.has_moved() }).then_some(print)
+    }
+
+    /// The WAL by its name, to be cut, if it is the one with these salts: the files may have been renamed, and others stand there now. It carries no
+    /// locks, so it may be opened and closed by its name.
+    fn wal_with(&self, salts: Salts) -> Option<File> {
+        let mut path = self.path.clone().into_os_string();
+        path.push("-wal");
+        let file = File::options().read(true).write(true).open(path).ok()?;
+        let mut head = [0; HEADER_BYTES];
+        file.read_exact_at(&mut head, 0).ok()?;
+        WalHeader::decode(&head)
+            .is_some_and(|header| header.salts == salts)
+            .then_some(file)
+    }
+
+    /// Restarts a WAL that the pin keeps only other processes from restarting (`walRestartHdr`, as `wal_checkpoint(TRUNCATE)` does it). Not
+    /// where a connection of this process wrote last: it restarts the WAL itself, and if it is alone with the database it may not expect to find
+    /// it locked, or changed since it began to read.
     /// `Some` with its bytes when it may not go yet, and is larger than `wal_limit`.
     pub(super) fn restart_for_others(&self, capture: &mut Capture, pin: &mut Pin) -> Option<u64> {
-        let cursor = capture.cursor?;
+        let cursor = capture.cursor.filter(|_| capture.foreign)?;
         let region = pin.region;
         let header = region.header()?;
         let due = |header: &IndexHeader| {
@@ -256,19 +296,12 @@ impl Database {
 
     fn restart_now(&self, capture: &mut Capture, pin: &mut Pin, cursor: Cursor) {
         let bytes = restarted(&pin.region.header_bytes(0), self.vfs.random());
-        let Some(header) = IndexHeader::decode(&bytes) else {
+        let Some((header, wal)) = IndexHeader::decode(&bytes).zip(self.wal_with(cursor.position.salts)) else {
             return;
         };
         let region = pin.region;
         region.restart(&mut pin.file, &bytes);
-        let mut wal = self.path.clone().into_os_string();
-        wal.push("-wal");
-        // A WAL carries no locks, so it may be opened and closed by its name.
-        if let Err(error) = std::fs::OpenOptions::new()
-            .write(true)
-            .open(wal)
-            .and_then(|wal| wal.set_len(0))
-        {
+        if let Err(error) = wal.set_len(0) {
             tracing::debug!(database = %self.path.display(), %error, "the WAL was restarted, but not cut");
         }
         capture.cursor = Some(Cursor {
@@ -276,9 +309,10 @@ impl Database {
             ..cursor
         });
         capture.ended = Some(cursor.position);
-        if let Some(file) = Fingerprint::leave(&self.path, self.host.now(), capture.held) {
-            capture.held = Some(file);
-            self.note_file(capture, cursor.position, file);
+        // SAFETY: the pin's file, under its lock.
+        if let Some(print) = unsafe { self.leave(capture, pin.file.as_ref()) } {
+            capture.held = Some(print);
+            self.note_file(capture, cursor.position, print);
         }
     }
 

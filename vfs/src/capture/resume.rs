@@ -50,6 +50,8 @@ impl Database {
             capture.ended = carried_from;
         }
         self.catch_up(capture, header, wal);
+        // Who left it behind is gone.
+        capture.foreign = false;
     }
 
     /// The same where there is no WAL: the file itself must be the noted one.
@@ -114,8 +116,9 @@ impl Database {
         let position = match left.next {
             _ if contains(header, wal, left.mark.position) => left.mark.position,
             Next::Wal(salts) if salts == header.position.salts => from_the_start,
-            // Its header was written, and nothing was committed in it: recovery does not even take its salts over.
-            Next::Wal(salts) if header.position.frame == 0 && salts_of(wal) == Some(salts) => from_the_start,
+            Next::Wal(salts) if begun_only(header, left.mark.position.salts) && salts_of(wal) == Some(salts) => {
+                from_the_start
+            }
             // Whatever is in a WAL beside it was written to it since: a checkpoint would have changed the file.
             Next::File(file) if Fingerprint::of(&self.path) == Some(file) => from_the_start,
             Next::Wal(_) | Next::File(_) => return None,
@@ -146,6 +149,14 @@ fn contains(header: &IndexHeader, wal: FileRef, place: Position) -> bool {
     };
     frame_header(wal, place.frame, page_size)
         .is_some_and(|frame| frame.salts == place.salts && frame.checksum == place.checksum)
+}
+
+/// Whether nothing was committed in a WAL whose header may have been written already: recovery found nothing, and did not even take its salts
+/// over, or the wal-index still tells of the restart that ended the WAL before. After any other restart the header in the file is that of a WAL
+/// in which something was committed.
+fn begun_only(header: &IndexHeader, before: Salts) -> bool {
+    let now = header.position;
+    now.frame == 0 && (now.salts == Salts::default() || now.salts.0 == before.0.wrapping_add(1))
 }
 
 /// The salts that the WAL's header has on the disk.

@@ -8,7 +8,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::continuity::{Fingerprint, journal_is_hot};
+use super::continuity::journal_is_hot;
 use super::database::{Capture, ConnectionState, Cursor, Database};
 use super::header::DatabaseHeader;
 use super::page_set::PageSet;
@@ -154,7 +154,8 @@ impl Database {
         if state.wal.is_some() || self.wants_attention() {
             return;
         }
-        capture.left_behind = Fingerprint::leave(&self.path, self.host.now(), capture.held);
+        // SAFETY: the connection's file, on its thread.
+        capture.left_behind = state.file.and_then(|file| unsafe { self.leave(&capture, file) });
         if let Some(file) = capture.left_behind {
             let end = capture.ended.unwrap_or(cursor.position);
             self.note_file(&mut capture, end, file);

@@ -121,7 +121,10 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int 
         // SAFETY: SQLite's arguments are passed on as they came.
         let code = unsafe { forward!(file, xTruncate, ffi::SQLITE_IOERR_TRUNCATE, size) };
         if is_ok(code) {
-            observe("wal xTruncate", connection, || connection.database.wal_truncated());
+            observe("wal xTruncate", connection, || {
+                let file = connection.lock().file;
+                connection.database.wal_truncated(file);
+            });
         }
         return code;
     }

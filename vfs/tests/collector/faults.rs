@@ -13,6 +13,8 @@ pub(crate) enum Fault {
     Sync,
     /// `xWrite` of a page (not of a header), after so many of them.
     Page(u32),
+    /// `xWrite` of the WAL's header.
+    Header,
 }
 
 thread_local! {
@@ -92,6 +94,10 @@ unsafe extern "C" fn write<const KIND: usize>(
         if left == 0 {
             return ffi::SQLITE_FULL;
         }
+    }
+    if NEXT.get() == Some(Fault::Header) && (KINDS[KIND].flag, offset) == (ffi::SQLITE_OPEN_WAL, 0) {
+        NEXT.set(None);
+        return ffi::SQLITE_FULL;
     }
     // SAFETY: as above.
     unsafe { KINDS[KIND].real.get().unwrap().0.xWrite.unwrap()(file, data, amount, offset) }
