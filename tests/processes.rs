@@ -148,11 +148,11 @@ fn a_plain_process_cannot_take_frames_away_unseen() {
         for rows in 1..=4 {
             let out = scratch.file("earlier.db");
             restore_txid(&scratch.replica(), &out, Some(newest - 4 + rows));
-            let found: u64 = Connection::open(&out)
+            let found: i64 = Connection::open(&out)
                 .unwrap()
                 .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
                 .unwrap();
-            assert_eq!(found, rows);
+            assert_eq!(found as u64, rows);
             std::fs::remove_file(&out).unwrap();
         }
         other.end();

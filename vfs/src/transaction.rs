@@ -288,6 +288,10 @@ impl WalRange {
         }
     }
 
+    fn is_in_wal(&self) -> bool {
+        matches!(*self.source(), Source::Wal { .. })
+    }
+
     /// The WAL may go: the range was copied.
     fn moved_to(&self, file: &Arc<File>, at: u64) {
         *self.source() = Source::Copy(Arc::clone(file), at);
@@ -327,6 +331,16 @@ impl Transaction {
                 Ok(())
             }
         }
+    }
+
+    /// It has frames as a WAL has them: only those can be carried over.
+    pub(crate) fn is_from_wal(&self) -> bool {
+        !matches!(self.frames, Frames::Pages(_))
+    }
+
+    /// Its frames are still to be read from the WAL.
+    pub(crate) fn needs_wal(&self) -> bool {
+        matches!(&self.frames, Frames::Range(range) if range.is_in_wal())
     }
 
     /// Frames that were to be read from the WAL are read from the copy from now on.

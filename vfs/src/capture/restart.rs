@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::continuity::Fingerprint;
@@ -98,6 +99,12 @@ impl Database {
         let Some(missing) = self.log.unstored_after(last, limit) else {
             return false;
         };
+        if !missing.iter().all(|transaction| transaction.is_from_wal()) {
+            // What was written through a rollback journal is in memory alone until it is in the store, so nothing could go on from what
+            // follows it either.
+            self.rescue_ranges();
+            return true;
+        }
         let bytes: u64 = missing.iter().map(|transaction| transaction.wal_bytes()).sum();
         if there + bytes > whole || self.log.oldest_unstored() > Some(last) {
             // What it holds is in the store by now, at least in part: begin anew with what is not.
@@ -164,8 +171,30 @@ impl Database {
         if let Some(unstored) = self.log.unstored_bytes().filter(|bytes| settled && *bytes > limit) {
             return self.give_up_backlog(&mut capture, unstored);
         }
-        if self.holds_wal() && self.write_spill(&mut capture).is_err() {
-            for transaction in self.log.unstored_after(Txid::ZERO, u64::MAX).unwrap_or_default() {
+        if self.holds_wal() {
+            self.rescue_ranges();
+        }
+    }
+
+    /// Copies what is still to be read from the WAL, for this process alone.
+    fn rescue_ranges(&self) {
+        let file = self.spill_file().map(Arc::new);
+        let mut at = 0;
+        for transaction in self.log.unstored_after(Txid::ZERO, u64::MAX).unwrap_or_default() {
+            if !transaction.needs_wal() {
+                continue;
+            }
+            let copied = file.as_ref().is_ok_and(|file| {
+                let copied = transaction.copy_frames(file, at).is_ok();
+                if copied {
+                    transaction.frames_moved_to(file, at);
+                }
+                copied
+            });
+            if copied {
+                at += transaction.wal_bytes();
+            } else {
+                tracing::error!(database = %self.path.display(), "a large transaction could not be copied before the WAL was overwritten");
                 transaction.lose_frames();
             }
         }
