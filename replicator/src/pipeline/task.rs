@@ -273,7 +273,7 @@ impl Task {
         tracing::warn!(
             database = %self.shared.database,
             replica = self.shared.store.replica(),
-            "the replica goes on in another way than this database ({how}): it has diverged, and gets a new generation. What was              written elsewhere stays in the old one"
+            "the replica goes on in another way than this database ({how}): it has diverged, and gets a new generation. What was written elsewhere stays in the old one"
         );
     }
 
@@ -334,7 +334,7 @@ impl Task {
     async fn base(&mut self, mut base: Base) -> Result<(), Stopped> {
         if self.found.must_prove {
             self.shared.fail(&format!(
-                "the replica {} holds another database's history, or an older state of this one: {} cannot be proved to follow from its newest                  transaction. Give the database a replica of its own, or restore from the replica first",
+                "the replica {} holds another database's history, or an older state of this one: {} cannot be proved to follow from its newest transaction. Give the database a replica of its own, or restore from the replica first",
                 self.shared.store.replica(),
                 self.shared.database
             ));
