@@ -70,6 +70,10 @@ static BEFORE: LazyLock<Before> = LazyLock::new(|| {
 
 /// Opens through a VFS of its own, whose replica is this store.
 fn connect(path: &Path, store: &FaultyStore) -> Connection {
+    try_connect(path, store, "restore=never").unwrap()
+}
+
+fn try_connect(path: &Path, store: &FaultyStore, parameters: &str) -> rusqlite::Result<Connection> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let name = format!("replvfs-{}", NEXT.fetch_add(1, Ordering::Relaxed));
     let timeouts = TimeoutLayer::new()
@@ -82,7 +86,7 @@ fn connect(path: &Path, store: &FaultyStore) -> Connection {
         .timeout(FLUSH_TIMEOUT)
         .close_timeout(CLOSE_TIMEOUT);
     replvfs::register(config).unwrap();
-    open(&format!("file:{}?vfs={name}", path.display())).unwrap()
+    open(&format!("file:{}?vfs={name}&{parameters}", path.display()))
 }
 
 fn begin(connection: &Connection) {
@@ -117,7 +121,7 @@ pub(crate) fn sail(terms: Terms) -> Result<Vec<&'static str>, String> {
     let (folder, store) = (fast_folder(), FaultyStore::new(terms.conditional));
     let path = folder.path().join("app.db");
     if terms.again {
-        std::fs::copy(BEFORE.folder.path().join("app.db"), &path).unwrap();
+        begin_where_it_ended(folder.path());
         let write = async |operator: &Operator| {
             for (path, content) in &BEFORE.objects {
                 operator.write(path, content.clone()).await.unwrap();
@@ -307,7 +311,7 @@ pub(crate) fn without_any_answer() {
         .close_timeout(CLOSE_TIMEOUT);
     replvfs::register(config).unwrap();
     let since = Instant::now();
-    let connection = open(&format!("file:{}?vfs=replvfs-hanging", path.display())).unwrap();
+    let connection = open(&format!("file:{}?vfs=replvfs-hanging&restore=never", path.display())).unwrap();
     begin(&connection);
     for _ in 0..100 {
         connection.execute_batch("INSERT INTO t(b) VALUES('one')").unwrap();

@@ -155,10 +155,7 @@ impl Shared {
             match taken {
                 Taken::No | Taken::Still | Taken::Again => {}
                 Taken::From(Some(state)) => self.log.resume_from(state.resume()),
-                Taken::From(None) => {
-                    self.log.forget();
-                    self.log.request_base();
-                }
+                Taken::From(None) => self.log.begin_anew(),
             }
             self.owner.store(!matches!(taken, Taken::No), Ordering::Release);
         });
