@@ -15,6 +15,14 @@ use crate::plan::{Call, Fault, Kind, Method, Run};
 use crate::script::{Script, Step};
 use crate::vfs;
 
+/// What replvfs has beside the database, and SQLite does not know.
+const OWN_FILES: [&str; 4] = [
+    "app.db-replvfs",
+    "app.db-replvfs-lock",
+    "app.db-replvfs-spill",
+    "app.db-replvfs-spill-new",
+];
+
 /// What SQLite answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -31,7 +39,7 @@ pub(crate) struct Life {
     pub(crate) called: Vec<(Method, Kind)>,
     pub(crate) own_calls: Vec<(Method, Kind)>,
     pub(crate) struck: Option<(Method, Kind)>,
-    /// What stands in the folder when all is closed, but for the file that only replvfs has.
+    /// What stands in the folder when all is closed, but for the files that only replvfs has.
     pub(crate) files: BTreeSet<String>,
     /// The database at the end, as SQLite reads it without any of us.
     pub(crate) image: Vec<u8>,
@@ -135,7 +143,7 @@ impl World {
         let entries = std::fs::read_dir(self.path.join("db")).unwrap();
         entries
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .filter(|name| name != "app.db-replvfs-lock")
+            .filter(|name| !OWN_FILES.contains(&name.as_str()))
             .collect()
     }
 

@@ -16,8 +16,8 @@ mod voyage;
 mod weather;
 
 use std::panic::catch_unwind;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, Once};
 
 use voyage::{Terms, sail};
 use weather::{Storm, Trouble};
@@ -70,8 +70,15 @@ fn chosen(storms: Vec<Storm>, most: usize) -> Vec<(usize, Storm)> {
     storms
 }
 
+/// Before any connection is opened, since SQLite's log is listened to.
+fn start() {
+    static START: Once = Once::new();
+    START.call_once(|| drop(replvfs_tests::sqlite_log()));
+}
+
 /// At most so many; 0 for all.
 fn all_storms(test: &str, most: usize, terms: Terms) {
+    start();
     let terms = |storm| Terms { storm, ..terms };
     let calls = sail(terms(None)).unwrap_or_else(|wrong| panic!("in fair weather: {wrong}"));
     let storms = chosen(storms(calls.len()), most);
@@ -137,5 +144,16 @@ fn a_larger_database() {
 
 #[test]
 fn nobody_waits_for_a_store_that_never_answers() {
+    start();
     voyage::without_any_answer();
+}
+
+#[test]
+fn a_missing_database_is_not_opened_until_the_store_answers() {
+    start();
+    for trouble in [Trouble::Temporary, Trouble::Permanent, Trouble::Hang] {
+        for history in [false, true] {
+            voyage::missing_in_trouble(trouble, history);
+        }
+    }
 }

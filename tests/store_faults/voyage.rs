@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use opendal::Operator;
 use opendal::layers::TimeoutLayer;
 use replvfs::format::{Generation, Key};
 use replvfs::history::Target;
@@ -42,34 +40,12 @@ pub(crate) struct Terms {
     pub(crate) large: bool,
 }
 
-/// A closed database of an earlier process, and what it has in the store.
-struct Before {
-    folder: TempDir,
-    objects: Vec<(String, opendal::Buffer)>,
-}
-
-static BEFORE: LazyLock<Before> = LazyLock::new(|| {
-    let store = FaultyStore::new(true);
-    let folder = fast_folder();
-    let connection = connect(&folder.path().join("app.db"), &store);
-    begin(&connection);
-    connection.execute_batch("INSERT INTO t(b) VALUES('before')").unwrap();
-    replvfs_tests::flush(&connection);
-    connection.close().unwrap();
-    let objects = replvfs_tests::block_on(async {
-        let mut objects = Vec::new();
-        for entry in store.healthy.list_with("").recursive(true).await.unwrap() {
-            if entry.metadata().is_file() {
-                objects.push((entry.path().to_owned(), store.healthy.read(entry.path()).await.unwrap()));
-            }
-        }
-        objects
-    });
-    Before { folder, objects }
-});
-
 /// Opens through a VFS of its own, whose replica is this store.
 fn connect(path: &Path, store: &FaultyStore) -> Connection {
+    try_connect(path, store, "restore=never").unwrap()
+}
+
+fn try_connect(path: &Path, store: &FaultyStore, parameters: &str) -> rusqlite::Result<Connection> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let name = format!("replvfs-{}", NEXT.fetch_add(1, Ordering::Relaxed));
     let timeouts = TimeoutLayer::new()
@@ -82,7 +58,7 @@ fn connect(path: &Path, store: &FaultyStore) -> Connection {
         .timeout(FLUSH_TIMEOUT)
         .close_timeout(CLOSE_TIMEOUT);
     replvfs::register(config).unwrap();
-    open(&format!("file:{}?vfs={name}", path.display())).unwrap()
+    open(&format!("file:{}?vfs={name}&{parameters}", path.display()))
 }
 
 fn begin(connection: &Connection) {
@@ -90,6 +66,15 @@ fn begin(connection: &Connection) {
     connection
         .execute_batch("CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, b)")
         .unwrap();
+}
+
+/// What a connection that is closed by now has left behind, in the folder and in the store.
+fn earlier(path: &Path, store: &FaultyStore) {
+    let connection = connect(path, store);
+    begin(&connection);
+    connection.execute_batch("INSERT INTO t(b) VALUES('before')").unwrap();
+    replvfs_tests::flush(&connection);
+    connection.close().unwrap();
 }
 
 /// Whether the flush came through; never for long.
@@ -117,13 +102,7 @@ pub(crate) fn sail(terms: Terms) -> Result<Vec<&'static str>, String> {
     let (folder, store) = (fast_folder(), FaultyStore::new(terms.conditional));
     let path = folder.path().join("app.db");
     if terms.again {
-        std::fs::copy(BEFORE.folder.path().join("app.db"), &path).unwrap();
-        let write = async |operator: &Operator| {
-            for (path, content) in &BEFORE.objects {
-                operator.write(path, content.clone()).await.unwrap();
-            }
-        };
-        replvfs_tests::block_on(write(&store.healthy));
+        earlier(&path, &store);
     }
     if terms.large {
         let plain = Connection::open(&path).unwrap();
@@ -151,7 +130,7 @@ pub(crate) fn sail(terms: Terms) -> Result<Vec<&'static str>, String> {
     voyage.store_is_in_trouble(terms)?;
     voyage.store.weather.clear_up();
     let calls = voyage.store.weather.calls();
-    voyage.arrive()?;
+    voyage.arrive(terms)?;
     Ok(calls)
 }
 
@@ -241,7 +220,7 @@ impl Voyage {
     }
 
     /// In fair weather again.
-    fn arrive(mut self) -> Result<(), String> {
+    fn arrive(mut self, terms: Terms) -> Result<(), String> {
         self.connection
             .execute_batch("INSERT INTO t(b) VALUES('fair')")
             .unwrap();
@@ -255,6 +234,10 @@ impl Voyage {
         let status = status(&self.connection);
         if status["acked"] != status["txid"] || !status["failed"].is_null() || status["last_error"]["over"] == false {
             return Err(format!("after a flush: {status}"));
+        }
+        let went_on = status["generation"] == 1 && status["discontinuities"] == 0 && status["diverged"] == false;
+        if terms.again && !went_on {
+            return Err(format!("its history did not go on: {status}"));
         }
         for txid in self.truth.keys() {
             self.restores(*txid)?;
@@ -307,7 +290,7 @@ pub(crate) fn without_any_answer() {
         .close_timeout(CLOSE_TIMEOUT);
     replvfs::register(config).unwrap();
     let since = Instant::now();
-    let connection = open(&format!("file:{}?vfs=replvfs-hanging", path.display())).unwrap();
+    let connection = open(&format!("file:{}?vfs=replvfs-hanging&restore=never", path.display())).unwrap();
     begin(&connection);
     for _ in 0..100 {
         connection.execute_batch("INSERT INTO t(b) VALUES('one')").unwrap();
@@ -332,4 +315,50 @@ pub(crate) fn without_any_answer() {
         .unwrap();
     assert_eq!(rows, 100);
     assert!(since.elapsed() < SLACK, "opening again took {:?}", since.elapsed());
+}
+
+/// A database that is missing, and a store that cannot tell whether it has it: the open fails, soon and with a sentence, and leaves nothing
+/// behind that would be in the way when it is tried again.
+pub(crate) fn missing_in_trouble(trouble: Trouble, history: bool) {
+    let (folder, store) = (fast_folder(), FaultyStore::new(true));
+    if history {
+        earlier(&folder.path().join("lost.db"), &store);
+    }
+    let path = folder.path().join("app.db");
+    store.weather.storm(Some(Storm {
+        at: 0,
+        trouble,
+        lasting: true,
+    }));
+    let since = Instant::now();
+    let error = try_connect(&path, &store, "").unwrap_err();
+    assert!(
+        since.elapsed() < FLUSH_TIMEOUT + SLACK,
+        "{trouble:?}: the open took {:?}",
+        since.elapsed()
+    );
+    assert_eq!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::CannotOpen));
+    assert!(!path.exists(), "{trouble:?}: an open that failed left a database");
+    let logged = replvfs_tests::sqlite_log();
+    let name = path.to_str().unwrap();
+    assert!(
+        logged
+            .iter()
+            .any(|(_, text)| text.contains(name) && text.contains("try again when it can be read")),
+        "{trouble:?}: {logged:#?}"
+    );
+    store.weather.clear_up();
+    let connection = try_connect(&path, &store, "").unwrap();
+    if history {
+        let found: String = connection.query_row("SELECT b FROM t", [], |row| row.get(0)).unwrap();
+        assert_eq!(found, "before", "{trouble:?}");
+    }
+    begin(&connection);
+    connection.execute_batch("INSERT INTO t(b) VALUES('healed')").unwrap();
+    replvfs_tests::flush(&connection);
+    let out = folder.path().join("restored.db");
+    let store = Store::from_operator(store.healthy.clone());
+    restore_from(&store, Target::Newest, &out).unwrap();
+    compare_pages(&plain_image(&path), &std::fs::read(&out).unwrap())
+        .unwrap_or_else(|difference| panic!("{trouble:?}: {difference}"));
 }

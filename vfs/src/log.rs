@@ -357,6 +357,21 @@ impl Log {
         drop(dropped);
     }
 
+    /// Forgets what was captured, and what is captured until there is a base: the history begins with that one.
+    pub fn begin_anew(&self) {
+        let dropped = {
+            let mut inner = self.lock();
+            inner.resume = None;
+            if !inner.suspended {
+                inner.question += 1;
+                inner.dropping = true;
+                self.base_wanted.store(true, Ordering::Release);
+            }
+            inner.clear()
+        };
+        drop(dropped);
+    }
+
     /// WAL bytes of the transactions that are not known to be in the store; `None` as long as numbers may change.
     pub(crate) fn unstored_bytes(&self) -> Option<u64> {
         let inner = self.lock();

@@ -116,6 +116,7 @@ async fn store_manifest(uploader: &Uploader, manifest: &Manifest) -> Result<Made
     };
     match uploader.create(key, &Body::Bytes(bytes.into())).await? {
         Owner::Us => Ok(Made::Stored),
+        Owner::Another if has_same_pages(uploader, key, manifest).await? => Ok(Made::Stored),
         Owner::Another => {
             shared.fail(&format!(
                 "{key} in the replica {} is from another writer of the same generation: give each database a replica of its own",
@@ -124,6 +125,18 @@ async fn store_manifest(uploader: &Uploader, manifest: &Manifest) -> Result<Made
             Err(Stopped)
         }
     }
+}
+
+/// Whether the image in the store is one that was made of the same state at another time: a base may be asked for twice.
+async fn has_same_pages(uploader: &Uploader, key: Key, ours: &Manifest) -> Result<bool, Stopped> {
+    let store = &uploader.shared().store;
+    let limit = Manifest::max_bytes(ours.page_size);
+    let bytes = uploader.until_answered(|| store.read_up_to(&key, limit)).await?;
+    let theirs = Manifest::decode(&bytes).ok();
+    Ok(theirs.is_some_and(|theirs| {
+        (theirs.generation, theirs.txid, theirs.page_size) == (ours.generation, ours.txid, ours.page_size)
+            && (theirs.page_count, &theirs.chunks) == (ours.page_count, &ours.chunks)
+    }))
 }
 
 async fn upload(uploader: &Uploader, hash: ChunkHash, stored: Bytes, may_be_there: bool) -> Result<(), Stopped> {

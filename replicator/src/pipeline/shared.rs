@@ -157,10 +157,7 @@ impl Shared {
                 // Nobody else can have replicated it before: what was captured up to now is the beginning.
                 Taken::From(None) if self.undecided.load(Ordering::Acquire) => {}
                 Taken::From(Some(state)) => self.log.resume_from(state.resume()),
-                Taken::From(None) => {
-                    self.log.forget();
-                    self.log.request_base();
-                }
+                Taken::From(None) => self.log.begin_anew(),
             }
             self.owner.store(!matches!(taken, Taken::No), Ordering::Release);
         });

@@ -370,7 +370,10 @@ impl Database {
             self.before_wal_is_lost();
             return false;
         }
-        let stays = self.log.failure().is_none() && !self.log.is_suspended() && self.capture().cursor.is_some();
+        // Before the history has begun nothing could go on from the WAL.
+        let begun = self.log.unstored_bytes().is_some() || self.log.wanted().0 != Wanted::Base;
+        let stays =
+            begun && self.log.failure().is_none() && !self.log.is_suspended() && self.capture().cursor.is_some();
         state.keeps_wal = stays;
         stays
     }

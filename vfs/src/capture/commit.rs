@@ -334,12 +334,13 @@ impl Database {
             state.mirror.clear();
             return;
         };
-        // After a restart of the WAL this connection has written its header.
+        // After a restart of the WAL this connection has written its header. A cursor that was proved when that had been done knows its salts,
+        // but not the checksum from which the first frame goes on.
         let own = state
             .mirror
             .header()
             .copied()
-            .filter(|own| own.salts != cursor.position.salts);
+            .filter(|own| own.salts != cursor.position.salts || cursor.position.frame == 0);
         let (start, page_size, big_endian) = match (own, cursor.page_size) {
             (Some(own), _) => (own.position(), own.page_size, own.big_endian),
             (None, Some(page_size)) => (cursor.position, page_size, cursor.big_endian),

@@ -19,6 +19,10 @@ pub(super) const SHARED_UNLOCK: i32 = ffi::SQLITE_SHM_UNLOCK | ffi::SQLITE_SHM_S
 pub(super) const EXCLUSIVE_LOCK: i32 = ffi::SQLITE_SHM_LOCK | ffi::SQLITE_SHM_EXCLUSIVE;
 pub(super) const EXCLUSIVE_UNLOCK: i32 = ffi::SQLITE_SHM_UNLOCK | ffi::SQLITE_SHM_EXCLUSIVE;
 
+/// In this order: readers try the first ones first, and a recovery that finds the last one in use returns `SQLITE_BUSY` for all it has
+/// done (`walIndexRecover`).
+const SLOTS: [i32; 4] = [3, 2, 4, 1];
+
 #[derive(Debug)]
 pub(crate) struct Pin {
     pub(super) file: BaseFile,
@@ -50,12 +54,11 @@ impl Pin {
         mapped.and(Err(Code(ffi::SQLITE_IOERR_SHMMAP)))
     }
 
-    /// The last slot first: readers try the first ones first.
     pub(super) fn take_slot(&mut self) -> bool {
         if self.slot.is_some() {
             return true;
         }
-        for index in (1..=4_i32).rev() {
+        for index in SLOTS {
             let slot = FIRST_READ_SLOT + index;
             if self.file.shm_lock(slot, EXCLUSIVE_LOCK).is_err() {
                 continue;

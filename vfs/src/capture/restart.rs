@@ -24,6 +24,12 @@ const CARRIED_AT_ONCE: u64 = 256 << 10;
 const CARRIED_PART: u64 = 4;
 const ALL_READERS: (i32, i32) = (FIRST_READ_SLOT + 1, 4);
 
+/// Whether the wal-index is where the cursor is. As long as a WAL has no frames its header keeps the checksum of the one before.
+fn is_at(cursor: Position, header: Position) -> bool {
+    let same = (cursor.salts, cursor.frame) == (header.salts, header.frame);
+    same && (header.frame == 0 || cursor.checksum == header.checksum)
+}
+
 impl Database {
     /// A connection asks for all read locks, to restart the WAL; it has the WRITE lock. If that is all right the pin has stepped aside on
     /// return, until [`Database::after_restart`].
@@ -64,7 +70,7 @@ impl Database {
             (Some(0), _) => true,
             // As long as the history has not begun, or after a break, no process could go on from the WAL anyway.
             (None, _) | (Some(_), None) => !self.holds_wal(),
-            (Some(_), Some(cursor)) if cursor.position != header.position => false,
+            (Some(_), Some(cursor)) if !is_at(cursor.position, header.position) => false,
             (Some(_), Some(_)) => {
                 // A checkpoint that was asked for succeeds as on plain SQLite, however much there is to carry.
                 let (limit, whole) = if state.checkpointing {
