@@ -36,8 +36,9 @@ struct Inner {
     sequence: u64,
     /// The newest note, as long as there is no state to keep it in.
     left: Option<Left>,
-    /// The database file is new: what a state beside it says is of another one.
+    /// The database file is new: what the state beside it said then is of another one.
     is_new: bool,
+    before: Option<LocalState>,
     tenure: u64,
     epoch: u64,
 }
@@ -83,9 +84,13 @@ impl Local {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// To be called before the first [`take`](Self::take).
+    /// The database file is missing or empty. To be called before the first [`take`](Self::take).
     pub(super) fn is_new(&self) {
-        self.lock().is_new = true;
+        // What cannot be read now is told when it counts.
+        let before = local_state::read(&self.state_file).ok().flatten();
+        let mut inner = self.lock();
+        inner.is_new = true;
+        inner.before = before;
     }
 
     /// Tries to become the owner. Never waits. `taken` is called before anybody else can ask.
@@ -117,6 +122,8 @@ impl Local {
         if let Some(found) = &found {
             inner.sequence = inner.sequence.max(found.sequence);
         }
+        // Another process may have made the file since, and replicated it.
+        inner.is_new &= found == inner.before;
         let found = found.filter(|found| found.place == self.place && !inner.is_new);
         let result = if inner.tenure > 0 && found == inner.known {
             Taken::Again

@@ -118,6 +118,9 @@ impl Replica for DatabaseReplica {
         if shared.is_drained() {
             return true;
         }
+        if shared.is_stuck() {
+            return false;
+        }
         let end = Instant::now() + self.close_timeout;
         let waiting = shared.wait_for_upload();
         let settled = shared.log.wait_settled(self.close_timeout);

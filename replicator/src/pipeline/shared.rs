@@ -131,6 +131,11 @@ impl Shared {
         !self.owner.load(Ordering::Acquire) && !self.undecided.load(Ordering::Acquire)
     }
 
+    /// Whether nobody has asked yet who replicates the database.
+    pub(super) fn is_undecided(&self) -> bool {
+        self.undecided.load(Ordering::Acquire)
+    }
+
     /// Whether this process replicates the database. Tries to, if nobody has tried yet.
     pub(super) fn owns(&self) -> bool {
         if self.failed.load(Ordering::Acquire) {
@@ -209,6 +214,11 @@ impl Shared {
             || log.is_suspended()
             || !self.owner.load(Ordering::Acquire)
             || (log.pending().items == 0 && log.acked() >= log.last_txid())
+    }
+
+    /// Whether the upload has to wait for a base, or a proof: nothing comes of waiting without another read lock.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.log.base_wanted() && self.log.pending().items == 0 && self.status.is_at_rest()
     }
 
     /// The store answered.

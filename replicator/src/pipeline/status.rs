@@ -64,6 +64,11 @@ impl Status {
         self.change(|state| state.image == Image::Making)
     }
 
+    /// Nothing is on its way to the store.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.change(|state| state.image != Image::Making && state.uploading.wal_bytes == 0)
+    }
+
     /// Something waits in the log, or nothing any more.
     pub(super) fn waits(&self, waits: bool) {
         self.change(|state| state.waiting_since = waits.then(|| state.waiting_since.unwrap_or_else(now)));

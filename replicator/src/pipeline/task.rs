@@ -612,7 +612,9 @@ async fn watch(shared: &Shared, interval: Duration) -> Stopped {
         }
         tokio::time::sleep(interval).await;
         let log = &shared.log;
-        if !shared.owns() {
+        if shared.is_undecided() {
+            // Perhaps the file was never made. Whoever reads it asks.
+        } else if !shared.owns() {
             shared.own();
         } else if log.is_pinned() && log.has_news() && look(shared).await.is_err() {
             return Stopped;

@@ -149,6 +149,20 @@ impl Machine {
     }
 
     pub(super) fn start_with(&self, segment_size: u64, prepare: impl FnOnce(&Shared)) -> Process {
+        let process = self.start_closed(segment_size, prepare);
+        process.shared.opened();
+        process.capture.pinned.store(true, Ordering::Relaxed);
+        process
+    }
+
+    /// As a database whose file is missing: who owns it is asked at the first read lock.
+    pub(super) fn start_undecided(&self, prepare: impl FnOnce(&Shared)) -> Process {
+        let process = self.start_closed(1 << 20, prepare);
+        process.shared.opened_new();
+        process
+    }
+
+    fn start_closed(&self, segment_size: u64, prepare: impl FnOnce(&Shared)) -> Process {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed) as i64;
         let log = Log::new();
@@ -168,12 +182,11 @@ impl Machine {
             database: self.database(),
             number,
             captured: Mutex::new(0),
-            pinned: AtomicBool::new(true),
+            pinned: AtomicBool::new(false),
             broken: AtomicBool::new(false),
         });
         let capturing: Weak<Capture> = Arc::downgrade(&capture);
         log.connect_capture(capturing);
-        shared.opened();
         let task = tokio::spawn(Task::new(Arc::clone(&shared), plan).run());
         Process {
             log,
@@ -362,6 +375,14 @@ impl Process {
         let end = tokio::time::Instant::now() + Duration::from_secs(20);
         while !holds(self) {
             self.capture.sync();
+            assert!(tokio::time::Instant::now() < end, "{what}: {}", self.replica.status());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    pub(super) async fn until_without_locks(&self, what: &str, mut holds: impl FnMut(&Process) -> bool) {
+        let end = tokio::time::Instant::now() + Duration::from_secs(20);
+        while !holds(self) {
             assert!(tokio::time::Instant::now() < end, "{what}: {}", self.replica.status());
             tokio::time::sleep(Duration::from_millis(2)).await;
         }

@@ -305,6 +305,41 @@ async fn a_new_file_begins_a_generation_of_its_own() {
     }
 }
 
+/// The file was missing when it was opened, but it was another process that made it and replicated it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_another_process_made_is_not_new() {
+    for machine in Machine::both("not-new") {
+        let early = machine.start_undecided(|shared| shared.local.is_new());
+        with_history(&machine, 1..=3).await.kill().await;
+        early.capture.sync();
+        early.commit(&machine, 4);
+        early.flush().await;
+        assert_eq!(early.status("generation"), 1);
+        early.kill().await;
+        every_commit_is_there(&machine, 4).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_close_does_not_wait_for_a_base_that_cannot_come() {
+    let machine = Machine::new();
+    let process = with_history(&machine, 1..=2).await;
+    process.shared.status.image(crate::pipeline::status::Image::Stored);
+    process
+        .log
+        .push_transaction(wal_of(&machine).transactions(5, 0).remove(0));
+    process
+        .until_without_locks("there is a gap", |process| process.log.base_wanted())
+        .await;
+    let started = std::time::Instant::now();
+    assert!(!tokio::task::block_in_place(|| process.replica.drain()));
+    assert!(
+        started.elapsed() < Duration::from_secs(10),
+        "it waited for close_timeout"
+    );
+    process.kill().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn foreign_writes_break_the_history_and_its_numbers_go_on() {
     for machine in Machine::both("broken") {
