@@ -438,13 +438,15 @@ impl Database {
     pub(crate) fn connection_closed(&self) {
         if self.connections.load(Ordering::Acquire) == 0 {
             self.unverified.store(true, Ordering::Release);
-            self.replica.closed();
+            // Before the replica lets another process take over, whose spill file it would be then.
+            self.replica.drain();
             if self.log.unstored_bytes().is_none_or(|bytes| bytes == 0) {
                 let mut capture = self.capture();
                 self.forget_spill(&mut capture);
                 drop(capture);
                 self.drop_pin();
             }
+            self.replica.closed();
         }
     }
 }

@@ -75,6 +75,8 @@ struct State {
     budget: Arc<Budget>,
     /// By the full path, as the base VFS resolved it. Databases stay when they are closed: the next open goes on where they were.
     databases: Mutex<HashMap<CString, Arc<Database>>>,
+    /// Held, one for each path, while it is opened.
+    openings: Mutex<HashMap<CString, Arc<Mutex<()>>>>,
     /// By the address of the name that the main file was opened with.
     connections: Mutex<HashMap<usize, Weak<Connection>>>,
 }
@@ -256,6 +258,7 @@ impl State {
             host,
             budget: Budget::new(memory),
             databases: Mutex::default(),
+            openings: Mutex::default(),
             connections: Mutex::default(),
         }))
     }
@@ -296,12 +299,18 @@ impl Vfs {
             path: &path,
             uri_parameters: &parameters,
         };
-        // A panic of the host's under this lock leaves the map as it was.
         let state = self.state();
-        let mut databases = state.databases.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(database) = databases.get(&c_path) {
+        let databases = || state.databases.lock().unwrap_or_else(PoisonError::into_inner);
+        // The host may ask the store for a database that is missing: only those wait who want the same one.
+        let opening = {
+            let mut openings = state.openings.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(openings.entry(c_path.clone()).or_default())
+        };
+        let _alone = opening.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = databases().get(&c_path).map(Arc::clone);
+        if let Some(database) = known {
             state.host.reopen(&request, &database.replica)?;
-            return Ok(Some(Arc::clone(database)));
+            return Ok(Some(database));
         }
         let log = Log::new();
         let Some(replica) = state.host.open(&request, &log)? else {
@@ -318,7 +327,7 @@ impl Vfs {
             read_at_once: self.read_at_once,
         };
         let database = Database::new(opening, log, replica);
-        databases.insert(c_path, Arc::clone(&database));
+        databases().insert(c_path, Arc::clone(&database));
         Ok(Some(database))
     }
 
