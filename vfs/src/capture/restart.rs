@@ -272,6 +272,9 @@ impl Database {
     ///
     /// `file` is open, and used by this thread alone.
     pub(super) unsafe fn leave(&self, capture: &Capture, file: FileRef) -> Option<Fingerprint> {
+        if !self.replica.owns() {
+            return None; // It sets a time stamp, and the owner's note is of another.
+        }
         let print = Fingerprint::leave(&self.path, self.host.now(), capture.held)?;
         // SAFETY: as promised by the caller.
         (!unsafe { file.has_moved() }).then_some(print)
