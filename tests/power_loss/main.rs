@@ -101,7 +101,7 @@ fn sampled(medium: Medium) {
     }
     println!("{medium:?}, in all: {counts:?}");
     if points >= POINTS && std::env::var_os("REPLVFS_POWER_SETUP").is_none() {
-        counts.are_worth_it();
+        counts.are_worth_it(medium);
     }
 }
 

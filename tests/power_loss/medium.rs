@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Once};
 
 use replvfs::Config;
+use replvfs::format::{LocalState, Place, STATE_SLOT_BYTES};
 use rusqlite::{Connection, OpenFlags};
 
 use super::disk::Files;
@@ -14,6 +15,9 @@ use super::{recorder, simulated};
 
 /// What SQLite keeps of a database.
 const KEPT: &[&str] = &["", "-wal", "-journal"];
+
+/// What replvfs keeps, and has to find again.
+pub(crate) const STATE: &str = "-replvfs";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Medium {
@@ -58,10 +62,10 @@ impl Medium {
         }
     }
 
-    /// Through replvfs.
+    /// Through replvfs. Without restoring: that would be on the real disk whatever the database is on, and what a power loss leaves is to be found.
     pub(crate) fn open(self, database: &Path, replica: &Path) -> rusqlite::Result<Connection> {
         connect(&format!(
-            "file:{}?vfs={}&replica=fs://{}&flush_interval=10ms&timeout=60s",
+            "file:{}?vfs={}&replica=fs://{}&flush_interval=10ms&timeout=15s&restore=never",
             database.display(),
             self.replicating(),
             replica.display()
@@ -129,6 +133,24 @@ impl Medium {
             simulated::forget(folder);
         }
     }
+}
+
+/// What is left, taken to a machine where the replica is in another folder: what replvfs keeps says the new one. Which does not decode stays as it
+/// is. The replica's folder must be there.
+pub(crate) fn moved(mut files: Files, replica: &Path) -> Files {
+    let replica = fs::canonicalize(replica).expect("finding the replica's folder");
+    let uri = format!("fs://{}", replica.display());
+    if let Some(state) = files.get_mut(STATE) {
+        for slot in state.chunks_mut(STATE_SLOT_BYTES) {
+            if let Ok(mut known) = LocalState::from_slot(slot) {
+                known.place = Place::of(&uri);
+                known.replica.clone_from(&uri);
+                let moved = known.to_slot().expect("a state that was read");
+                slot.copy_from_slice(&moved);
+            }
+        }
+    }
+    files
 }
 
 /// Without what replvfs keeps.

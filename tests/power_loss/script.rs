@@ -13,7 +13,7 @@ use rusqlite::Connection;
 
 use super::disk::Files;
 use super::free_pages;
-use super::medium::{Medium, of_sqlite};
+use super::medium::{Medium, moved, of_sqlite};
 use super::tape::{Object, Recording, Tape};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,9 +223,10 @@ pub(crate) fn run_again(setup: Setup, before: Before, seed: u64) -> Run {
 fn run_after(setup: Setup, before: Before, steps: &[Step]) -> Run {
     let scratch = Scratch::in_memory();
     let (database, replica) = (scratch.database(), scratch.file("replica"));
-    setup.medium.place(&database, &before.files);
     place_objects(&replica, &before.objects);
-    let tape = Arc::new(Tape::new(&database, &replica, of_sqlite(before.files)));
+    let files = moved(before.files, &replica);
+    setup.medium.place(&database, &files);
+    let tape = Arc::new(Tape::new(&database, &replica, of_sqlite(files)));
     setup.medium.record(&tape);
     let mut running = Running {
         setup,

@@ -10,9 +10,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use replvfs::format::{Generation, Key, LocalState, STATE_SLOT_BYTES};
 use replvfs_tests::Rng;
 
 use super::disk::{Disk, Event, Files};
+use super::medium::STATE;
 
 /// What SQLite does through the VFS, and what is worth nothing after a restart.
 const NOT_BESIDE: &[&str] = &["", "-wal", "-journal", "-shm", "-replvfs-lock"];
@@ -160,23 +162,23 @@ impl Tape {
 
 impl Recording {
     fn look(&mut self, database: &Path, replica: &Path) {
+        let before = self.moments.last().map(|moment| moment.beside.clone());
         let mut seen = list(replica);
-        // Nothing of a replica goes away: when two looks agree, both are what was there between them.
-        loop {
+        // Nothing of a replica goes away: when two looks agree, both are what was there between them, with what was beside the database then.
+        let beside = loop {
+            let beside = beside(database, before.as_ref());
             let again = list(replica);
             if again == seen {
-                break;
+                break beside;
             }
             seen = again;
-        }
+        };
         for name in seen {
             if !self.objects.iter().any(|(known, _)| *known == name) {
                 let content = fs::read(replica.join(&name)).expect("reading an object");
                 self.objects.push((name, content.into()));
             }
         }
-        let before = self.moments.last().map(|moment| &moment.beside);
-        let beside = beside(database, before);
         self.moments.push(Moment {
             objects: self.objects.len(),
             beside,
@@ -192,22 +194,19 @@ impl Recording {
         } else {
             disk.after_power_loss(rng)
         };
-        let moment = &self.moments[at];
         // Either just before the next event, or right after the last one.
         let early = at > 0 && rng.one_in(3);
-        let objects = if early {
-            self.moments[at - 1].objects
-        } else {
-            moment.objects
-        };
+        let seen = if early { at - 1 } else { at };
+        let moment = &self.moments[seen];
+        let objects = moment.objects;
         told += &format!(" {objects} objects were created;");
         let mut names: BTreeSet<&String> = moment.beside.keys().collect();
-        names.extend(self.moments[..at].iter().flat_map(|earlier| earlier.beside.keys()));
+        names.extend(self.moments[..seen].iter().flat_map(|earlier| earlier.beside.keys()));
         for name in names {
             let content = if killed {
                 moment.beside.get(name).map(|content| content.to_vec())
             } else {
-                self.lose_beside(name, at, rng, &mut told)
+                self.lose_beside(name, seen, rng, &mut told)
             };
             if let Some(content) = content {
                 files.insert(name.clone(), content);
@@ -222,25 +221,70 @@ impl Recording {
         }
     }
 
-    /// A file that replvfs keeps: the newest content, any older one, or sectors of both.
+    /// A file that replvfs keeps: the newest content, any older one, or sectors of both. The state is synced before anything else is put into the
+    /// generation that it names: from then on one of its slots is whole.
     fn lose_beside(&self, name: &str, at: usize, rng: &mut Rng, told: &mut String) -> Option<Vec<u8>> {
         let versions = self.moments[..=at].iter().map(|moment| moment.beside.get(name));
         let mut versions: Vec<Option<&Content>> = versions.collect();
         versions.dedup();
+        let relied_on = (name == STATE).then(|| self.begun(self.moments[at].objects)).flatten();
+        if let Some(generation) = relied_on {
+            let names = |version: &Option<&Content>| version.and_then(|content| named(content)) >= Some(generation);
+            // Where none does, a power loss before this run has left an older one.
+            versions.drain(..versions.iter().position(names).unwrap_or(0));
+        }
         let newest = *versions.last()?;
         let other = rng.of(&versions);
         let way = rng.below(4);
         *told += &format!(" {name:?}: way {way} with {} versions;", versions.len());
+        let (newest, other) = (
+            newest.map(|content| content.to_vec()),
+            other.map(|content| content.to_vec()),
+        );
         match way {
-            0 | 1 => newest.map(|content| content.to_vec()),
-            2 => other.map(|content| content.to_vec()),
-            _ => Some(mixed(
-                newest.map_or(&[], |content| content),
-                other.map_or(&[], |content| content),
-                rng,
-            )),
+            0 | 1 => newest,
+            2 => other,
+            _ if relied_on.is_some() => torn_in_one_slot(newest?, &other?, rng),
+            _ => Some(mixed(&newest.unwrap_or_default(), &other.unwrap_or_default(), rng)),
         }
     }
+
+    /// The newest generation that anything has been put into.
+    fn begun(&self, objects: usize) -> Option<Generation> {
+        let objects = self.objects[..objects].iter();
+        let generations = objects.filter_map(|(name, _)| match Key::parse(name)? {
+            Key::Image(generation, _) | Key::Log(generation, _) => Some(generation),
+            _ => None,
+        });
+        generations.max()
+    }
+}
+
+/// The generation that a state names.
+fn named(state: &[u8]) -> Option<Generation> {
+    Some(LocalState::from_file(state).ok()??.generation)
+}
+
+/// One write had not come to its end.
+fn torn_in_one_slot(newest: Vec<u8>, other: &[u8], rng: &mut Rng) -> Option<Vec<u8>> {
+    let mut torn = newest.clone();
+    let mut another = other;
+    if rng.one_in(2) {
+        torn = other.to_vec();
+        another = &newest;
+    }
+    let start = if rng.one_in(2) { 0 } else { STATE_SLOT_BYTES };
+    torn.resize(2 * STATE_SLOT_BYTES, 0);
+    let slot = start..start + STATE_SLOT_BYTES;
+    let another = another.get(start..).unwrap_or_default();
+    let mixture = mixed(
+        &torn[slot.clone()],
+        &another[..another.len().min(STATE_SLOT_BYTES)],
+        rng,
+    );
+    torn[slot].fill(0);
+    torn[start..start + mixture.len()].copy_from_slice(&mixture);
+    Some(if named(&torn).is_some() { torn } else { newest })
 }
 
 fn mixed(one: &[u8], other: &[u8], rng: &mut Rng) -> Vec<u8> {
@@ -305,12 +349,16 @@ fn beside(database: &Path, before: Option<&BTreeMap<String, Content>>) -> BTreeM
 
 #[cfg(test)]
 mod tests {
+    use replvfs::Txid;
+    use replvfs::format::{DatabaseId, ObjectHash, Place};
     use replvfs_tests::Scratch;
+    use replvfs_vfs::resume::Mark;
+    use replvfs_vfs::types::{PageSize, Position};
 
     use super::*;
 
     #[test]
-    fn what_replvfs_keeps_comes_back_in_any_version_or_torn() {
+    fn what_nothing_relies_on_comes_back_in_any_version_or_torn() {
         let scratch = Scratch::in_memory();
         let kept = scratch.file("app.db-replvfs");
         let tape = Tape::new(&scratch.database(), &scratch.file("replica"), Files::new());
@@ -340,6 +388,68 @@ mod tests {
         }
         // Before it was written there is none.
         assert!(!recording.crash(1, &mut rng).files.contains_key("-replvfs"));
+    }
+
+    fn state(sequence: u64) -> LocalState {
+        LocalState {
+            sequence,
+            // So long that a state has more than one sector.
+            replica: format!("fs:///{}", "r".repeat(500)),
+            place: Place([1; 32]),
+            database_id: DatabaseId([2; 16]),
+            generation: Generation(1),
+            page_size: PageSize::new(1024).unwrap(),
+            stored: Mark {
+                txid: Txid(sequence),
+                position: Position::default(),
+            },
+            slot: None,
+            previous: ObjectHash([3; 32]),
+            left: None,
+        }
+    }
+
+    #[test]
+    fn once_a_generation_is_relied_on_a_whole_state_names_it() {
+        let scratch = Scratch::in_memory();
+        let replica = scratch.file("replica");
+        fs::create_dir(&replica).unwrap();
+        let tape = Tape::new(&scratch.database(), &replica, Files::new());
+        let mut file = vec![0; 2 * STATE_SLOT_BYTES];
+        for sequence in 0..5 {
+            if let Some(sequence) = (sequence > 0).then_some(sequence) {
+                let start = usize::try_from(LocalState::offset(sequence)).unwrap();
+                file[start..start + STATE_SLOT_BYTES].copy_from_slice(&state(sequence).to_slot().unwrap());
+                fs::write(scratch.file("app.db-replvfs"), &file).unwrap();
+            }
+            if sequence == 2 {
+                let image = replica.join(Key::Image(Generation(1), Txid(1)).path());
+                fs::create_dir_all(image.parent().unwrap()).unwrap();
+                fs::write(image, "image").unwrap();
+            }
+            tape.open("", || Some(sequence == 0));
+            tape.change(Event::Sync { inode: 0, folder: true }, || true);
+        }
+        let recording = tape.take();
+        let mut rng = Rng::new(1);
+        let mut found_at = |at: usize| {
+            let mut found = BTreeSet::new();
+            let mut torn = 0;
+            for _ in 0..1000 {
+                let crash = recording.crash(at, &mut rng);
+                let state = crash.files.get("-replvfs");
+                let named = state.and_then(|state| LocalState::from_file(state).ok()?);
+                let whole = |slot: &&[u8]| LocalState::from_slot(slot).is_ok() || slot.iter().all(|byte| *byte == 0);
+                torn += state.map_or(0, |state| 2 - state.chunks(STATE_SLOT_BYTES).filter(whole).count());
+                found.insert(named.map(|named| named.sequence));
+            }
+            (found, torn)
+        };
+        // Nothing is relied on yet.
+        assert!(found_at(3).0.contains(&None));
+        let (found, torn) = found_at(recording.events.len());
+        assert_eq!(found, (1..=4).map(Some).collect());
+        assert!(torn > 0);
     }
 
     #[test]
