@@ -199,6 +199,8 @@ impl Recording {
         let seen = if early { at - 1 } else { at };
         let moment = &self.moments[seen];
         let objects = moment.objects;
+        // What may arrive later was put on its way before the power went, or nothing was.
+        let arrived = if rng.one_in(4) { objects } else { self.arrived(seen) };
         told += &format!(" {objects} objects were created;");
         let mut names: BTreeSet<&String> = moment.beside.keys().collect();
         names.extend(self.moments[..seen].iter().flat_map(|earlier| earlier.beside.keys()));
@@ -206,7 +208,7 @@ impl Recording {
             let content = if killed {
                 moment.beside.get(name).map(|content| content.to_vec())
             } else {
-                self.lose_beside(name, seen, rng, &mut told)
+                self.lose_beside(name, seen, arrived, rng, &mut told)
             };
             if let Some(content) = content {
                 files.insert(name.clone(), content);
@@ -215,7 +217,7 @@ impl Recording {
         Crash {
             files,
             objects: self.objects[..objects].to_vec(),
-            later: self.objects[objects..].iter().take(LATER).cloned().collect(),
+            later: self.objects[objects..arrived].to_vec(),
             early,
             told,
         }
@@ -223,11 +225,11 @@ impl Recording {
 
     /// A file that replvfs keeps: the newest content, any older one, or sectors of both. The state is synced before anything else is put into the
     /// generation that it names: from then on one of its slots is whole.
-    fn lose_beside(&self, name: &str, at: usize, rng: &mut Rng, told: &mut String) -> Option<Vec<u8>> {
+    fn lose_beside(&self, name: &str, at: usize, objects: usize, rng: &mut Rng, told: &mut String) -> Option<Vec<u8>> {
         let versions = self.moments[..=at].iter().map(|moment| moment.beside.get(name));
         let mut versions: Vec<Option<&Content>> = versions.collect();
         versions.dedup();
-        let relied_on = (name == STATE).then(|| self.begun(self.moments[at].objects)).flatten();
+        let relied_on = (name == STATE).then(|| self.begun(objects)).flatten();
         if let Some(generation) = relied_on {
             let names = |version: &Option<&Content>| version.and_then(|content| named(content)) >= Some(generation);
             // Where none does, a power loss before this run has left an older one.
@@ -249,14 +251,27 @@ impl Recording {
         }
     }
 
+    /// The objects that are there, or on their way: nothing is put into a generation before the state that names it was synced.
+    fn arrived(&self, at: usize) -> usize {
+        let moment = &self.moments[at];
+        let synced = moment.beside.get(STATE).and_then(|content| named(content));
+        let on_their_way = self.objects[moment.objects..].iter().take(LATER);
+        let possible =
+            on_their_way.take_while(|(name, _)| into(name).is_none_or(|generation| synced >= Some(generation)));
+        moment.objects + possible.count()
+    }
+
     /// The newest generation that anything has been put into.
     fn begun(&self, objects: usize) -> Option<Generation> {
-        let objects = self.objects[..objects].iter();
-        let generations = objects.filter_map(|(name, _)| match Key::parse(name)? {
-            Key::Image(generation, _) | Key::Log(generation, _) => Some(generation),
-            _ => None,
-        });
-        generations.max()
+        self.objects[..objects].iter().filter_map(|(name, _)| into(name)).max()
+    }
+}
+
+/// The generation that an object is put into.
+fn into(name: &str) -> Option<Generation> {
+    match Key::parse(name)? {
+        Key::Image(generation, _) | Key::Log(generation, _) => Some(generation),
+        _ => None,
     }
 }
 
