@@ -5,6 +5,8 @@ use std::panic::catch_unwind;
 use std::process::Command;
 use std::sync::OnceLock;
 
+use replvfs_tests::number;
+
 use crate::life::{Life, Terms, live};
 use crate::plan::{Fault, Kind, Method, Site};
 use crate::script::{Script, script};
@@ -23,14 +25,6 @@ struct Case {
     number: usize,
     fault: Fault,
     observed: bool,
-}
-
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{variable}={text} is no number")),
-    )
 }
 
 /// A life in which nothing fails.

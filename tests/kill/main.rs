@@ -22,17 +22,10 @@ mod processes;
 
 use campaign::{Campaign, Counts};
 use plan::Rng;
+use replvfs_tests::number;
 
 /// Rounds with one database: long enough for several restarts, short enough that images stay small.
 const ROUNDS_OF_A_DATABASE: u64 = 10;
-
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{variable}={text} is no number")),
-    )
-}
 
 /// Says how to replay a failure.
 struct Replay {

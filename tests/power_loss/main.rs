@@ -24,7 +24,7 @@ mod tape;
 
 use crash::{Counts, Crashes};
 use medium::Medium;
-use replvfs_tests::Rng;
+use replvfs_tests::{Rng, number};
 use script::{Before, Journal, Setup, Synchronous, run, run_again};
 
 /// Power losses of long scripts on each disk.
@@ -33,14 +33,6 @@ const POINTS: u64 = 120;
 const AGAIN_EVERY: usize = 4;
 /// So many times.
 const POINTS_AGAIN: u64 = 3;
-
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{variable}={text} is no number")),
-    )
-}
 
 /// Says how to replay a failure.
 struct Replay {

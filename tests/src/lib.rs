@@ -192,6 +192,20 @@ pub fn plain_image(path: &Path) -> Vec<u8> {
     connection.serialize("main").expect("reading the database").to_vec()
 }
 
+/// The number in an environment variable; `None` when it is not set.
+///
+/// # Panics
+///
+/// When it is no number.
+#[must_use]
+pub fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable}={text} is no number")),
+    )
+}
+
 /// Uploads everything and waits for it.
 pub fn flush(connection: &Connection) {
     let mut statement = connection

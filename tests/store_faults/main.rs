@@ -19,6 +19,7 @@ use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, Once};
 
+use replvfs_tests::number;
 use voyage::{Terms, sail};
 use weather::{Storm, Trouble};
 
@@ -26,14 +27,6 @@ use weather::{Storm, Trouble};
 const AT_ONCE: usize = 6;
 /// After so many failures the rest would say the same.
 const ENOUGH: usize = 5;
-
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{variable}={text} is no number")),
-    )
-}
 
 fn storms(calls: usize) -> Vec<Storm> {
     let kinds = Trouble::ALL

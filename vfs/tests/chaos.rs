@@ -8,20 +8,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use collector::faults::{self, Fault};
-use collector::{Collector, open, plain};
+use collector::{Collector, Dice, open, plain};
 use rusqlite::Connection;
-
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % sides
-    }
-}
 
 /// One thing that an application may do. Most may fail for good reasons (a lock); what happened then is what counts.
 fn act(dice: &mut Dice, connection: &Connection) -> String {

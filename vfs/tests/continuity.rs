@@ -7,19 +7,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use collector::faults::{self, Fault};
-use collector::{Collector, open, plain, plain_image, txid};
+use collector::{Collector, open, plain, plain_image, txid, with_table};
 use replvfs_vfs::log::Continuity;
 use rusqlite::Connection;
 
 const INSERT: &str = "INSERT INTO t(b) VALUES(randomblob(20000))";
-
-fn with_table(path: &Path) -> Connection {
-    let connection = open(path);
-    connection
-        .execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)")
-        .unwrap();
-    connection
-}
 
 fn count(connection: &Connection) -> i64 {
     connection

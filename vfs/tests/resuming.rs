@@ -6,42 +6,15 @@ mod collector;
 
 use std::path::{Path, PathBuf};
 
-use collector::{Collector, open, plain, prepare};
+use collector::{Collector, Dice, copied, open, plain, prepare};
 use replvfs_vfs::resume::{Fingerprint, Left, Next, Resume};
 use rusqlite::Connection;
-
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % sides
-    }
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
 
 /// What is on the disk when the process dies now, in a folder of its own.
 fn dead(path: &Path, collector: &Collector) -> (tempfile::TempDir, PathBuf, Option<Resume>) {
     let dir = tempfile::tempdir().unwrap();
     let copy = dir.path().join("app.db");
-    // In another process: closing the file in this one would drop SQLite's locks.
-    for suffix in ["", "-wal", "-replvfs-spill"] {
-        if beside(path, suffix).exists() {
-            let copied = std::process::Command::new("cp")
-                .arg(beside(path, suffix))
-                .arg(beside(&copy, suffix))
-                .status();
-            assert!(copied.unwrap().success());
-        }
-    }
+    copied(path, &copy);
     let resume = collector.resume_point().map(|resume| {
         let left = resume.left.map(|left| match left.next {
             Next::File(file) if Fingerprint::of(path) == Some(file) => Left {

@@ -3,45 +3,15 @@
 
 mod collector;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use collector::faults::{self, Fault};
-use collector::{Collector, open, plain, plain_image, prepare, txid};
+use collector::{Collector, beside, copied, open, plain, plain_image, prepare, txid, with_table};
 use replvfs_vfs::resume::{Fingerprint, Next, Resume};
 use rusqlite::Connection;
 
 const INSERT: &str = "INSERT INTO t(b) VALUES(randomblob(2000))";
-
-fn with_table(path: &Path) -> Connection {
-    let connection = open(path);
-    connection
-        .execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)")
-        .unwrap();
-    connection
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
-/// Copies what another process would find, were this one killed now. By another process: a close in this one would drop locks.
-fn copied(path: &Path, to: &Path) {
-    for suffix in ["", "-wal", "-replvfs-spill"] {
-        if beside(path, suffix).exists() {
-            let mut copy = std::process::Command::new("cp");
-            assert!(
-                copy.arg(beside(path, suffix))
-                    .arg(beside(to, suffix))
-                    .status()
-                    .unwrap()
-                    .success()
-            );
-        }
-    }
-}
 
 fn truncate(connection: &Connection) -> i64 {
     connection

@@ -395,3 +395,47 @@ pub(crate) fn plain_image(path: &Path) -> Vec<u8> {
     let mut connection = Connection::open(path).unwrap();
     connection.serialize("main").unwrap().to_vec()
 }
+
+/// A database in WAL mode with the table of most tests.
+pub(crate) fn with_table(path: &Path) -> Connection {
+    let connection = open(path);
+    connection
+        .execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)")
+        .unwrap();
+    connection
+}
+
+pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Copies what another process would find, were this one killed now. By another process: a close in this one would drop locks.
+pub(crate) fn copied(path: &Path, to: &Path) {
+    for suffix in ["", "-wal", "-replvfs-spill"] {
+        if beside(path, suffix).exists() {
+            let mut copy = std::process::Command::new("cp");
+            assert!(
+                copy.arg(beside(path, suffix))
+                    .arg(beside(to, suffix))
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+        }
+    }
+}
+
+/// Numbers by chance, the same for the same seed.
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+}
