@@ -421,18 +421,9 @@ impl Scene<'_> {
                 None => connection.execute_batch(ONE_MORE)?,
             }
             arrive(true);
-            let flush = || {
-                connection
-                    .query_row("PRAGMA replvfs_flush", [], |_| Ok(()))
-                    .or_else(no_row)
-            };
-            // A connection that has the file for itself brings the image of a history that has to begin anew with its next write only.
-            flush().or_else(|error| match self.run.setup.exclusive {
-                true => connection
-                    .execute_batch("PRAGMA user_version = 77")
-                    .and_then(|()| flush()),
-                false => Err(error),
-            })
+            connection
+                .query_row("PRAGMA replvfs_flush", [], |_| Ok(()))
+                .or_else(no_row)
         });
         if let Err(error) = &outcome {
             assert!(local.damaged, "through replvfs SQLite fails: {error}");

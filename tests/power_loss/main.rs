@@ -61,7 +61,12 @@ fn setups(medium: Medium) -> Vec<Setup> {
         Medium::Recorded => &[false, true],
         Medium::Simulated => &[true],
     };
-    let journals: &[(Journal, &[bool])] = &[(Journal::Wal, wal)];
+    let journals: &[(Journal, &[bool])] = &[
+        (Journal::Wal, wal),
+        (Journal::Delete, &[false, true]),
+        (Journal::Truncate, &[false]),
+        (Journal::Persist, &[false, true]),
+    ];
     let levels = [Synchronous::Normal, Synchronous::Full, Synchronous::Off];
     let mut setups = Vec::new();
     for (journal, locking) in journals {

@@ -19,6 +19,9 @@ use super::tape::{Object, Recording, Tape};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Journal {
     Wal,
+    Delete,
+    Truncate,
+    Persist,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

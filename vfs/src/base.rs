@@ -54,10 +54,37 @@ impl BaseVfs {
 
     /// Opens the database's WAL for reading. A WAL carries no locks.
     pub(crate) fn open_wal(&self, database: &CStr) -> Result<BaseFile, Code> {
-        let mut path = database.to_bytes().to_vec();
-        path.extend_from_slice(b"-wal");
-        let path = CString::new(path).map_err(|_| Code(ffi::SQLITE_CANTOPEN))?;
+        let path = with_suffix(database, b"-wal")?;
         self.open(&path, &[], ffi::SQLITE_OPEN_READONLY | ffi::SQLITE_OPEN_WAL)
+    }
+
+    /// Whether a journal stands beside the database that somebody still needs. One that was truncated, or whose header is zeros, is of a
+    /// transaction that is committed (`hasHotJournal`); when nobody is writing, any other is of one that has to be rolled back. What cannot be
+    /// read may be needed.
+    pub(crate) fn journal_is_hot(&self, database: &CStr) -> bool {
+        let Ok(path) = with_suffix(database, b"-journal") else {
+            return true;
+        };
+        let mut exists = 0;
+        // SAFETY: raw is a registered VFS, path a string; exists has room for the answer.
+        let asked = unsafe {
+            (*self.raw).xAccess.map_or(ffi::SQLITE_OK, |access| {
+                access(self.raw, path.as_ptr(), ffi::SQLITE_ACCESS_EXISTS, &raw mut exists)
+            })
+        };
+        if asked == ffi::SQLITE_OK && exists == 0 {
+            return false;
+        }
+        let flags = ffi::SQLITE_OPEN_READONLY | ffi::SQLITE_OPEN_MAIN_JOURNAL;
+        let Ok(journal) = self.open(&path, &[], flags) else {
+            return true;
+        };
+        let mut first = [0];
+        // SAFETY: just opened, and used here only.
+        match unsafe { journal.as_ref().read(&mut first, 0) } {
+            Ok(whole) => whole && first != [0],
+            Err(_) => true,
+        }
     }
 
     /// Random bytes, as SQLite takes them for salts.
@@ -91,6 +118,11 @@ impl BaseVfs {
         check(code)?;
         Ok(file)
     }
+}
+
+fn with_suffix(database: &CStr, suffix: &[u8]) -> Result<CString, Code> {
+    let path = [database.to_bytes(), suffix].concat();
+    CString::new(path).map_err(|_| Code(ffi::SQLITE_CANTOPEN))
 }
 
 /// A file of our own on the base VFS. Closed, with all its locks, when dropped.

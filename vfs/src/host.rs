@@ -59,12 +59,13 @@ pub trait Replica: Send + Sync + 'static {
     /// never blocks, never fails.
     fn wake(&self);
 
-    /// Waits until all that is in the log is in the store.
+    /// Waits until all that is in the log is in the store. Calls `attend` first, and again whenever the log asks for a base or a proof
+    /// meanwhile: where a connection has the database for itself nobody but the one that waits can give it. Its error ends the wait.
     ///
     /// # Errors
     ///
     /// When that did not happen within the replica's timeout, or cannot happen.
-    fn flush(&self) -> Result<(), FlushError>;
+    fn flush(&self, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError>;
 
     /// Whether this process replicates the database, so that it is to keep the WAL.
     fn owns(&self) -> bool;

@@ -123,6 +123,8 @@ struct Inner {
     settled: bool,
     resume: Option<Resume>,
     question: u64,
+    /// How often the capture was asked for something.
+    asked: u64,
     /// What is captured is dropped until the capture answers.
     dropping: bool,
     /// What is captured is dropped until the replica calls [`Log::capture_again`].
@@ -152,12 +154,11 @@ impl Inner {
     }
 }
 
-/// The log of one database. All methods may be called from any thread, and none waits but [`Log::wait_acked`], [`Log::wait_settled`] and
-/// [`Log::look`].
+/// The log of one database. All methods may be called from any thread, and none waits but those called `wait_…` and [`Log::look`].
 #[derive(Default)]
 pub struct Log {
     inner: Mutex<Inner>,
-    /// Notified when `acked`, `settled` or `failure` change.
+    /// Notified when `acked`, `settled`, `asked` or `failure` change.
     progress: Condvar,
     /// The capture must bring a base, or prove that it can do without, before it may log anything more.
     base_wanted: AtomicBool,
@@ -365,7 +366,7 @@ impl Log {
             if !inner.suspended {
                 inner.question += 1;
                 inner.dropping = true;
-                self.base_wanted.store(true, Ordering::Release);
+                self.ask(&mut inner);
             }
             inner.clear()
         };
@@ -428,7 +429,7 @@ impl Log {
             inner.question += 1;
             inner.dropping = true;
             inner.settled = false;
-            self.base_wanted.store(true, Ordering::Release);
+            self.ask(&mut inner);
             inner.clear()
         };
         drop(dropped);
@@ -466,12 +467,20 @@ impl Log {
 
     /// Waits until txids are final, the log has failed, or the time is over; `true` if they are final.
     pub fn wait_settled(&self, timeout: Duration) -> bool {
+        self.wait(timeout, |inner| !inner.settled).settled
+    }
+
+    /// The same, but no longer than until the capture was asked more often than `asked` times.
+    pub fn wait_settled_or_asked(&self, asked: u64, timeout: Duration) -> bool {
+        let waits = |inner: &Inner| !inner.settled && inner.asked == asked;
+        self.wait(timeout, waits).settled
+    }
+
+    fn wait(&self, timeout: Duration, waits: impl Fn(&Inner) -> bool) -> MutexGuard<'_, Inner> {
         let inner = self.lock();
-        let (inner, _) = self
-            .progress
-            .wait_timeout_while(inner, timeout, |inner| !inner.settled && inner.failure.is_none())
-            .unwrap_or_else(PoisonError::into_inner);
-        inner.settled
+        let waits = |inner: &mut Inner| inner.failure.is_none() && waits(inner);
+        let waited = self.progress.wait_timeout_while(inner, timeout, waits);
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Nothing more is kept for a store that does not answer: what was captured is dropped, and so is what follows.
@@ -495,8 +504,20 @@ impl Log {
         let mut inner = self.lock();
         if std::mem::take(&mut inner.suspended) {
             inner.question += 1;
-            self.base_wanted.store(true, Ordering::Release);
+            self.ask(&mut inner);
         }
+    }
+
+    fn ask(&self, inner: &mut Inner) {
+        inner.asked += 1;
+        self.base_wanted.store(true, Ordering::Release);
+        self.progress.notify_all();
+    }
+
+    /// How often the capture was asked for a base or a proof, and whether that was answered: whoever waits for the upload may have to do that.
+    pub fn asked(&self) -> (u64, bool) {
+        let inner = self.lock();
+        (inner.asked, !self.base_wanted())
     }
 
     /// Whether the WAL is kept from being restarted, so that [`Log::has_news`] is worth asking for now and then.
@@ -583,21 +604,20 @@ impl Log {
 
     /// Waits until `txid` is acknowledged, the log has failed, or the time is over; `true` if it is acknowledged.
     pub fn wait_acked(&self, txid: Txid, timeout: Duration) -> bool {
-        let inner = self.lock();
-        let (inner, _) = self
-            .progress
-            .wait_timeout_while(inner, timeout, |inner| {
-                inner.acked < Some(txid) && inner.failure.is_none()
-            })
-            .unwrap_or_else(PoisonError::into_inner);
-        inner.acked >= Some(txid)
+        self.wait(timeout, |inner| inner.acked < Some(txid)).acked >= Some(txid)
+    }
+
+    /// The same, but no longer than until the capture was asked more often than `asked` times.
+    pub fn wait_acked_or_asked(&self, txid: Txid, asked: u64, timeout: Duration) -> bool {
+        let waits = |inner: &Inner| inner.acked < Some(txid) && inner.asked == asked;
+        self.wait(timeout, waits).acked >= Some(txid)
     }
 
     /// Asks the capture for a new base at the next opportunity: an image could not be made from the last one.
     pub fn request_base(&self) {
-        let inner = self.lock();
+        let mut inner = self.lock();
         if !inner.suspended {
-            self.base_wanted.store(true, Ordering::Release);
+            self.ask(&mut inner);
         }
     }
 

@@ -9,6 +9,9 @@ use replvfs_vfs::resume::Left;
 
 use super::shared::Shared;
 
+/// So often a question that comes while another one is answered is looked at before the wait.
+const ATTEMPTS: usize = 3;
+
 #[derive(Debug)]
 pub(super) struct DatabaseReplica {
     shared: Arc<Shared>,
@@ -35,34 +38,30 @@ impl DatabaseReplica {
         }
     }
 
-    fn flush_within(&self, timeout: Duration) -> Result<(), FlushError> {
+    fn flush_within(
+        &self,
+        timeout: Duration,
+        attend: &mut dyn FnMut() -> Result<(), FlushError>,
+    ) -> Result<(), FlushError> {
         let shared = &self.shared;
         let end = Instant::now() + timeout;
-        if let Some(reason) = shared.log.failure() {
-            return Err(FlushError(stopped(shared, &reason)));
-        }
-        if shared.log.last_txid().is_none() {
-            return Err(FlushError(format!(
-                "nothing of {} was captured yet: read or write it once",
-                shared.database
-            )));
-        }
-        if shared.is_standby() {
-            return Err(FlushError(format!(
-                "another process replicates {}; ask there, or wait until it has ended",
-                shared.database
-            )));
-        }
-        let waiting = shared.wait_for_upload();
-        // Before that the number of the newest transaction is not known.
-        let settled = shared.log.wait_settled(timeout);
-        let target = shared.log.last_txid().filter(|_| settled);
-        let left = end.saturating_duration_since(Instant::now());
-        let acked = target.is_some_and(|target| shared.log.wait_acked(target, left));
+        let mut waiting = None;
+        let target = loop {
+            let asked = self.attend(attend)?;
+            self.can_flush()?;
+            waiting.get_or_insert_with(|| shared.wait_for_upload());
+            let left = || end.saturating_duration_since(Instant::now());
+            // Before that the number of the newest transaction is not known.
+            let settled = shared.log.wait_settled_or_asked(asked, left());
+            let target = shared.log.last_txid().filter(|_| settled);
+            if target.is_some_and(|target| shared.log.wait_acked_or_asked(target, asked, left())) {
+                return Ok(());
+            }
+            if shared.log.failure().is_some() || left().is_zero() {
+                break target;
+            }
+        };
         drop(waiting);
-        if acked {
-            return Ok(());
-        }
         if let Some(reason) = shared.log.failure() {
             return Err(FlushError(stopped(shared, &reason)));
         }
@@ -83,6 +82,43 @@ impl DatabaseReplica {
             ),
         }))
     }
+
+    /// Lets the connection that waits give what the log asks for. Returns how often it was asked until then.
+    fn attend(&self, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<u64, FlushError> {
+        let log = &self.shared.log;
+        for _ in 1..ATTEMPTS {
+            let (before, _) = log.asked();
+            attend()?;
+            let (asked, answered) = log.asked();
+            // Else it was asked again meanwhile. What the connection finds wrong by itself it asks for, and answers, as well.
+            if answered || asked == before {
+                return Ok(asked);
+            }
+        }
+        let (asked, _) = log.asked();
+        attend().map(|()| asked)
+    }
+
+    /// Why it would be in vain to wait for the upload, if it is known by now.
+    fn can_flush(&self) -> Result<(), FlushError> {
+        let shared = &self.shared;
+        if let Some(reason) = shared.log.failure() {
+            return Err(FlushError(stopped(shared, &reason)));
+        }
+        if shared.log.last_txid().is_none() {
+            return Err(FlushError(format!(
+                "nothing of {} was captured yet: read or write it once",
+                shared.database
+            )));
+        }
+        if shared.is_standby() {
+            return Err(FlushError(format!(
+                "another process replicates {}; ask there, or wait until it has ended",
+                shared.database
+            )));
+        }
+        Ok(())
+    }
 }
 
 fn stopped(shared: &Shared, reason: &str) -> String {
@@ -95,8 +131,8 @@ impl Replica for DatabaseReplica {
         self.shared.wake.notify_one();
     }
 
-    fn flush(&self) -> Result<(), FlushError> {
-        self.flush_within(self.timeout)
+    fn flush(&self, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError> {
+        self.flush_within(self.timeout, attend)
     }
 
     fn owns(&self) -> bool {

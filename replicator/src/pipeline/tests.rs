@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use replvfs_vfs::host::{Host, OpenRequest, Replica};
+use replvfs_vfs::host::{FlushError, Host, OpenRequest, Replica};
 use replvfs_vfs::log::Log;
 use replvfs_vfs::transaction::Transaction;
 use replvfs_vfs::types::{PageSize, Pgno, Position, Txid};
@@ -192,25 +192,64 @@ fn a_flush_says_why_it_failed() {
     let uploader = memory("flush");
     let shared = Arc::clone(uploader.shared());
     let replica = DatabaseReplica::new(Arc::clone(&shared), Duration::from_millis(20), Duration::ZERO, 1 << 30);
-    let nothing = replica.flush().expect_err("nothing was captured").to_string();
+    let nothing = replica
+        .flush(&mut || Ok(()))
+        .expect_err("nothing was captured")
+        .to_string();
     assert!(nothing.contains("read or write it"), "{nothing}");
     shared.log.settle(0);
     shared
         .log
         .push_transaction(Arc::into_inner(transactions(1, 1).remove(0)).expect("mine"));
     shared.trouble("the store is on fire");
-    let late = replica.flush().expect_err("nobody uploads").to_string();
+    let late = replica.flush(&mut || Ok(())).expect_err("nobody uploads").to_string();
     assert!(
         late.contains("transaction 1 of /srv/app.db") && late.contains("on fire"),
         "{late}"
     );
     assert!(!shared.is_awaited());
     shared.fail("a reason");
-    let failed = replica.flush().expect_err("failed").to_string();
+    let failed = replica.flush(&mut || Ok(())).expect_err("failed").to_string();
     assert!(failed.contains("stopped: a reason"), "{failed}");
     let status: serde_json::Value = serde_json::from_str(&replica.status()).expect("JSON");
     assert_eq!(status["failed"], "a reason");
     assert_eq!((status["txid"].as_u64(), status["acked"].as_u64()), (Some(1), None));
+}
+
+#[test]
+fn a_flush_brings_what_is_asked_for_meanwhile() {
+    let uploader = memory("attends");
+    let shared = Arc::clone(uploader.shared());
+    let replica = DatabaseReplica::new(Arc::clone(&shared), Duration::from_secs(60), Duration::ZERO, 1 << 30);
+    shared.log.settle(0);
+    shared
+        .log
+        .push_transaction(Arc::into_inner(transactions(1, 1).remove(0)).expect("mine"));
+    std::thread::scope(|scope| {
+        let (log, waits) = (Arc::clone(&shared.log), Arc::clone(&shared));
+        scope.spawn(move || {
+            while !waits.is_awaited() {
+                std::thread::yield_now();
+            }
+            // Long after the connection was asked first.
+            log.request_base();
+        });
+        let mut times = 0;
+        let flushed = replica.flush(&mut || {
+            times += 1;
+            if times == 2 {
+                shared.log.acknowledge(Txid(1));
+            }
+            Ok(())
+        });
+        assert!(flushed.is_ok(), "{flushed:?}");
+        assert_eq!(times, 2);
+        let refused = replica
+            .flush(&mut || Err(FlushError("not now".to_owned())))
+            .expect_err("refused");
+        assert_eq!(refused.to_string(), "not now");
+        assert!(!shared.is_awaited());
+    });
 }
 
 #[tokio::test]

@@ -492,7 +492,10 @@ fn recovered(wal: FileRef) -> Option<IndexHeader> {
     // SAFETY: the connection's WAL, on its thread.
     let whole = unsafe { wal.read(&mut head, 0).ok()? };
     let header = WalHeader::decode(&head).filter(|_| whole);
-    let commit = header.and_then(|header| last_commit_in(wal, Scan::from_header(&header)));
+    let commit = match header {
+        Some(header) => last_commit_in(wal, Scan::from_header(&header)).ok()?,
+        None => None,
+    };
     Some(IndexHeader {
         position: match (commit, header) {
             (Some(commit), _) => commit.position,

@@ -332,7 +332,7 @@ impl Database {
         }
         let Some(cursor) = capture.cursor else {
             state.mirror.clear();
-            return;
+            return; // The next base has it.
         };
         // After a restart of the WAL this connection has written its header. A cursor that was proved when that had been done knows its salts,
         // but not the checksum from which the first frame goes on.
@@ -344,14 +344,25 @@ impl Database {
         let (start, page_size, big_endian) = match (own, cursor.page_size) {
             (Some(own), _) => (own.position(), own.page_size, own.big_endian),
             (None, Some(page_size)) => (cursor.position, page_size, cursor.big_endian),
-            (None, None) => return,
+            (None, None) => {
+                state.mirror.clear();
+                return self.break_history(&mut capture, "the place of a commit in its WAL is not known");
+            }
         };
         let scan = Scan::from_position(start, page_size, big_endian);
         let commit = match state.mirror.frames(start.frame + 1, page_size) {
-            Some(bytes) => scan.last_commit(bytes),
+            Some(bytes) => Ok(scan.last_commit(bytes)),
             None => last_commit_in(wal, scan),
         };
-        let Some(commit) = commit else { return };
+        let commit = match commit {
+            Ok(Some(commit)) => commit,
+            // The frames are those of a transaction that was rolled back; the one that ends here wrote nothing.
+            Ok(None) => return,
+            Err(reason) => {
+                state.mirror.clear();
+                return self.break_history(&mut capture, reason);
+            }
+        };
         self.log_own(&mut capture, state, start, commit, page_size, big_endian);
     }
 
@@ -459,20 +470,21 @@ fn start_of(wal: FileRef, expected: &IndexHeader) -> Result<Position, Gap> {
 }
 
 /// The last commit that the chain in the file reaches.
-pub(super) fn last_commit_in(wal: FileRef, mut scan: Scan) -> Option<Commit> {
+pub(super) fn last_commit_in(wal: FileRef, mut scan: Scan) -> Result<Option<Commit>, &'static str> {
     let mut frame = vec![0; scan.frame_bytes()];
-    let page_size = PageSize::new(u32::try_from(frame.len() - crate::wal::FRAME_HEADER_BYTES).ok()?)?;
+    let page_size = scan.page_size();
     let mut last = None;
     loop {
         let offset = frame_offset(scan.position().frame + 1, page_size);
         // SAFETY: the connection's WAL, on its thread.
         match unsafe { wal.read(&mut frame, offset) } {
             Ok(true) => {}
-            Ok(false) | Err(_) => return last,
+            Ok(false) => return Ok(last),
+            Err(_) => return Err("its WAL could not be read"),
         }
         match scan.step(&frame) {
             Ok((_, _, commit)) => last = commit.or(last),
-            Err(_) => return last,
+            Err(_) => return Ok(last),
         }
     }
 }

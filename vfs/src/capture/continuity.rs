@@ -1,8 +1,6 @@
 //! Whether a database file is the one that was left behind at the last close.
 
-use std::ffi::OsString;
 use std::fs;
-use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -29,14 +27,14 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// Of a file that nobody else can write at this moment. `None` when a WAL or a journal stands beside it, or when a later change
+    /// Of a file that nobody else can write at this moment. `None` when a WAL stands beside it, or when a later change
     /// could look the same. `known` is a fingerprint that was found to hold since.
     ///
     /// The clock behind time stamps ticks every few milliseconds, and SQLite's last checkpoint has often just written the file: a write
     /// that follows at once would leave the same time. So the file's mtime is set back by a nanosecond, which no later write
     /// does.
     pub(crate) fn leave(path: &Path, now: UnixMillis, known: Option<Fingerprint>) -> Option<Fingerprint> {
-        if is_wal_beside(path) || journal_is_hot(path) {
+        if is_wal_beside(path) {
             return None;
         }
         let print = Fingerprint::of(path)?;
@@ -98,25 +96,9 @@ impl Fingerprint {
 
 /// A WAL of zero bytes holds nothing.
 pub(super) fn is_wal_beside(path: &Path) -> bool {
-    fs::metadata(with_suffix(path, "-wal")).is_ok_and(|meta| meta.len() > 0)
-}
-
-/// Whether a journal stands beside the database that somebody still needs. One that was truncated, or whose header is zeros, is of a transaction
-/// that is committed (`hasHotJournal`); when nobody is writing, any other is of one that has to be rolled back.
-pub(super) fn journal_is_hot(path: &Path) -> bool {
-    let mut first = [0];
-    match fs::File::open(with_suffix(path, "-journal")) {
-        Ok(mut journal) => journal
-            .read(&mut first)
-            .is_ok_and(|length| length == 1 && first[0] != 0),
-        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
-    }
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> OsString {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name
+    let mut wal = path.as_os_str().to_owned();
+    wal.push("-wal");
+    fs::metadata(wal).is_ok_and(|meta| meta.len() > 0)
 }
 
 #[cfg(test)]

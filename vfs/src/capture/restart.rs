@@ -266,7 +266,7 @@ impl Database {
         }
     }
 
-    /// As [`Fingerprint::leave`], of the database that `file` has open: by now the name may lead to another.
+    /// As [`Fingerprint::leave`], of the database that `file` has open: by now the name may lead to another. `None` also with a hot journal.
     ///
     /// # Safety
     ///
@@ -274,6 +274,9 @@ impl Database {
     pub(super) unsafe fn leave(&self, capture: &Capture, file: FileRef) -> Option<Fingerprint> {
         if !self.replica.owns() {
             return None; // It sets a time stamp, and the owner's note is of another.
+        }
+        if self.vfs.journal_is_hot(&self.c_path) {
+            return None;
         }
         let print = Fingerprint::leave(&self.path, self.host.now(), capture.held)?;
         // SAFETY: as promised by the caller.

@@ -8,7 +8,6 @@
 
 use std::sync::atomic::Ordering;
 
-use super::continuity::journal_is_hot;
 use super::database::{Capture, ConnectionState, Cursor, Database};
 use super::header::DatabaseHeader;
 use super::page_set::PageSet;
@@ -176,7 +175,7 @@ impl Database {
 
     /// What was written without a commit is as it is from here on.
     fn log_uncommitted(&self, state: &mut ConnectionState) {
-        if state.rollback.is_writing() && journal_is_hot(&self.path) {
+        if state.rollback.is_writing() && self.vfs.journal_is_hot(&self.c_path) {
             // SQLite could not finish. The next connection, of whatever process, goes on from the journal.
             if !matches!(state.rollback.written.take(), Some(Written::Elsewhere)) {
                 let mut capture = self.capture();

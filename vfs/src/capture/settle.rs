@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError, Weak};
 use libsqlite3_sys as ffi;
 
 use super::attach::Found;
-use super::continuity::{Fingerprint, is_wal_beside, journal_is_hot};
+use super::continuity::{Fingerprint, is_wal_beside};
 use super::database::{Capture, ConnectionState, Cursor, Database};
 use super::header::DatabaseHeader;
 use crate::base::{Code, FileRef};
@@ -71,7 +71,7 @@ impl Database {
             }
             // The connection is about to play the journal back, and lets go of EXCLUSIVE after that. With RESERVED somebody is writing it.
             // SAFETY: as above.
-            if journal_is_hot(&self.path) && !unsafe { file.is_reserved() } {
+            if self.vfs.journal_is_hot(&self.c_path) && !unsafe { file.is_reserved() } {
                 return;
             }
         }

@@ -5,6 +5,7 @@ use std::ffi::{CStr, c_char, c_int};
 use libsqlite3_sys as ffi;
 
 use crate::capture::Connection;
+use crate::host::FlushError;
 
 /// Prefix of all that are ours: one that we do not know is an error, not silence.
 const PREFIX: &str = "replvfs_";
@@ -75,14 +76,13 @@ fn run(connection: &Connection, pragma: &str, value: Option<&str>) -> Result<Opt
             Ok(Some(database.replica.status()))
         }
         "flush" => {
-            let proved = database.sync(connection);
-            if let Some(reason) = database
-                .not_capturing(proved)
-                .or_else(|| database.no_base_from(connection))
-            {
-                return Err(format!("cannot flush: {reason}"));
-            }
-            database.replica.flush().map_err(|error| error.to_string())?;
+            let mut attend = || {
+                let proved = database.sync(connection);
+                let reason = database.not_capturing(proved);
+                let reason = reason.or_else(|| database.no_base_from(connection));
+                reason.map_or(Ok(()), |reason| Err(FlushError(format!("cannot flush: {reason}"))))
+            };
+            database.replica.flush(&mut attend).map_err(|error| error.to_string())?;
             Ok(number(database.log.acked()))
         }
         _ => Err(format!(

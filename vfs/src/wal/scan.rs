@@ -57,6 +57,12 @@ impl Scan {
         self.position
     }
 
+    /// Of every page in the WAL.
+    #[must_use]
+    pub fn page_size(&self) -> PageSize {
+        self.page_size
+    }
+
     /// Bytes of a frame.
     #[must_use]
     pub fn frame_bytes(&self) -> usize {

@@ -118,8 +118,8 @@ impl Replica for Collector {
         self.woken.notify_all();
     }
 
-    fn flush(&self) -> Result<(), FlushError> {
-        Ok(())
+    fn flush(&self, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError> {
+        attend()
     }
 
     fn owns(&self) -> bool {
