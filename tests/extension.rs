@@ -62,6 +62,8 @@ for _ in range(2):
     loader.load_extension(library)
     loader.close()
 db = sqlite3.connect(uri, uri=True, isolation_level=None)
+# There is a row also where there is no number yet.
+assert db.execute("PRAGMA replvfs_txid").fetchone() == ("",)
 assert db.execute("PRAGMA journal_mode=WAL").fetchone() == ("wal",)
 db.execute("CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT)")
 with db:

@@ -421,9 +421,7 @@ impl Scene<'_> {
                 None => connection.execute_batch(ONE_MORE)?,
             }
             arrive(true);
-            connection
-                .query_row("PRAGMA replvfs_flush", [], |_| Ok(()))
-                .or_else(no_row)
+            connection.query_row("PRAGMA replvfs_flush", [], |_| Ok(()))
         });
         if let Err(error) = &outcome {
             assert!(local.damaged, "through replvfs SQLite fails: {error}");
@@ -451,14 +449,6 @@ impl Scene<'_> {
         let connection = self.run.setup.medium.open_plain(&self.database());
         let image = connection.and_then(|mut connection| image(&mut connection));
         image.expect("reading the database")
-    }
-}
-
-/// A pragma need not give one.
-fn no_row(error: rusqlite::Error) -> rusqlite::Result<()> {
-    match error {
-        rusqlite::Error::QueryReturnedNoRows => Ok(()),
-        error => Err(error),
     }
 }
 

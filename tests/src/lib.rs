@@ -165,17 +165,15 @@ pub fn use_wal(connection: &Connection) {
     assert_eq!(mode, "wal", "SQLite refused WAL mode");
 }
 
-/// The answer of a pragma of replvfs that gives a number: `replvfs_txid`, `replvfs_acked`. `None` without a row.
+/// The answer of a pragma of replvfs that gives a number: `replvfs_txid`, `replvfs_acked`. `None` as long as there is none.
 pub fn pragma_number(connection: &Connection, pragma: &str) -> Option<u64> {
     let answer = connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, String>(0));
-    match answer {
-        Ok(text) => Some(
-            text.parse()
-                .unwrap_or_else(|error| panic!("PRAGMA {pragma} gave {text:?}: {error}")),
-        ),
-        Err(rusqlite::Error::QueryReturnedNoRows) => None,
-        Err(error) => panic!("PRAGMA {pragma}: {error}"),
-    }
+    let text = answer.unwrap_or_else(|error| panic!("PRAGMA {pragma}: {error}"));
+    let number = || {
+        text.parse()
+            .unwrap_or_else(|error| panic!("PRAGMA {pragma} gave {text:?}: {error}"))
+    };
+    (!text.is_empty()).then(number)
 }
 
 /// What `PRAGMA replvfs_status` says.

@@ -71,6 +71,7 @@ pub(crate) struct Question(u64);
 #[allow(missing_docs, reason = "not for use")]
 pub trait Capturing: Send + Sync {
     fn is_pinned(&self) -> bool;
+    fn is_to_be_watched(&self) -> bool;
     fn wal_bytes(&self) -> u64;
     fn has_news(&self) -> bool;
     fn look(&self);
@@ -520,9 +521,14 @@ impl Log {
         (inner.asked, !self.base_wanted())
     }
 
-    /// Whether the WAL is kept from being restarted, so that [`Log::has_news`] is worth asking for now and then.
+    /// Whether the WAL is kept from being restarted. Where a connection has the database for itself nothing of the kind is needed.
     pub fn is_pinned(&self) -> bool {
         self.capturing().is_some_and(|capturing| capturing.is_pinned())
+    }
+
+    /// Whether there may be a WAL that is or should be pinned, so that [`Log::has_news`] is worth asking for now and then.
+    pub fn is_to_be_watched(&self) -> bool {
+        self.capturing().is_some_and(|capturing| capturing.is_to_be_watched())
     }
 
     /// Bytes of the WAL up to its last commit, as far as it is pinned.

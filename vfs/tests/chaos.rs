@@ -198,7 +198,7 @@ fn threads_that_open_write_and_close_at_once() {
             let (log, ended) = (collector.log(), &ended);
             scope.spawn(move || {
                 while ended.load(Ordering::Acquire) < 4 {
-                    if log.is_pinned() && log.has_news() {
+                    if log.is_to_be_watched() && log.has_news() {
                         log.look();
                     }
                     std::thread::yield_now();

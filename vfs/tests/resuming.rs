@@ -78,9 +78,9 @@ fn die(path: &Path, script: &[String], exclusive: bool) -> u64 {
         next.execute_batch("CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, b BLOB); INSERT INTO t(b) VALUES(1)")
             .unwrap();
     }
-    let last: Option<String> = next.query_row("PRAGMA replvfs_txid", [], |row| row.get(0)).ok();
+    let last: String = next.query_row("PRAGMA replvfs_txid", [], |row| row.get(0)).unwrap();
     let flushed = next.execute_batch("PRAGMA replvfs_flush");
-    let last: u64 = last.unwrap_or_else(|| panic!("{flushed:?} {context}")).parse().unwrap();
+    let last: u64 = last.parse().unwrap_or_else(|_| panic!("{flushed:?} {context}"));
     let truth = next.serialize("main").unwrap().to_vec();
     let resumed = Collector::of(&copy);
     let states = resumed.settled();

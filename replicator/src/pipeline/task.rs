@@ -210,7 +210,7 @@ impl Task {
     async fn rest(&self) -> Result<(), Stopped> {
         let shared = &self.shared;
         if !shared.is_open() && !shared.status.is_making_image() {
-            if shared.log.is_pinned() {
+            if shared.log.is_to_be_watched() {
                 look(shared).await?;
             }
             shared.let_go_if_closed();
@@ -616,7 +616,7 @@ async fn watch(shared: &Shared, interval: Duration) -> Stopped {
             // Perhaps the file was never made. Whoever reads it asks.
         } else if !shared.owns() {
             shared.own();
-        } else if log.is_pinned() && log.has_news() && look(shared).await.is_err() {
+        } else if log.is_to_be_watched() && log.has_news() && look(shared).await.is_err() {
             return Stopped;
         }
         if log.is_suspended() {

@@ -169,7 +169,11 @@ impl Database {
 
 impl Capturing for Database {
     fn is_pinned(&self) -> bool {
-        self.pinned.load(Ordering::Acquire) || self.wal_connections.load(Ordering::Acquire) > 0 && self.replica.owns()
+        self.pinned.load(Ordering::Acquire)
+    }
+
+    fn is_to_be_watched(&self) -> bool {
+        self.is_pinned() || self.wal_connections.load(Ordering::Acquire) > 0 && self.replica.owns()
     }
 
     fn wal_bytes(&self) -> u64 {

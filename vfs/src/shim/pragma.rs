@@ -30,13 +30,11 @@ pub(super) unsafe fn answer(connection: &Connection, arguments: *mut *mut c_char
     let pragma = name.strip_prefix(PREFIX)?;
     let result = run(connection, pragma, value.as_deref());
     let (code, text) = match &result {
-        Ok(text) => (ffi::SQLITE_OK, text.as_deref()),
-        Err(message) => (ffi::SQLITE_ERROR, Some(message.as_str())),
+        Ok(text) => (ffi::SQLITE_OK, text),
+        Err(message) => (ffi::SQLITE_ERROR, message),
     };
-    if let Some(text) = text {
-        // SAFETY: the first place is SQLite's to take and free.
-        unsafe { *arguments = connection.database.vfs.api.mprintf(text) };
-    }
+    // SAFETY: the first place is SQLite's to take and free.
+    unsafe { *arguments = connection.database.vfs.api.mprintf(text) };
     Some(code)
 }
 
@@ -52,13 +50,14 @@ fn note_modes(connection: &Connection, name: &str, value: Option<&str>) {
     }
 }
 
-/// The row to return, if any; or an error message.
-fn run(connection: &Connection, pragma: &str, value: Option<&str>) -> Result<Option<String>, String> {
+/// The text of the row to return, or an error message. There is always a row: without one SQLite gives the column a null pointer for a name, of
+/// which Python makes a `MemoryError`.
+fn run(connection: &Connection, pragma: &str, value: Option<&str>) -> Result<String, String> {
     let database = &connection.database;
     if let Some(value) = value {
         return Err(format!("PRAGMA replvfs_{pragma} takes no value, but got {value:?}"));
     }
-    let number = |txid: Option<crate::types::Txid>| txid.map(|txid| txid.to_string());
+    let number = |txid: Option<crate::types::Txid>| txid.map(|txid| txid.to_string()).unwrap_or_default();
     match pragma {
         "txid" => {
             database.sync(connection);
@@ -68,12 +67,12 @@ fn run(connection: &Connection, pragma: &str, value: Option<&str>) -> Result<Opt
             if last.is_none() || log.is_settled() || (replica.owns() && log.wait_settled(replica.close_timeout())) {
                 return Ok(number(log.last_txid()));
             }
-            Ok(None)
+            Ok(String::new())
         }
         "acked" => Ok(number(database.log.acked())),
         "status" => {
             database.sync(connection);
-            Ok(Some(database.replica.status()))
+            Ok(database.replica.status())
         }
         "flush" => {
             let mut attend = || {

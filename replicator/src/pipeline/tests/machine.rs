@@ -311,6 +311,10 @@ impl Capture {
 }
 
 impl Capturing for Capture {
+    fn is_to_be_watched(&self) -> bool {
+        self.is_pinned()
+    }
+
     fn is_pinned(&self) -> bool {
         self.pinned.load(Ordering::Relaxed)
     }
