@@ -1,6 +1,8 @@
 //! A panic of ours in any callback: the application's database goes on as if nothing had been, and replication says that it does not.
 #![allow(missing_docs)]
 
+use std::time::{Duration, Instant};
+
 use replvfs_tests::{Scratch, open, use_wal};
 use replvfs_vfs::{CALLBACKS, inject_panic};
 use rusqlite::Connection;
@@ -65,4 +67,15 @@ fn after_a_panic_nothing_is_acknowledged_any_more() {
         .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
         .unwrap();
     assert_eq!(rows, 2);
+    // The WAL is not kept any more: whoever wants to restart it can.
+    let plain = Connection::open(scratch.database()).unwrap();
+    let end = Instant::now() + Duration::from_secs(60);
+    while plain
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))
+        .unwrap()
+        != 0
+    {
+        assert!(Instant::now() < end, "the WAL is still kept");
+        std::thread::yield_now();
+    }
 }

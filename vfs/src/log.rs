@@ -601,6 +601,9 @@ impl Log {
             inner.clear()
         };
         drop(dropped);
+        if let Some(replica) = self.replica() {
+            replica.wake(); // It lets go of what it holds for this database.
+        }
     }
 
     /// Why replication stopped, if it did.

@@ -141,6 +141,10 @@ impl Task {
             Stopped = watch(&shared, interval) => {}
         }
         self.shared.failed();
+        let log = Arc::clone(&self.shared.log);
+        if tokio::task::spawn_blocking(move || log.look()).await.is_err() {
+            tracing::error!(database = %self.shared.database, "letting go of the WAL failed, which is a bug in replvfs");
+        }
         // Whatever goes on with it is not this process.
         self.shared.let_go();
     }
@@ -596,6 +600,7 @@ impl Task {
             database = %self.shared.database,
             "{reason}; the history will have a gap, and go on with a new image of the database"
         );
+        self.shared.status.trouble(reason);
         self.gap = true;
         self.shared.log.request_base();
         Ok(())

@@ -111,16 +111,12 @@ impl Database {
     /// Keeps the WAL from now on, if this process replicates. Called while a connection has a WAL open. What does not work now is
     /// tried again with the next write lock or flush tick.
     pub(super) fn take_pin(&self) {
-        if self.pinned.load(Ordering::Acquire)
-            || !self.replica.owns()
-            || self.log.is_suspended()
-            || self.log.failure().is_some()
-        {
+        if self.pinned.load(Ordering::Acquire) || !self.replica.owns() || self.log.is_suspended() {
             return;
         }
         let mut pin = self.pin_lock();
-        // A connection that waits for the file for itself has had it dropped under this lock.
-        if self.making_way.load(Ordering::Acquire) > 0 {
+        // A connection that waits for the file for itself has had it dropped under this lock, and so has a log that failed.
+        if self.making_way.load(Ordering::Acquire) > 0 || self.log.failure().is_some() {
             return;
         }
         if pin.is_none() {
@@ -207,6 +203,9 @@ impl Capturing for Database {
     }
 
     fn look(&self) {
+        if self.log.failure().is_some() {
+            return self.drop_pin(); // Nothing that is in the WAL is waited for any more.
+        }
         if self.connections.load(Ordering::Acquire) == 0 {
             let mut capture = self.capture();
             if self.log.unstored_bytes().is_none_or(|bytes| bytes == 0) {
