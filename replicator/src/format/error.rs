@@ -22,7 +22,7 @@ pub enum FormatError {
         /// The version that is known.
         known: u32,
     },
-    /// The slot of a segment holds a seal.
+    /// The object is no segment, but a seal that is not as long as one of this release.
     #[error("a seal ends the generation here, which this release of replvfs cannot read: use a newer release")]
     Seal,
     /// The caller of a writer asked for something that no reader would accept.

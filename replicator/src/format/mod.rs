@@ -6,6 +6,7 @@ mod error;
 mod image;
 mod key;
 mod meta;
+mod seal;
 mod segment;
 mod state;
 mod wire;
@@ -14,6 +15,7 @@ pub use error::FormatError;
 pub use image::{CHUNK_BYTES, Manifest, decode_chunk, encode_chunk, max_chunk_bytes};
 pub use key::{ChunkHash, DatabaseId, Generation, Key, ObjectHash};
 pub use meta::{GenerationMeta, MAX_META_BYTES, Parent, ReplicaMeta};
+pub use seal::Seal;
 pub use segment::{
     BLOCK_BYTES, Sealed, SegmentFooter, SegmentHeader, SegmentIndex, SegmentReader, SegmentWriter, Step,
     TransactionEntry, TransactionHeader,

@@ -40,6 +40,16 @@ pub enum HistoryError {
         /// The object that says so.
         needed_by: Key,
     },
+    /// A generation goes on behind its end.
+    #[error(
+        "{key} is a seal, which ends the generation, but {behind} is behind it: the history is broken at this place"
+    )]
+    Sealed {
+        /// The seal.
+        key: Key,
+        /// What should not be there.
+        behind: Key,
+    },
     /// An object says that it is another one.
     #[error("{key} cannot be used: it says that it is {found}")]
     Misplaced {

@@ -13,7 +13,7 @@ use replvfs_vfs::types::Txid;
 use tokio::task::JoinHandle;
 
 use super::HistoryError;
-use crate::format::{Generation, Key, SegmentFooter, SegmentHeader, SegmentIndex};
+use crate::format::{Generation, Key, Seal, SegmentFooter, SegmentHeader, SegmentIndex};
 use crate::store::Store;
 
 /// A slot and the length of its object, as listed.
@@ -28,13 +28,23 @@ pub(crate) struct Walk<T> {
     generation: Generation,
     /// The last listed slot.
     last_listed: Option<Txid>,
-    ahead: BoxStream<'static, (Txid, Result<Option<T>, HistoryError>)>,
-    peeked: Option<(Txid, Result<Option<T>, HistoryError>)>,
-    fetch: fn(Store, Key, u64) -> Fetch<T>,
+    ahead: BoxStream<'static, (Txid, Result<Option<Slot<T>>, HistoryError>)>,
+    peeked: Option<(Txid, Result<Option<Slot<T>>, HistoryError>)>,
+    fetch: FetchFn<T>,
+    seal: Option<Seal>,
 }
 
-/// Reads what the caller wants of the object with this length; `None` when it is not there.
+/// What is in a slot.
+#[derive(Debug)]
+pub(crate) enum Slot<T> {
+    Segment(T),
+    Seal(Seal),
+}
+
+/// Reads what the caller wants of the segment with this length; `None` when it is not there.
 pub(crate) type Fetch<T> = Pin<Box<dyn Future<Output = Result<Option<T>, HistoryError>> + Send>>;
+
+type FetchFn<T> = fn(Store, Key, u64) -> Fetch<T>;
 
 impl<T: Send + 'static> Walk<T> {
     /// Up to `parallel` objects are read at the same time, none of a slot after `stop`.
@@ -44,14 +54,14 @@ impl<T: Send + 'static> Walk<T> {
         mut listed: Vec<Listed>,
         stop: Txid,
         parallel: usize,
-        fetch: fn(Store, Key, u64) -> Fetch<T>,
+        fetch: FetchFn<T>,
     ) -> Walk<T> {
         let last_listed = listed.last().map(|(first, _)| *first);
         listed.retain(|(first, _)| *first <= stop);
         let reader = store.clone();
         let ahead = futures::stream::iter(listed).map(move |(first, len)| {
             let key = Key::Log(generation, first);
-            let task = Task(tokio::spawn(fetch(reader.clone(), key, len)));
+            let task = Task(tokio::spawn(fetch_slot(reader.clone(), key, len, fetch)));
             async move { (first, task.joined(key).await) }
         });
         let ahead = ahead.buffered(parallel.max(1)).boxed();
@@ -62,10 +72,16 @@ impl<T: Send + 'static> Walk<T> {
             ahead,
             peeked: None,
             fetch,
+            seal: None,
         }
     }
 
-    /// What is in the slot; `None` when the log ends before it.
+    /// What has ended the log, if the walk came that far.
+    pub(crate) fn seal(&self) -> Option<&Seal> {
+        self.seal.as_ref()
+    }
+
+    /// The segment in the slot; `None` when the log ends before it.
     pub(crate) async fn slot(&mut self, slot: Txid) -> Result<Option<T>, HistoryError> {
         loop {
             if self.peeked.is_none() {
@@ -80,7 +96,7 @@ impl<T: Send + 'static> Walk<T> {
         let found = match self.peeked.take_if(|(first, _)| *first == slot) {
             Some((_, found)) => found?,
             None => match size(&self.store, key).await? {
-                Some(len) => (self.fetch)(self.store.clone(), key, len).await?,
+                Some(len) => fetch_slot(self.store.clone(), key, len, self.fetch).await?,
                 None => None,
             },
         };
@@ -89,8 +105,44 @@ impl<T: Send + 'static> Walk<T> {
                 key,
                 needed_by: Key::Log(self.generation, last),
             }),
-            (found, _) => Ok(found),
+            (Some(Slot::Seal(_)), Some(last)) if last > slot => Err(HistoryError::Sealed {
+                key,
+                behind: Key::Log(self.generation, last),
+            }),
+            (Some(Slot::Seal(seal)), _) => {
+                self.seal = Some(seal);
+                Ok(None)
+            }
+            (Some(Slot::Segment(segment)), _) => Ok(Some(segment)),
+            (None, _) => Ok(None),
         }
+    }
+}
+
+/// Reads what is in a slot. `None` when the object is not there.
+async fn fetch_slot<T>(store: Store, key: Key, len: u64, fetch: FetchFn<T>) -> Result<Option<Slot<T>>, HistoryError> {
+    if len != Seal::LEN as u64 {
+        return Ok(fetch(store, key, len).await?.map(Slot::Segment));
+    }
+    let Some(object) = read(&store, key, len).await? else {
+        return Ok(None);
+    };
+    let seal = Seal::decode(&object).map_err(HistoryError::format(key))?;
+    let says = Key::Log(seal.generation, seal.slot);
+    if says != key {
+        return Err(HistoryError::Misplaced {
+            key,
+            found: says.path(),
+        });
+    }
+    Ok(Some(Slot::Seal(seal)))
+}
+
+/// The end of what is in a slot; `None` when it is empty.
+pub(crate) async fn slot_end(store: &Store, key: Key) -> Result<Option<Slot<SegmentEnd>>, HistoryError> {
+    match size(store, key).await? {
+        Some(len) => fetch_slot(store.clone(), key, len, fetch_end).await,
+        None => Ok(None),
     }
 }
 

@@ -10,11 +10,10 @@ use std::sync::Arc;
 use replvfs_vfs::transaction::Transaction;
 use replvfs_vfs::types::Position;
 
-use super::attach::segment_end;
 use super::local::Stored;
 use crate::format::{Key, ObjectHash, SegmentIndex};
 use crate::history::HistoryError;
-use crate::history::walk::{SegmentEnd, read_range};
+use crate::history::walk::{SegmentEnd, Slot, read_range, slot_end};
 use crate::store::Store;
 
 /// Bytes that are hashed at a time.
@@ -33,12 +32,15 @@ pub(super) enum Found {
 
 /// Looks into a slot. `previous` is what a segment in it has to follow.
 pub(super) async fn look(store: &Store, key: Key, previous: ObjectHash) -> Result<Found, HistoryError> {
-    match segment_end(store, key).await {
+    match slot_end(store, key).await {
         Ok(None) => Ok(Found::Nothing),
-        Ok(Some(end)) if end.index.header().previous != previous => {
+        Ok(Some(Slot::Seal(_))) => Ok(Found::Foreign(
+            "it is the seal of a writer that has taken over".to_owned(),
+        )),
+        Ok(Some(Slot::Segment(end))) if end.index.header().previous != previous => {
             Ok(Found::Foreign("it follows from something else".to_owned()))
         }
-        Ok(Some(end)) => Ok(Found::Segment(Box::new(end))),
+        Ok(Some(Slot::Segment(end))) => Ok(Found::Segment(Box::new(end))),
         Err(error @ HistoryError::Store(_)) => Err(error),
         Err(error) => Ok(Found::Foreign(error.to_string())),
     }

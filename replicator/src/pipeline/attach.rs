@@ -11,8 +11,8 @@ use super::adopt::hash_of;
 use super::generation;
 use super::local::{Start, Stored};
 use super::uploader::Uploader;
-use crate::format::{Generation, Key, LocalState, Manifest, Parent};
-use crate::history::walk::{SegmentEnd, fetch_end, read, size};
+use crate::format::{Generation, Key, LocalState, Manifest, Parent, Seal};
+use crate::history::walk::{SegmentEnd, Slot, read, slot_end};
 use crate::history::{GenerationHistory, HistoryError, list_generations, list_slots, load_generation};
 use crate::store::Store;
 
@@ -24,6 +24,8 @@ pub(super) struct End {
     pub(super) stored: Stored,
     /// The transaction of an image in it.
     pub(super) image: Option<Txid>,
+    /// No segment can follow any more.
+    pub(super) sealed: bool,
 }
 
 /// How the history goes on.
@@ -102,7 +104,11 @@ async fn compare(store: &Store, start: &Start) -> Result<Attached, HistoryError>
 async fn newest_begun(store: &Store, generations: &[Generation]) -> Result<Option<GenerationHistory>, HistoryError> {
     for number in generations.iter().rev() {
         if let Some(generation) = load_generation(store, *number).await? {
-            let has_log = || async { Ok::<_, HistoryError>(!list_slots(store, *number).await?.is_empty()) };
+            // A seal alone is how the next writer has put an end to it.
+            let has_log = || async {
+                let slots = list_slots(store, *number).await?;
+                Ok::<_, HistoryError>(slots.iter().any(|(_, len)| *len != Seal::LEN as u64))
+            };
             if !generation.images().is_empty() || has_log().await? {
                 return Ok(Some(generation));
             }
@@ -146,9 +152,10 @@ async fn compare_with(
         None => {}
         Some(slot) => {
             let key = Key::Log(known.generation, slot);
-            match segment_end(store, key).await? {
+            match slot_end(store, key).await? {
                 None => return Ok(lost(format!("{key} is not in the replica any more"))),
-                Some(end) => {
+                Some(Slot::Seal(_)) => return Ok(diverged(format!("{key} is a seal"))),
+                Some(Slot::Segment(end)) => {
                     let header = end.index.header();
                     if (header.last, header.end) != (stored, known.stored.position) {
                         return Ok(diverged(format!("{key} does not end with transaction {stored}")));
@@ -160,8 +167,9 @@ async fn compare_with(
     if let Some(newest) = newest.filter(|newest| newest.meta().generation > known.generation) {
         return Ok(diverged(format!("generation {} has begun", newest.meta().generation)));
     }
+    let (newest, sealed) = last_behind(store, known.generation, stored).await?;
     Ok(Attached {
-        newest: Some(last_behind(store, known.generation, stored).await?),
+        newest: Some(newest),
         verdict: Verdict::GoesOn(End {
             generation: known.generation,
             page_size: known.page_size,
@@ -171,19 +179,23 @@ async fn compare_with(
                 previous: known.previous,
             },
             image: ours.images().first().copied(),
+            sealed,
         }),
     })
 }
 
-/// The last transaction of the log, known to have this one.
-async fn last_behind(store: &Store, generation: Generation, mut last: Txid) -> Result<Txid, HistoryError> {
-    while let Some(end) = segment_end(store, Key::Log(generation, last.next())).await? {
-        last = end.index.header().last;
+/// The last transaction of the log, known to have this one, and whether a seal is behind it.
+async fn last_behind(store: &Store, generation: Generation, mut last: Txid) -> Result<(Txid, bool), HistoryError> {
+    loop {
+        match slot_end(store, Key::Log(generation, last.next())).await? {
+            Some(Slot::Segment(end)) => last = end.index.header().last,
+            Some(Slot::Seal(_)) => return Ok((last, true)),
+            None => return Ok((last, false)),
+        }
     }
-    Ok(last)
 }
 
-async fn end_of(store: &Store, found: &GenerationHistory) -> Result<End, HistoryError> {
+pub(super) async fn end_of(store: &Store, found: &GenerationHistory) -> Result<End, HistoryError> {
     let meta = found.meta();
     let generation = meta.generation;
     let key = Key::Generation(generation);
@@ -192,14 +204,23 @@ async fn end_of(store: &Store, found: &GenerationHistory) -> Result<End, History
         found: "a generation without pages".to_owned(),
     })?;
     // What is listed is a hint: the log goes on while the next slot is there.
-    let listed = list_slots(store, generation).await?.last().map(|(slot, _)| *slot);
-    let mut next = listed.unwrap_or(meta.first_image.next());
+    let slots = list_slots(store, generation).await?;
+    let mut listed = slots.iter().rev().map(|(slot, _)| *slot);
+    let first = meta.first_image.next();
+    let mut next = listed.next().unwrap_or(first);
     let mut newest: Option<(Txid, SegmentEnd)> = None;
-    while let Some(end) = segment_end(store, Key::Log(generation, next)).await? {
-        let slot = next;
-        next = end.index.header().last.next();
-        newest = Some((slot, end));
-    }
+    let sealed = loop {
+        match slot_end(store, Key::Log(generation, next)).await? {
+            Some(Slot::Segment(end)) => {
+                let slot = std::mem::replace(&mut next, end.index.header().last.next());
+                newest = Some((slot, end));
+            }
+            // The newest that is listed: what is before it tells where the log ends.
+            Some(Slot::Seal(_)) if newest.is_none() && next > first => next = listed.next().unwrap_or(first),
+            Some(Slot::Seal(_)) => break true,
+            None => break false,
+        }
+    };
     let stored = match newest {
         Some((slot, end)) => Stored {
             mark: Mark {
@@ -220,6 +241,7 @@ async fn end_of(store: &Store, found: &GenerationHistory) -> Result<End, History
         page_size,
         stored,
         image: found.images().first().copied(),
+        sealed,
     })
 }
 
@@ -236,12 +258,4 @@ async fn first_mark(store: &Store, found: &GenerationHistory, page_size: PageSiz
         txid: meta.first_image,
         position,
     })
-}
-
-/// The end of a segment; `None` when it is not there.
-pub(super) async fn segment_end(store: &Store, key: Key) -> Result<Option<SegmentEnd>, HistoryError> {
-    match size(store, key).await? {
-        Some(len) => fetch_end(store.clone(), key, len).await,
-        None => Ok(None),
-    }
 }

@@ -6,13 +6,15 @@ use bytes::Bytes;
 use replvfs_vfs::types::{PageSize, Txid};
 
 use super::Stopped;
+use super::seal::{Tail, seal};
 use super::shared::now;
 use super::uploader::{Owner, Uploader};
 use crate::format::{
     DatabaseId, FORMAT_VERSION, FormatError, Generation, GenerationMeta, Key, MAX_META_BYTES, ObjectHash, Parent,
     ReplicaMeta,
 };
-use crate::store::{Body, Created, Fencing, StoreError};
+use crate::history::list_generations;
+use crate::store::{Body, Created, Fencing};
 
 /// One more than a JSON object may have: decoding one that is longer fails.
 const META_BYTES: u64 = MAX_META_BYTES as u64 + 1;
@@ -64,16 +66,15 @@ pub(super) async fn ensure(uploader: &Uploader) -> Result<DatabaseId, Stopped> {
     }
 }
 
-/// Takes the next free number.
+/// Takes the next free number, after the generation before it was ended.
 pub(super) async fn begin(
     uploader: &Uploader,
+    mut ended: Ended,
     parent: Option<Parent>,
     page_size: PageSize,
     first_image: Txid,
 ) -> Result<Begun, Stopped> {
     let shared = uploader.shared();
-    let newest = uploader.until_answered(|| newest(uploader)).await?;
-    let mut generation = newest.map_or(Generation(1), Generation::next);
     // Not only for people: it keeps two writers from taking the other's generation for their own.
     let writer = format!(
         "replvfs {} {:016x} process {}{}",
@@ -84,6 +85,7 @@ pub(super) async fn begin(
     );
     let created_at = now();
     loop {
+        let generation = ended.generation.map_or(Generation(1), Generation::next);
         let meta = GenerationMeta {
             format: FORMAT_VERSION,
             generation,
@@ -110,7 +112,8 @@ pub(super) async fn begin(
                     root: GenerationMeta::root(&bytes),
                 });
             }
-            Owner::Another if generation.next() > generation => generation = generation.next(),
+            // Somebody else has just begun one, which has to end before ours begins.
+            Owner::Another if generation.next() > generation => ended = end_newest(uploader, None).await?,
             Owner::Another => {
                 let replica = shared.store.replica();
                 return Err(fail(
@@ -124,16 +127,29 @@ pub(super) async fn begin(
     }
 }
 
-async fn newest(uploader: &Uploader) -> Result<Option<Generation>, StoreError> {
-    let prefix = Key::generations_prefix();
-    let folders = uploader.shared().store.list_folders(prefix).await?;
-    let generations = folders.iter().filter_map(|name| {
-        let Key::Generation(generation) = Key::parse(&format!("{prefix}{name}/generation.json"))? else {
-            return None;
-        };
-        Some(generation)
-    });
-    Ok(generations.max())
+/// The newest generation, after it was ended.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Ended {
+    /// `None` when there is none.
+    pub(super) generation: Option<Generation>,
+    /// The slot of its seal, as far as that is known.
+    pub(super) slot: Option<Txid>,
+}
+
+/// Makes sure that nobody writes to the newest generation any more. `known`: where this process would go on writing, if it wrote that one.
+pub(super) async fn end_newest(uploader: &Uploader, known: Option<Tail>) -> Result<Ended, Stopped> {
+    let store = &uploader.shared().store;
+    let listed = match uploader.until_told(|| list_generations(store)).await? {
+        Ok(listed) => listed,
+        Err(error) => return Err(fail(uploader, &error.to_string())),
+    };
+    let Some(newest) = listed.last().copied() else {
+        return Ok(Ended::default());
+    };
+    Ok(Ended {
+        generation: Some(newest),
+        slot: seal(uploader, newest, known).await?,
+    })
 }
 
 /// Tries to create what was just created, with other bytes, where a server decides. Returns the bytes that are in the store then:
@@ -179,7 +195,7 @@ fn encoded(uploader: &Uploader, bytes: Result<Vec<u8>, FormatError>) -> Result<B
         .map_err(|error| fail(uploader, &error.to_string()))
 }
 
-fn random<const N: usize>(uploader: &Uploader) -> Result<[u8; N], Stopped> {
+pub(super) fn random<const N: usize>(uploader: &Uploader) -> Result<[u8; N], Stopped> {
     let mut bytes = [0; N];
     match getrandom::fill(&mut bytes) {
         Ok(()) => Ok(bytes),

@@ -24,6 +24,7 @@ mod owner;
 mod pace;
 mod progress;
 mod replica;
+mod seal;
 mod sealer;
 mod shared;
 mod status;

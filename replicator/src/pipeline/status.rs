@@ -22,6 +22,7 @@ struct State {
     trouble: Option<Trouble>,
     discontinuities: u64,
     diverged: bool,
+    fenced: bool,
 }
 
 /// What was taken from the log and is not in the store.
@@ -81,6 +82,11 @@ impl Status {
     /// A part of the history will be missing.
     pub(super) fn discontinuity(&self) {
         self.change(|state| state.discontinuities += 1);
+    }
+
+    /// Another writer has this process's turn.
+    pub(super) fn fenced(&self) {
+        self.change(|state| state.fenced = true);
     }
 
     pub(super) fn diverged(&self) {
@@ -160,6 +166,7 @@ pub(super) fn report(shared: &Shared) -> String {
             "suspended": log.is_suspended(),
             "discontinuities": state.discontinuities,
             "diverged": state.diverged,
+            "fenced": state.fenced,
             "fencing": fencing,
             "last_error": state.trouble.as_ref().map(|trouble| json!({
                 "message": trouble.message,

@@ -19,11 +19,12 @@ use tokio::time::Instant;
 use super::Stopped;
 use super::adopt::{self, Found};
 use super::attach::{self, End, Verdict};
-use super::generation;
+use super::generation::{self, Ended};
 use super::image::{self, Made};
 use super::local::{Identity, Stored};
 use super::pace::{self, Situation};
 use super::progress::Progress;
+use super::seal::Tail;
 use super::sealer::{self, SealError, Segment};
 use super::shared::Shared;
 use super::status::Image;
@@ -94,6 +95,14 @@ impl Chain {
         Parent {
             generation: self.generation,
             txid: self.last,
+        }
+    }
+
+    fn tail(&self) -> Tail {
+        Tail {
+            generation: self.generation,
+            slot: self.last.next(),
+            previous: self.previous,
         }
     }
 
@@ -311,6 +320,12 @@ impl Task {
             image: None,
         });
         self.shared.status.generation(end.generation);
+        if end.sealed {
+            // By somebody who did not come to begin another, or by this process's predecessor.
+            self.gap = true;
+            self.shared.log.request_base();
+            return Ok(());
+        }
         if txid != last {
             return self.gap(&format!(
                 "the database goes on from transaction {txid}, and its replica ends with {last}"
@@ -344,25 +359,21 @@ impl Task {
             ));
             return Err(Stopped);
         }
-        if !self.shared.log.is_settled() {
-            let next = self.found.newest.map_or(Txid::ZERO, Txid::next);
-            let by = next.0.saturating_sub(base.txid.0);
-            self.shared.log.settle(by);
-            base.txid.0 += by;
-        }
         let page_size = base.snapshot.page_size();
-        let after = self.chain.as_ref().map(|chain| chain.last);
-        let goes_on = base.continuity == Continuity::Continued && !self.gap && after == Some(base.txid);
+        let goes_on = base.continuity == Continuity::Continued && !self.gap && self.shared.log.is_settled();
         let mut chain = match self.chain.take() {
             // A generation has one page size.
-            Some(chain) if goes_on && chain.page_size == page_size => chain,
+            Some(chain) if goes_on && (chain.last, chain.page_size) == (base.txid, page_size) => chain,
             before => {
                 if self.gap || base.continuity == Continuity::Broken {
                     self.shared.status.discontinuity();
                 }
+                let tail = before.as_ref().map(Chain::tail);
+                let ended = generation::end_newest(&self.uploader, tail).await?;
+                self.settle(&mut base, ended);
                 let parent = before.map(|chain| chain.parent());
                 let parent = parent.or_else(|| self.parent_of_what_was_found());
-                self.begin(&base, page_size, parent).await?
+                self.begin(&base, ended, page_size, parent).await?
             }
         };
         self.gap = false;
@@ -381,9 +392,27 @@ impl Task {
         end.or(self.found.parent)
     }
 
-    async fn begin(&mut self, base: &Base, page_size: PageSize, parent: Option<Parent>) -> Result<Chain, Stopped> {
+    /// Makes the numbers final: higher than those of everything that got into the store before.
+    fn settle(&self, base: &mut Base, ended: Ended) {
+        if self.shared.log.is_settled() {
+            return;
+        }
+        // The slot of a seal is the first number that no transaction of its generation has.
+        let next = self.found.newest.map(Txid::next).max(ended.slot).unwrap_or(Txid::ZERO);
+        let by = next.0.saturating_sub(base.txid.0);
+        self.shared.log.settle(by);
+        base.txid.0 += by;
+    }
+
+    async fn begin(
+        &mut self,
+        base: &Base,
+        ended: Ended,
+        page_size: PageSize,
+        parent: Option<Parent>,
+    ) -> Result<Chain, Stopped> {
         let database_id = generation::ensure(&self.uploader).await?;
-        let begun = generation::begin(&self.uploader, parent, page_size, base.txid).await?;
+        let begun = generation::begin(&self.uploader, ended, parent, page_size, base.txid).await?;
         let identity = Identity {
             database_id,
             generation: begun.generation,
@@ -579,9 +608,10 @@ impl Task {
             self.shared.log.request_base();
             return Ok(());
         }
+        self.shared.status.fenced();
         self.shared.fail(&format!(
-            "another writer continues the history in the replica {}: it wrote {key}, which was this process's turn. Nothing that is committed \
-             here since is in the replica. Let one process write, or give each its own replica, and start this process again",
+            "another writer continues the history in the replica {}: {key}, which was this process's turn, is not its own ({why}). Nothing that is \
+             committed here since is in the replica. Let one process write, or give each its own replica, and start this process again",
             self.shared.store.replica()
         ));
         Err(Stopped)

@@ -13,7 +13,7 @@ use replvfs_vfs::log::Log;
 use replvfs_vfs::transaction::Transaction;
 use replvfs_vfs::types::{PageSize, Pgno, Position, Txid};
 
-use super::generation::{begin, ensure};
+use super::generation::{Begun, begin, end_newest, ensure};
 use super::replica::DatabaseReplica;
 use super::sealer;
 use super::shared::Shared;
@@ -21,6 +21,7 @@ use super::uploader::{Owner, Uploader};
 use super::{ReplicatingHost, Stopped};
 use crate::config::Config;
 use crate::format::{Generation, GenerationMeta, Key, ObjectHash, Parent, ReplicaMeta, SegmentIndex};
+use crate::history::walk::{Slot, slot_end};
 use crate::store::{Body, Store, StoreOptions};
 
 fn uploader(store: Store) -> Uploader {
@@ -54,6 +55,11 @@ fn transactions(count: u64, pages: u32) -> Vec<Arc<Transaction>> {
         .collect()
 }
 
+async fn begun(uploader: &Uploader, parent: Option<Parent>, first_image: Txid) -> Result<Begun, Stopped> {
+    let ended = end_newest(uploader, None).await?;
+    begin(uploader, ended, parent, page_size(), first_image).await
+}
+
 #[tokio::test]
 async fn writers_of_one_replica_get_different_generations() {
     let (one, two) = (memory("generations"), memory("generations"));
@@ -64,11 +70,8 @@ async fn writers_of_one_replica_get_different_generations() {
         generation: Generation(1),
         txid: Txid(4),
     };
-    let first = begin(&one, None, page_size(), Txid(0)).await.expect("begins");
-    let both = tokio::join!(
-        begin(&one, Some(parent), page_size(), Txid(5)),
-        begin(&two, None, page_size(), Txid(0)),
-    );
+    let first = begun(&one, None, Txid(0)).await.expect("begins");
+    let both = tokio::join!(begun(&one, Some(parent), Txid(5)), begun(&two, None, Txid(0)));
     let (second, third) = (both.0.expect("begins"), both.1.expect("begins"));
     let mut numbers = [first, second, third].map(|begun| begun.generation.0);
     numbers.sort_unstable();
@@ -78,6 +81,19 @@ async fn writers_of_one_replica_get_different_generations() {
     assert_eq!(second.root, GenerationMeta::root(&bytes));
     let meta = GenerationMeta::from_bytes(&bytes).expect("valid");
     assert_eq!((meta.parent, meta.first_image), (Some(parent), Txid(5)));
+    for number in 1..=3 {
+        let begun = [first, second, third]
+            .into_iter()
+            .find(|begun| begun.generation.0 == number);
+        let begun = begun.expect("one of them");
+        let bytes = store.read(&Key::Generation(begun.generation)).await.expect("reads");
+        let slot = GenerationMeta::from_bytes(&bytes).expect("valid").first_image.next();
+        match slot_end(store, Key::Log(begun.generation, slot)).await.expect("reads") {
+            Some(Slot::Seal(seal)) => assert_eq!((seal.previous, number < 3), (begun.root, true)),
+            Some(Slot::Segment(_)) => panic!("nobody wrote one"),
+            None => assert_eq!(number, 3, "its writer could go on beside the next one"),
+        }
+    }
     ReplicaMeta::from_bytes(&store.read(&Key::Replica).await.expect("reads")).expect("valid");
 }
 
@@ -262,7 +278,7 @@ async fn no_generation_follows_the_highest_number() {
         .create(&taken, Body::Bytes(Bytes::from_static(b"x")))
         .await
         .expect("creates");
-    let begun = begin(&uploader, None, page_size(), Txid(0));
+    let begun = begun(&uploader, None, Txid(0));
     let begun = tokio::time::timeout(Duration::from_secs(20), begun)
         .await
         .expect("it ends");

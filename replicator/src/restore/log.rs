@@ -80,6 +80,11 @@ pub(super) async fn apply_log(
     while plan.manifest.txid < last && slot <= last {
         let key = Key::Log(plan.generation, slot);
         let Some(fetched) = walk.slot(slot).await? else {
+            if let (Some(seal), Some((before, expected))) = (walk.seal(), previous)
+                && seal.previous != expected
+            {
+                return Err(RestoreError::Chain { key, previous: before });
+            }
             break;
         };
         let range = plan.manifest.txid.next()..=last;

@@ -22,7 +22,6 @@ pub const BLOCK_BYTES: usize = 1 << 20;
 pub(super) const WINDOW_LOG_MAX: u32 = 23;
 
 const MAGIC: [u8; 8] = *b"replvfsS";
-const SEAL_MAGIC: [u8; 8] = *b"replvfsE";
 
 /// Header fields before the CRC-32; the footer starts with a copy of them.
 const HEADER_FIELDS_LEN: usize = 8 + 4 + 4 + 3 * 8 + 2 * POSITION_LEN + 32;

@@ -8,10 +8,11 @@ use bytes::Bytes;
 use replvfs_vfs::types::{Pgno, Txid, UnixMillis};
 use zstd::bulk::Decompressor;
 
+use super::super::seal::SEAL_MAGIC;
 use super::super::wire::{Fields, check_crc};
 use super::{
-    BLOCK_LEN, Block, FOOTER_LEN, FormatError, HEADER_LEN, MAGIC, SEAL_MAGIC, SegmentHeader, TRANSACTION_LEN,
-    TransactionEntry, TransactionHeader, WINDOW_LOG_MAX, pages_per_block,
+    BLOCK_LEN, Block, FOOTER_LEN, FormatError, HEADER_LEN, MAGIC, SegmentHeader, TRANSACTION_LEN, TransactionEntry,
+    TransactionHeader, WINDOW_LOG_MAX, pages_per_block,
 };
 
 const FOOTER: &str = "footer";
@@ -47,7 +48,7 @@ impl SegmentFooter {
     /// # Errors
     ///
     /// [`FormatError::Damaged`] when there is no footer or when it contradicts itself, [`FormatError::Version`] and
-    /// [`FormatError::Seal`] for what another release wrote.
+    /// [`FormatError::Seal`] for what another release wrote, or for a seal.
     pub fn parse(end: &[u8], object_len: u64) -> Result<SegmentFooter, FormatError> {
         let (rest, magic) = end
             .split_last_chunk::<8>()
