@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use replvfs::format::{
     CHUNK_BYTES, ChunkHash, DatabaseId, FORMAT_VERSION, FormatError, Generation, GenerationMeta, LocalState, Manifest,
-    ObjectHash, Parent, Place, ReplicaMeta, STATE_SLOT_BYTES, SegmentFooter, SegmentHeader, SegmentIndex,
+    ObjectHash, Parent, Place, ReplicaMeta, STATE_SLOT_BYTES, Seal, SegmentFooter, SegmentHeader, SegmentIndex,
     SegmentReader, SegmentWriter, Step, TransactionHeader, decode_chunk, encode_chunk,
 };
 use replvfs_vfs::resume::{Fingerprint, Left, Mark, Next};
@@ -75,6 +75,21 @@ fn json() {
     let read = golden("generation.json", &written);
     assert_eq!(read, written);
     assert_eq!(GenerationMeta::from_bytes(&read).unwrap(), generation_meta());
+}
+
+#[test]
+fn seal() {
+    let seal = Seal {
+        generation: Generation(0x2a),
+        slot: Txid(103),
+        previous: ObjectHash(std::array::from_fn(|at| at as u8)),
+        sealed_at: UnixMillis(1_700_000_002_000),
+        token: std::array::from_fn(|at| 0xf0 + at as u8),
+    };
+    let written = seal.encode();
+    let read = golden("seal", &written);
+    assert_eq!(read, written);
+    assert_eq!(Seal::decode(&read).unwrap(), seal);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use replvfs_vfs::types::{Pgno, Position, Salts};
 
 use super::*;
 use crate::format::{
-    DatabaseId, FORMAT_VERSION, GenerationMeta, ObjectHash, Parent, ReplicaMeta, SegmentHeader, SegmentWriter,
+    DatabaseId, FORMAT_VERSION, GenerationMeta, ObjectHash, Parent, ReplicaMeta, Seal, SegmentHeader, SegmentWriter,
     TransactionHeader, encode_chunk,
 };
 use crate::history::LogEntry;
@@ -214,6 +214,20 @@ impl Replica {
         key
     }
 
+    /// Another writer takes over.
+    async fn end_generation(&mut self) -> Key {
+        let seal = Seal {
+            generation: self.generation,
+            slot: Txid(self.txid).next(),
+            previous: self.previous,
+            sealed_at: UnixMillis(0),
+            token: [5; 16],
+        };
+        let key = Key::Log(self.generation, seal.slot);
+        self.put(key, seal.encode()).await;
+        key
+    }
+
     async fn restore(&self, target: Target) -> Result<(Restored, Vec<u8>), RestoreError> {
         self.restore_with(RestoreOptions {
             target,
@@ -362,7 +376,13 @@ async fn a_missing_object_is_named() {
     keys.push(Key::Chunk(ChunkHash::of(state)));
     keys.push(Key::Generation(Generation(1)));
     keys.push(Key::Replica);
-    keys.remove(3); // The last segment: its absence is that of the transactions.
+    // Without the last segment its transactions are not there either; only a seal tells that they were.
+    let last = std::fs::read(replica.path(keys[3])).unwrap();
+    std::fs::remove_file(replica.path(keys[3])).unwrap();
+    let (restored, _) = replica.restore(Target::Newest).await.unwrap();
+    assert_eq!(restored.txid, Txid(6));
+    std::fs::write(replica.path(keys[3]), last).unwrap();
+    replica.end_generation().await;
     for key in keys {
         let bytes = std::fs::read(replica.path(key)).unwrap();
         std::fs::remove_file(replica.path(key)).unwrap();
@@ -393,8 +413,9 @@ async fn any_damage_gives_the_truth_or_names_the_object() {
     replica.image().await;
     replica.segment(2).await;
     replica.segment(1).await;
+    replica.end_generation().await;
     let listed = replica.store.list("").await.unwrap();
-    assert!(listed.len() >= 6);
+    assert!(listed.len() >= 7);
     for (key, _) in listed {
         let path = replica.path(key);
         let truth = std::fs::read(&path).unwrap();
@@ -429,6 +450,24 @@ async fn a_replaced_segment_breaks_the_chain() {
     let error = replica.restore(Target::Newest).await.unwrap_err();
     assert!(matches!(error, RestoreError::Chain { .. }), "{error}");
     assert!(error.to_string().contains(&key.path()), "{error}");
+    // Neither is a seal right that follows something else, nor anything behind one.
+    let mut foreign = Replica::new(512, 3, 10).await;
+    foreign.begin_generation(None).await;
+    foreign.image().await;
+    foreign.segment(2).await;
+    foreign.previous = ObjectHash([1; 32]);
+    let seal = foreign.end_generation().await;
+    let error = foreign.restore(Target::Newest).await.unwrap_err();
+    assert!(matches!(error, RestoreError::Chain { .. }), "{error}");
+    assert!(error.to_string().contains(&seal.path()), "{error}");
+    foreign.txid += 2;
+    foreign.segment(1).await;
+    let error = foreign.restore(Target::Newest).await.unwrap_err();
+    assert!(
+        matches!(error, RestoreError::History(HistoryError::Sealed { .. })),
+        "{error}"
+    );
+    assert!(error.to_string().contains(&seal.path()), "{error}");
     // Under another name it does not even count as that segment.
     std::fs::copy(replica.path(Key::Log(Generation(1), Txid(1))), replica.path(key)).unwrap();
     let error = replica.restore(Target::Newest).await.unwrap_err();
@@ -479,6 +518,7 @@ async fn generations_follow_each_other() {
     replica.begin_generation(None).await;
     replica.image().await;
     replica.segment(6).await;
+    replica.end_generation().await;
     // The second writer left at 4: what the first one wrote after that is a branch of its own.
     replica.txid = 4;
     replica
@@ -490,6 +530,12 @@ async fn generations_follow_each_other() {
     replica.image().await;
     replica.segment(4).await;
     replica.check(Target::Newest, 2, 8).await;
+    let (restored, _) = replica.restore(Target::Newest).await.unwrap();
+    assert!(
+        restored.warnings[0].contains("transactions 5 to 6 of generation 0000000000000001 are not in"),
+        "{:?}",
+        restored.warnings
+    );
     for txid in 0..=8u64 {
         let generation = if txid < 4 { 1 } else { 2 };
         replica.check(Target::Txid(Txid(txid)), generation, txid).await;
