@@ -274,6 +274,16 @@ pub fn restore_from(store: &Store, target: Target, out: &Path) -> Result<Restore
     Ok(block_on(restore(store, out, &options))?)
 }
 
+/// Restores what the options say.
+///
+/// # Errors
+///
+/// What the restore, or opening the replica, says.
+pub fn restore_with(replica: &str, out: &Path, options: &RestoreOptions) -> Result<Restored, Box<dyn Error>> {
+    let store = Store::open(replica, &StoreOptions::reading())?;
+    Ok(block_on(restore(&store, out, options))?)
+}
+
 /// Restores the newest transaction, or the given one.
 pub fn restore_txid(replica: &str, out: &Path, txid: Option<u64>) -> Restored {
     let target = txid.map_or(Target::Newest, |txid| Target::Txid(Txid(txid)));

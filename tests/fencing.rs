@@ -1,0 +1,243 @@
+//! Machines that take over from each other, each with a file of its own: what one of them was told is in the replica stays there, and the one
+//! that was replaced says so.
+//!
+//! A machine is this test program once more, which runs the test `machine`.
+#![allow(missing_docs)]
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Lines};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use replvfs::restore::{RestoreOptions, Restored};
+use replvfs_tests::{Rng, Scratch, number, open, restore_with, use_wal};
+use rusqlite::Connection;
+
+const URI: &str = "REPLVFS_TEST_MACHINE";
+const FIRST_ROW: &str = "REPLVFS_TEST_FIRST_ROW";
+
+/// Writes a row and flushes it, again and again, and says which rows are in the replica; until it is replaced, or its input ends.
+#[test]
+fn machine() {
+    let Ok(uri) = std::env::var(URI) else { return };
+    let first = number(FIRST_ROW).unwrap();
+    let connection = open(&uri).unwrap();
+    use_wal(&connection);
+    println!("\nopen");
+    let mut lines = std::io::stdin().lines();
+    for row in first.. {
+        if lines.next().is_none() {
+            return;
+        }
+        connection
+            .execute_batch(&format!(
+                "CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, b); INSERT INTO t VALUES({row}, randomblob(2000))"
+            ))
+            .unwrap();
+        println!("committed {row}");
+        match connection.query_row("PRAGMA replvfs_flush", [], |_| Ok(())) {
+            Ok(()) => println!("stored {row}"),
+            Err(error) => return println!("refused {error}"),
+        }
+    }
+}
+
+struct Machine {
+    process: Child,
+    heard: Lines<BufReader<ChildStdout>>,
+    database: PathBuf,
+}
+
+impl Machine {
+    fn start(database: &Path, replica: &str, first_row: u64) -> Machine {
+        let uri = format!(
+            "file:{}?vfs=replvfs&replica={replica}&timeout=60s&close_timeout=1s",
+            database.display()
+        );
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "machine", "--nocapture", "--quiet"])
+            .env(URI, uri)
+            .env(FIRST_ROW, first_row.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let heard = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut machine = Machine {
+            process,
+            heard,
+            database: database.to_owned(),
+        };
+        while machine.hear() != "open" {}
+        machine
+    }
+
+    fn hear(&mut self) -> String {
+        self.heard.next().expect("the machine has ended").unwrap()
+    }
+
+    /// Lets it write one row.
+    fn go(&mut self) {
+        use std::io::Write;
+        // It may be gone by now.
+        let _ = self.process.stdin.as_mut().unwrap().write_all(b"\n");
+    }
+
+    /// A row of its own, stored; or why it was not.
+    fn row(&mut self) -> Result<u64, String> {
+        self.go();
+        self.answer()
+    }
+
+    fn answer(&mut self) -> Result<u64, String> {
+        loop {
+            let line = self.hear();
+            if let Some(row) = line.strip_prefix("stored ") {
+                return Ok(row.parse().unwrap());
+            }
+            if let Some(error) = line.strip_prefix("refused ") {
+                return Err(error.to_owned());
+            }
+        }
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args([name, &self.process.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn rows(path: &Path) -> BTreeSet<u64> {
+    let connection = Connection::open(path).unwrap();
+    let mut statement = connection.prepare("SELECT a FROM t").unwrap();
+    let rows = statement.query_map([], |row| row.get::<_, i64>(0)).unwrap();
+    rows.map(|row| u64::try_from(row.unwrap()).unwrap()).collect()
+}
+
+/// A copy of the newest state that may go on with the history.
+fn restored(scratch: &Scratch, name: &str) -> (PathBuf, Restored) {
+    let out = scratch.file(name);
+    let options = RestoreOptions {
+        resumable: true,
+        ..RestoreOptions::default()
+    };
+    let restored = restore_with(&scratch.replica(), &out, &options).unwrap();
+    (out, restored)
+}
+
+/// The machine that writes stops for a while, or dies; another goes on with what is in the replica. When the first one comes back, it is told.
+#[test]
+fn a_machine_that_was_replaced_is_fenced() {
+    let seed = number("REPLVFS_FENCING_SEED").unwrap_or(1);
+    let mut rng = Rng::new(seed);
+    let scratch = Scratch::new();
+    let mut writer = Machine::start(&scratch.database(), &scratch.replica(), 0);
+    let mut stored = BTreeSet::new();
+    for round in 1..=12 {
+        for _ in 0..1 + rng.below(4) {
+            stored.insert(writer.row().unwrap());
+        }
+        let dies = rng.one_in(3);
+        // In the middle of anything.
+        writer.go();
+        for _ in 0..rng.below(2_000_000) {
+            std::hint::spin_loop();
+        }
+        writer.signal(if dies { "-KILL" } else { "-STOP" });
+        let (copy, _) = restored(&scratch, &format!("machine-{round}.db"));
+        let mut next = Machine::start(&copy, &scratch.replica(), round * 1_000_000);
+        stored.insert(next.row().unwrap());
+        if !dies {
+            writer.signal("-CONT");
+            // The row that was under way may have come through before; none after it does.
+            let refused = match writer.answer() {
+                Ok(row) => {
+                    stored.insert(row);
+                    writer.row().unwrap_err()
+                }
+                Err(refused) => refused,
+            };
+            assert!(refused.contains("another writer"), "seed {seed}, round {round}: {refused}");
+        }
+        writer = next;
+        stored.insert(writer.row().unwrap());
+        let (newest, _) = restored(&scratch, "newest.db");
+        let there = rows(&newest);
+        assert!(
+            there.is_superset(&stored),
+            "seed {seed}, round {round}: {:?} were stored, and are not there",
+            stored.difference(&there)
+        );
+        for suffix in ["", "-replvfs", "-replvfs-lock"] {
+            let _ = std::fs::remove_file(scratch.file(&format!("newest.db{suffix}")));
+        }
+    }
+}
+
+/// Both go on at once. Each may be told that its rows are stored, and then they are: in the newest history, or in the one that it left, of which
+/// a restore warns. In the end only one of them writes.
+#[test]
+fn of_two_machines_that_write_at_once_one_is_fenced() {
+    let seed = number("REPLVFS_FENCING_SEED").unwrap_or(1);
+    let mut rng = Rng::new(seed);
+    for round in 0..12 {
+        let scratch = Scratch::new();
+        let mut one = Machine::start(&scratch.database(), &scratch.replica(), 0);
+        let mut stored = BTreeSet::from([one.row().unwrap()]);
+        let (copy, _) = restored(&scratch, "copy.db");
+        let mut two = Machine::start(&copy, &scratch.replica(), 1_000_000);
+        let mut fenced = None;
+        let mut rounds = 0;
+        while fenced.is_none() {
+            let both = rng.one_in(2);
+            let first = usize::from(rng.one_in(2));
+            let machines = [&mut one, &mut two];
+            machines[first].go();
+            if both {
+                machines[1 - first].go();
+            }
+            for which in [first, 1 - first].into_iter().take(1 + usize::from(both)) {
+                match machines[which].answer() {
+                    Ok(row) => drop(stored.insert(row)),
+                    Err(refused) => {
+                        assert!(refused.contains("another writer"), "seed {seed}: {refused}");
+                        assert!(fenced.replace(which).is_none(), "seed {seed}: both are fenced");
+                    }
+                }
+            }
+            rounds += 1;
+            assert!(rounds < 50, "seed {seed}, round {round}: both go on");
+        }
+        let winner = if fenced == Some(0) { &mut two } else { &mut one };
+        stored.insert(winner.row().unwrap());
+        let (newest, said) = restored(&scratch, "newest.db");
+        let mut there = rows(&newest);
+        let live = winner.database.clone();
+        assert_eq!(there, rows(&live), "seed {seed}, round {round}: the newest history is the winner's");
+        if !there.is_superset(&stored) {
+            assert!(
+                said.warnings.iter().any(|warning| warning.contains("are not in generation")),
+                "seed {seed}, round {round}: {:?}",
+                said.warnings
+            );
+            let out = scratch.file("older.db");
+            let options = RestoreOptions {
+                generation: Some(replvfs::format::Generation(said.generation.0 - 1)),
+                ..RestoreOptions::default()
+            };
+            restore_with(&scratch.replica(), &out, &options).unwrap();
+            there.extend(rows(&out));
+        }
+        assert!(there.is_superset(&stored), "seed {seed}, round {round}");
+    }
+}
