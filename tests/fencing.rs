@@ -167,7 +167,10 @@ fn a_machine_that_was_replaced_is_fenced() {
                 }
                 Err(refused) => refused,
             };
-            assert!(refused.contains("another writer"), "seed {seed}, round {round}: {refused}");
+            assert!(
+                refused.contains("another writer"),
+                "seed {seed}, round {round}: {refused}"
+            );
         }
         writer = next;
         stored.insert(writer.row().unwrap());
@@ -223,10 +226,16 @@ fn of_two_machines_that_write_at_once_one_is_fenced() {
         let (newest, said) = restored(&scratch, "newest.db");
         let mut there = rows(&newest);
         let live = winner.database.clone();
-        assert_eq!(there, rows(&live), "seed {seed}, round {round}: the newest history is the winner's");
+        assert_eq!(
+            there,
+            rows(&live),
+            "seed {seed}, round {round}: the newest history is the winner's"
+        );
         if !there.is_superset(&stored) {
             assert!(
-                said.warnings.iter().any(|warning| warning.contains("are not in generation")),
+                said.warnings
+                    .iter()
+                    .any(|warning| warning.contains("are not in generation")),
                 "seed {seed}, round {round}: {:?}",
                 said.warnings
             );
