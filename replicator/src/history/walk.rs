@@ -28,8 +28,8 @@ pub(crate) struct Walk<T> {
     generation: Generation,
     /// The last listed slot.
     last_listed: Option<Txid>,
-    ahead: BoxStream<'static, (Txid, Result<Option<Slot<T>>, HistoryError>)>,
-    peeked: Option<(Txid, Result<Option<Slot<T>>, HistoryError>)>,
+    ahead: BoxStream<'static, (Txid, Fetched<T>)>,
+    peeked: Option<(Txid, Fetched<T>)>,
     fetch: FetchFn<T>,
     seal: Option<Seal>,
 }
@@ -43,6 +43,9 @@ pub(crate) enum Slot<T> {
 
 /// Reads what the caller wants of the segment with this length; `None` when it is not there.
 pub(crate) type Fetch<T> = Pin<Box<dyn Future<Output = Result<Option<T>, HistoryError>> + Send>>;
+
+/// `None` when the slot is empty.
+type Fetched<T> = Result<Option<Slot<T>>, HistoryError>;
 
 type FetchFn<T> = fn(Store, Key, u64) -> Fetch<T>;
 
