@@ -4,6 +4,7 @@
 //! tests.
 
 mod rng;
+pub mod weather;
 
 use std::error::Error;
 use std::fmt;

@@ -10,13 +10,12 @@ use replvfs::format::{Generation, Key};
 use replvfs::history::Target;
 use replvfs::store::Store;
 use replvfs::{Config, Txid};
+use replvfs_tests::weather::{FaultyStore, Storm, Trouble};
 use replvfs_tests::{
     check_integrity, compare_pages, fast_folder, open, plain_image, pragma_number, restore_from, status,
 };
 use rusqlite::Connection;
 use tempfile::TempDir;
-
-use crate::weather::{FaultyStore, Storm, Trouble};
 
 /// The operator's own, as the product sets them for the stores that it opens.
 const STORE_TIMEOUT: Duration = Duration::from_millis(60);
