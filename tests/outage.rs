@@ -6,6 +6,7 @@
 #![allow(missing_docs)]
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
@@ -39,7 +40,8 @@ impl Watchdog {
         let (over, is_over) = channel();
         std::thread::spawn(move || {
             if is_over.recv_timeout(NEVER) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("{test}: somebody waits for a store that is away");
+                // Not by a macro: what those print is lost with the process.
+                let _ = writeln!(std::io::stderr(), "{test}: somebody waits for a store that is away");
                 std::process::abort();
             }
         });
@@ -50,6 +52,15 @@ impl Watchdog {
 impl Drop for Watchdog {
     fn drop(&mut self) {
         let _ = self.0.send(());
+    }
+}
+
+/// After a failed assertion the connection is closed, and that waits.
+struct BackAtTheEnd(FaultyStore);
+
+impl Drop for BackAtTheEnd {
+    fn drop(&mut self) {
+        self.0.weather.clear_up_and_lose_connections();
     }
 }
 
@@ -67,6 +78,8 @@ struct Application {
     mode: Mode,
     folder: TempDir,
     store: FaultyStore,
+    /// Before the connection.
+    _back_at_the_end: BackAtTheEnd,
     uri: String,
     connection: Connection,
     rng: Rng,
@@ -113,6 +126,7 @@ impl Application {
         let mut application = Application {
             mode,
             folder,
+            _back_at_the_end: BackAtTheEnd(store.clone()),
             store,
             uri,
             connection,
