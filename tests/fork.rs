@@ -13,10 +13,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use replvfs::Txid;
 use replvfs::format::Generation;
 use replvfs::history::{History, Target};
 use replvfs::store::{Store, StoreOptions};
+use replvfs::{Config, Txid};
+use replvfs_tests::weather::{FaultyStore, Storm, Trouble};
 use replvfs_tests::{
     Scratch, block_on, check_integrity, compare_pages, flush, open, plain_image, restore_txid, status,
 };
@@ -51,6 +52,7 @@ fn program() {
         "orphan_idle" => ends_while_a_child_lives(&uri, |_| wait_for_the_end_of_input()),
         "orphan" => ends_while_a_child_lives(&uri, take_over),
         "killed" => is_killed_while_a_child_lives(&uri),
+        "image" => forks_while_an_image_is_made(&uri),
         "threads" => with_children_of_a_busy_process(&uri),
         other => panic!("{other}?"),
     }
@@ -252,6 +254,41 @@ fn is_killed_while_a_child_lives(uri: &str) {
     }
 }
 
+/// The application has no lock, but replvfs reads the file for the image, which no store takes.
+fn forks_while_an_image_is_made(uri: &str) {
+    let plain = Connection::open(path_of(uri)).unwrap();
+    plain
+        .execute_batch(
+            "CREATE TABLE t(a INTEGER PRIMARY KEY, who, b);
+             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < 40)
+             INSERT INTO t(who, b) SELECT 'plain', randomblob(100000) FROM n",
+        )
+        .unwrap();
+    plain.close().unwrap();
+    let store = FaultyStore::new(true);
+    store.weather.storm(Some(Storm {
+        at: 0,
+        trouble: Trouble::Hang,
+        lasting: true,
+    }));
+    let config = Config::default()
+        .vfs_name("replvfs-image")
+        .operator(store.faulty.clone());
+    replvfs::register(config).unwrap();
+    let uri = format!("file:{}?vfs=replvfs-image&restore=never", path_of(uri));
+    let connection = open(&uri).unwrap();
+    assert_eq!(rows(&connection), BEGUN);
+    fork(|| {
+        let own = open(&uri).unwrap();
+        own.busy_timeout(Duration::from_secs(5)).unwrap();
+        say("there");
+        wait_for_the_end_of_input();
+        write(&own, "child", 5);
+        say(&format!("committed {}", rows(&own)));
+    });
+    std::mem::forget(connection);
+}
+
 /// The children do not touch SQLite: the other threads may hold its mutexes.
 fn with_children_of_a_busy_process(uri: &str) {
     let connection = begin(uri);
@@ -424,6 +461,21 @@ fn a_child_takes_over_from_a_parent_that_ended_or_was_killed() {
             }
         }
     }
+}
+
+/// SQLite knows its locks by the file's inode, and a child inherits that memory, but no locks. With a handle that its parent has open, and of
+/// which the application does not know, SQLite would believe in the child for ever that somebody reads.
+#[test]
+fn a_child_has_locks_of_its_own_where_its_parent_made_an_image() {
+    let scratch = Scratch::in_memory();
+    let mut program = start(&scratch, "image", "DELETE");
+    let input = program.stdin.take();
+    let mut output = BufReader::new(program.stdout.take().unwrap());
+    hear(&mut output, "there");
+    assert!(program.wait().unwrap().success());
+    drop(input);
+    assert_eq!(hear(&mut output, "committed"), (BEGUN + 5).to_string());
+    assert_eq!(rows(&Connection::open(scratch.database()).unwrap()), BEGUN + 5);
 }
 
 #[test]
