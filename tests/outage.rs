@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use replvfs::format::Generation;
 use replvfs::history::{History, Target};
@@ -28,9 +28,11 @@ const MEMORY_LIMIT: u64 = 1 << 20;
 const AMPLE: u64 = 64 << 20;
 const SMALL: u64 = 3 << 20;
 /// A test takes a few seconds.
-const NEVER: Duration = Duration::from_secs(150);
+const NEVER: Duration = Duration::from_secs(100);
 /// Longer than [`NEVER`].
 const TIMEOUT: Duration = Duration::from_secs(600);
+/// Another one as long, for a VFS with another name.
+const LONGER: Duration = Duration::from_secs(599);
 
 /// Ends the process when a test takes for ever.
 struct Watchdog(Sender<()>);
@@ -41,7 +43,10 @@ impl Watchdog {
         std::thread::spawn(move || {
             if is_over.recv_timeout(NEVER) == Err(RecvTimeoutError::Timeout) {
                 // Not by a macro: what those print is lost with the process.
-                let _ = writeln!(std::io::stderr(), "{test}: somebody waits for a store that is away");
+                let _ = writeln!(
+                    std::io::stderr(),
+                    "{test}: somebody waits for a store that is away, or for what does not come after it"
+                );
                 std::process::abort();
             }
         });
@@ -93,7 +98,11 @@ struct Application {
 impl Application {
     /// With a history that is in the store.
     fn start(mode: Mode, trouble: Trouble, wal_limit: u64) -> Application {
-        let name = format!("replvfs-{mode:?}-{trouble:?}-{wal_limit}");
+        Application::start_with(mode, trouble, wal_limit, TIMEOUT)
+    }
+
+    fn start_with(mode: Mode, trouble: Trouble, wal_limit: u64, close_timeout: Duration) -> Application {
+        let name = format!("replvfs-{mode:?}-{trouble:?}-{wal_limit}-{close_timeout:?}");
         let watchdog = Watchdog::new(name.clone());
         let (folder, store) = (fast_folder(), FaultyStore::new(true));
         let config = Config::default()
@@ -103,26 +112,13 @@ impl Application {
             .wal_limit(wal_limit)
             .flush_interval(Duration::from_millis(10))
             .timeout(TIMEOUT)
-            .close_timeout(TIMEOUT);
+            .close_timeout(close_timeout);
         replvfs::register(config).unwrap();
         let uri = format!(
             "file:{}?vfs={name}&restore=never",
             folder.path().join("app.db").display()
         );
         let connection = open(&uri).unwrap();
-        let pragmas = match mode {
-            Mode::Wal => "PRAGMA journal_mode=WAL",
-            Mode::ExclusiveWal => "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL",
-            Mode::Delete => "PRAGMA journal_mode=DELETE",
-        };
-        connection
-            .execute_batch(&format!(
-                "{pragmas}; PRAGMA wal_autocheckpoint=40;
-                 CREATE TABLE t(a INTEGER PRIMARY KEY, b);
-                 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < 30)
-                 INSERT INTO t(b) SELECT randomblob(20000) FROM n"
-            ))
-            .unwrap();
         let mut application = Application {
             mode,
             folder,
@@ -136,9 +132,30 @@ impl Application {
             most_bytes: 0,
             _watchdog: watchdog,
         };
+        application.set_mode();
+        application
+            .connection
+            .execute_batch(
+                "CREATE TABLE t(a INTEGER PRIMARY KEY, b);
+                 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < 30)
+                 INSERT INTO t(b) SELECT randomblob(20000) FROM n",
+            )
+            .unwrap();
         application.commit();
         flush(&application.connection);
         application
+    }
+
+    /// What a connection has to be told each time.
+    fn set_mode(&self) {
+        let pragmas = match self.mode {
+            Mode::Wal => "PRAGMA journal_mode=WAL",
+            Mode::ExclusiveWal => "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL",
+            Mode::Delete => "PRAGMA journal_mode=DELETE",
+        };
+        self.connection
+            .execute_batch(&format!("{pragmas}; PRAGMA wal_autocheckpoint=40"))
+            .unwrap();
     }
 
     /// One transaction of about 24 KiB. What the database is then is kept now and then, as SQLite reads it.
@@ -391,6 +408,80 @@ fn longer_than_the_limit(mode: Mode, trouble: Trouble) {
     application.restores(application.newest, Target::Newest);
     assert!(application.truth.range(after[0]..).count() >= 3);
     application.connection.close().unwrap();
+}
+
+/// It is too large for memory, so it is read from the WAL; and it may be on its way to the store for as long as the outage takes.
+#[test]
+fn a_large_transaction_on_its_way_does_not_keep_the_wal() {
+    for trouble in [Trouble::Hang, Trouble::Temporary] {
+        let mut application = Application::start_with(Mode::Wal, trouble, SMALL, LONGER);
+        application.the_store_goes_away(trouble);
+        application
+            .connection
+            .execute_batch("UPDATE t SET b = randomblob(20000)")
+            .unwrap();
+        while !application.store.weather.has_struck() {
+            std::thread::yield_now();
+        }
+        for _ in 0..600 {
+            application.commit();
+        }
+        let away = status(&application.connection);
+        assert_eq!(away["suspended"], true, "{away}");
+        assert!(
+            application.most_bytes <= SMALL + 2 * MEMORY_LIMIT,
+            "{} bytes beside the database",
+            application.most_bytes
+        );
+        application.the_store_is_back();
+        application.flush();
+        let back = status(&application.connection);
+        assert_eq!(
+            (&back["generation"], &back["discontinuities"]),
+            (&2.into(), &1.into()),
+            "{back}"
+        );
+        application.restores(application.newest, Target::Newest);
+        application.connection.close().unwrap();
+    }
+}
+
+/// The last close waits for a while, and what is missing stays in the files. The next opening, in this process, goes on from there.
+#[test]
+fn a_close_waits_no_longer_than_close_timeout_and_nothing_is_lost() {
+    const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
+    for trouble in [Trouble::Hang, Trouble::Temporary] {
+        for mode in [Mode::Wal, Mode::ExclusiveWal, Mode::Delete] {
+            let mut application = Application::start_with(mode, trouble, AMPLE, CLOSE_TIMEOUT);
+            application.the_store_goes_away(trouble);
+            for _ in 0..5 {
+                application.commit();
+            }
+            application.keep();
+            let closed = std::mem::replace(&mut application.connection, Connection::open_in_memory().unwrap());
+            let since = Instant::now();
+            closed.close().unwrap();
+            let took = since.elapsed();
+            // A machine may be busy with other things for seconds; a whole test is not too long then.
+            assert!(took >= CLOSE_TIMEOUT && took < NEVER / 10, "{mode:?}: {took:?}");
+            application.connection = open(&application.uri).unwrap();
+            application.set_mode();
+            application.commit();
+            application.the_store_is_back();
+            application.flush();
+            let back = status(&application.connection);
+            assert_eq!(
+                (&back["generation"], &back["discontinuities"]),
+                (&1.into(), &0.into()),
+                "{mode:?}: {back}"
+            );
+            let last = application.transactions(&application.history(), 1).pop();
+            assert_eq!(last, Some(application.newest));
+            for txid in application.truth.keys() {
+                application.restores(*txid, Target::Txid(Txid(*txid)));
+            }
+        }
+    }
 }
 
 macro_rules! outages {
