@@ -149,3 +149,9 @@ fn a_missing_database_is_not_opened_until_the_store_answers() {
         }
     }
 }
+
+#[test]
+fn an_idle_database_asks_nothing_of_its_store() {
+    start();
+    voyage::at_rest();
+}

@@ -273,6 +273,39 @@ impl Voyage {
     }
 }
 
+/// A database that is read and checkpointed, and not written, beside one that is busy: by its uploads the time is measured.
+pub(crate) fn at_rest() {
+    let folder = fast_folder();
+    let (idle_store, busy_store) = (FaultyStore::new(true), FaultyStore::new(true));
+    let idle = connect(&folder.path().join("idle.db"), &idle_store);
+    let busy = connect(&folder.path().join("busy.db"), &busy_store);
+    for connection in [&idle, &busy] {
+        begin(connection);
+        connection.execute_batch("INSERT INTO t(b) VALUES('one')").unwrap();
+        replvfs_tests::flush(connection);
+    }
+    // The image may come after the last segment that a flush waits for, and is noted then.
+    while status(&idle)["image"] != "stored" {
+        std::thread::yield_now();
+    }
+    idle_store.weather.storm(None);
+    for round in 0..60 {
+        busy.execute_batch("INSERT INTO t(b) VALUES('more')").unwrap();
+        replvfs_tests::flush(&busy);
+        idle.query_row("SELECT count(*) FROM t", [], |_| Ok(())).unwrap();
+        let checkpoint = ["PASSIVE", "RESTART", "TRUNCATE"][round % 3];
+        idle.query_row(&format!("PRAGMA wal_checkpoint({checkpoint})"), [], |_| Ok(()))
+            .unwrap();
+        replvfs_tests::flush(&idle);
+    }
+    assert!(busy_store.weather.calls().len() > 60);
+    assert_eq!(
+        idle_store.weather.calls(),
+        Vec::<&str>::new(),
+        "an idle database asks its store"
+    );
+}
+
 /// A store that never answers, and an operator without timeouts: nobody waits for it but by choice, and not for long.
 pub(crate) fn without_any_answer() {
     let (folder, store) = (fast_folder(), FaultyStore::new(true));
