@@ -4,6 +4,7 @@
 //! tests.
 
 mod rng;
+pub mod weather;
 pub mod writers;
 
 use std::error::Error;

@@ -207,6 +207,15 @@ impl Shared {
         self.finish(State::GivenUp(reason));
     }
 
+    /// The same, unless somebody is at it.
+    pub(crate) fn try_give_up(&self, reason: &'static str) {
+        if let Ok(mut state) = self.state.try_lock()
+            && matches!(*state, State::Marked(_) | State::Copied(_))
+        {
+            *state = State::GivenUp(reason);
+        }
+    }
+
     /// Waits until the snapshot was read, or the time is over.
     pub(crate) fn wait(&self, timeout: Duration) -> bool {
         let state = self.lock();

@@ -168,6 +168,13 @@ impl Database {
         ));
         capture.cursor = None;
         capture.broken = capture.started;
+        // What is on its way to the store was read from the WAL when it was sealed. It stays referred to until the store answers, and must not
+        // keep the WAL for so long.
+        for transaction in self.log.unstored_after(Txid::ZERO, u64::MAX).unwrap_or_default() {
+            if transaction.needs_wal() {
+                transaction.lose_frames();
+            }
+        }
         self.log.suspend();
         self.forget_spill(capture);
         self.give_snapshots_up("wal_limit was reached");
