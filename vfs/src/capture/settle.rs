@@ -41,6 +41,8 @@ impl Database {
         if let (None, false, Some(file)) = (state.wal, state.rollback.is_writing(), state.file) {
             // SAFETY: the connection's file, on its thread.
             match unsafe { DatabaseHeader::read(file) } {
+                // SQLite opens a WAL that is beside the file whatever its header says: the connection does so next.
+                Ok(Some(header)) if !header.is_wal() && is_wal_beside(&self.path) => return false,
                 // SAFETY: as above; it has a lock (caller).
                 Ok(Some(header)) if !header.is_wal() => unsafe { self.settle_file(&mut capture, file, header) },
                 // The connection will open the WAL next. As long as there is none, the file is all.

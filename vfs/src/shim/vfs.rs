@@ -18,6 +18,7 @@ use crate::buffer::Budget;
 use crate::capture::{Connection, Database, Opening, is_ok};
 use crate::fork::{self, Process};
 use crate::guard::guard;
+use crate::held::DatabaseFile;
 use crate::host::{Host, OpenError, OpenRequest};
 use crate::log::Log;
 
@@ -314,9 +315,11 @@ impl Vfs {
         // SAFETY: as promised by the caller.
         let (c_path, parameters) = unsafe { (CStr::from_ptr(name).to_owned(), self.base.api.uri_parameters(name)) };
         let path = PathBuf::from(OsStr::from_bytes(c_path.to_bytes()));
+        let file = DatabaseFile::new(self.base, &c_path, &parameters);
         let request = OpenRequest {
             path: &path,
             uri_parameters: &parameters,
+            file: &file,
         };
         let state = self.state();
         let databases = || state.databases.lock().unwrap_or_else(PoisonError::into_inner);
