@@ -422,3 +422,36 @@ fn a_hot_journal_of_a_killed_process_is_rolled_back_before_the_history_goes_on()
         newest_is(&scratch, &plain_image(&scratch.database()));
     }
 }
+
+/// A base that waits for the store has a lock on the file, where there is no WAL.
+#[test]
+fn a_store_that_is_away_keeps_no_other_process_from_committing() {
+    for mode in ["WAL", "DELETE"] {
+        let scratch = Scratch::new();
+        let connection = scratch.open();
+        connection
+            .execute_batch(&format!(
+                "PRAGMA journal_mode={mode}; CREATE TABLE t(a INTEGER PRIMARY KEY, b);
+                 INSERT INTO t(b) VALUES(randomblob(3000000))"
+            ))
+            .unwrap();
+        flush(&connection);
+        let mut other = Other::start(&format!("file:{}", scratch.database().display()));
+        let generations = scratch.file("replica/gen");
+        std::fs::rename(&generations, scratch.file("away")).unwrap();
+        std::fs::write(&generations, b"no folder").unwrap();
+        // Nobody can tell what this was, so that a base is taken at the next read.
+        other.sql("INSERT INTO t(b) VALUES(1)");
+        let rows: i64 = connection
+            .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(rows, 2);
+        other.sql("PRAGMA busy_timeout=5000");
+        assert_eq!(other.run("INSERT INTO t(b) VALUES(2)"), "ok", "{mode}");
+        std::fs::remove_file(&generations).unwrap();
+        std::fs::rename(scratch.file("away"), &generations).unwrap();
+        flush(&connection);
+        newest_is(&scratch, &plain_image(&scratch.database()));
+        other.end();
+    }
+}
