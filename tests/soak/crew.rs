@@ -267,11 +267,7 @@ impl Crew<'_> {
 
     /// Looks at the replica at each change to fair weather.
     fn change_the_weather(&mut self) {
-        if self.journal != Journal::Wal {
-            // Without a WAL, a base that waits for the store keeps its lock on the file: until the store answers no other process can commit,
-            // and nothing would be said that could end the outage.
-            self.acknowledged_is_there();
-        } else if self.store.outage().is_none() {
+        if self.store.outage().is_none() {
             let outage = self.next_outage();
             self.store.fail(outage);
             *self.counts.outages.entry(outage).or_default() += 1;

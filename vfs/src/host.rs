@@ -76,6 +76,9 @@ pub trait Replica: Send + Sync + 'static {
     /// Whether this process replicates the database from here on, since no other does any more.
     fn take_over(&self) -> bool;
 
+    /// The store does not answer: whatever is kept for it is kept for long.
+    fn is_away(&self) -> bool;
+
     /// The upload is worth being hurried: a WAL cannot be restarted before. Never blocks.
     fn hurry(&self);
 

@@ -227,6 +227,11 @@ impl Shared {
         !matches!(*state, State::Marked(_) | State::Copied(_))
     }
 
+    /// Whether it was read to its end.
+    pub(crate) fn is_loaded(&self) -> bool {
+        matches!(*self.lock(), State::Loaded(_))
+    }
+
     /// Whether it depends on copies, not on a lock.
     pub(crate) fn is_copied(&self) -> bool {
         matches!(*self.lock(), State::Copied(_))
@@ -238,6 +243,11 @@ impl Shared {
         let State::Copied(files) = &mut *state else { return true };
         files.held = files.held || files.database.lock_shared().is_ok();
         files.held
+    }
+
+    /// Whether [`Shared::hold`] keeps other processes from writing.
+    pub(crate) fn is_held(&self) -> bool {
+        matches!(&*self.lock(), State::Copied(files) if files.held)
     }
 
     /// Undoes [`Shared::hold`]: somebody else keeps them.

@@ -217,6 +217,10 @@ impl Capturing for Database {
         })
     }
 
+    fn let_writers_by(&self) {
+        self.give_up_held();
+    }
+
     fn look(&self) {
         if self.log.failure().is_some() {
             return self.drop_pin(); // Nothing that is in the WAL is waited for any more.
