@@ -14,6 +14,10 @@ test-long *args:
 kill rounds="500" seed="3":
     REPLVFS_KILL_ROUNDS={{ rounds }} REPLVFS_KILL_SEED={{ seed }} cargo test -p replvfs-tests --locked --test kill -- --nocapture
 
+# Kills writers beside a store that fails, for so many seconds: then the replica must be the database
+soak seconds="1800" seed="1":
+    REPLVFS_SOAK_SECONDS={{ seconds }} REPLVFS_SOAK_SEED={{ seed }} cargo test -p replvfs-tests --locked --test soak -- --nocapture
+
 # Takes the power away so many times on each disk: the replica must come to what SQLite recovers
 power points="600" seed="1":
     REPLVFS_POWER_POINTS={{ points }} REPLVFS_POWER_SEED={{ seed }} cargo test -p replvfs-tests --locked --test power_loss -- --nocapture

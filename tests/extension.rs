@@ -90,6 +90,77 @@ db.close()
     assert_eq!(restored_rows(&scratch, Some(1)), []);
 }
 
+/// As servers do that load the application, and fork their workers then.
+#[test]
+fn workers_that_python_forks_are_replicated() {
+    if !available(
+        PYTHON,
+        &[
+            "-c",
+            "import sqlite3; sqlite3.connect(':memory:').enable_load_extension(True)",
+        ],
+    ) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let script = r#"
+import multiprocessing, os, signal, sqlite3, sys
+library, uri = sys.argv[1:]
+signal.alarm(100)
+def connect():
+    loader = sqlite3.connect(":memory:")
+    loader.enable_load_extension(True)
+    loader.load_extension(library)
+    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=60)
+def work(name):
+    signal.alarm(100)
+    own = connect()
+    for n in range(20):
+        own.execute("INSERT INTO t(v) VALUES (?)", (f"{name} {n}",))
+    own.close()
+db = connect()
+assert db.execute("PRAGMA journal_mode=WAL").fetchone() == ("wal",)
+db.execute("CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT)")
+db.execute("PRAGMA replvfs_flush").fetchall()
+workers = []
+for n in range(3):
+    worker = os.fork()
+    if worker == 0:
+        work(f"forked {n}")
+        os._exit(0)
+    workers.append(worker)
+processes = [multiprocessing.get_context("fork").Process(target=work, args=(f"process {n}",)) for n in range(3)]
+for process in processes:
+    process.start()
+for n in range(20):
+    db.execute("INSERT INTO t(v) VALUES (?)", (f"parent {n}",))
+assert [os.waitpid(worker, 0) for worker in workers] == [(worker, 0) for worker in workers]
+for process in processes:
+    process.join()
+    assert process.exitcode == 0, process.exitcode
+db.execute("PRAGMA replvfs_flush").fetchall()
+txid, acked = (int(db.execute(f"PRAGMA replvfs_{name}").fetchone()[0]) for name in ("txid", "acked"))
+assert txid == acked, (txid, acked)
+assert db.execute("SELECT count(*) FROM t").fetchone() == (140,)
+"#;
+    let output = run(
+        Command::new(PYTHON)
+            .args(["-c", script])
+            .arg(extension())
+            .arg(scratch.uri()),
+        None,
+    );
+    succeeded(PYTHON, &output);
+    let rows = restored_rows(&scratch, None);
+    for worker in ["forked", "process"] {
+        for n in 0..3 {
+            let of = rows.iter().filter(|(_, v)| v.starts_with(&format!("{worker} {n} ")));
+            assert_eq!(of.count(), 20, "of {worker} {n}");
+        }
+    }
+    assert_eq!(rows.len(), 140);
+}
+
 #[test]
 fn a_missing_replica_is_an_error_in_the_shell() {
     if !available("sqlite3", &["--version"]) {

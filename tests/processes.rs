@@ -33,9 +33,14 @@ struct Other {
 
 impl Other {
     fn start(uri: &str) -> Other {
+        Other::start_with(uri, &[])
+    }
+
+    fn start_with(uri: &str, environment: &[(&str, &str)]) -> Other {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "other_process", "--nocapture", "--quiet"])
             .env(URI, uri)
+            .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -194,6 +199,128 @@ fn one_process_replicates_and_the_next_takes_over() {
     newest_is(&scratch, &plain_image(&scratch.database()));
 }
 
+/// The owner is killed, and nobody tells those who write without replvfs.
+#[test]
+fn when_the_owner_is_killed_another_process_takes_over_beside_plain_writers() {
+    let scratch = Scratch::new();
+    let uri = scratch.uri_with("&flush_interval=10ms");
+    let mut owner = Other::start(&uri);
+    owner.sql("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b)");
+    owner.sql("PRAGMA replvfs_flush");
+    let standby = open(&uri).unwrap();
+    standby.execute_batch("INSERT INTO t(b) VALUES('standby')").unwrap();
+    let mut plain = Other::start(&format!("file:{}", scratch.database().display()));
+    let mut expected = 1;
+    let mut write = |writer: &mut Other| {
+        for _ in 0..5 {
+            writer.sql("INSERT INTO t(b) VALUES(randomblob(6000))");
+            expected += 1;
+        }
+    };
+    write(&mut owner);
+    write(&mut plain);
+    owner.sql("INSERT INTO t(b) VALUES('the last words')");
+    owner.process.kill().unwrap();
+    owner.process.wait().unwrap();
+    write(&mut plain);
+    while status(&standby)["owner"] == false {
+        std::thread::yield_now();
+    }
+    write(&mut plain);
+    expected += 1;
+    flush(&standby);
+    let now = status(&standby);
+    assert_eq!(
+        (&now["generation"], &now["discontinuities"]),
+        (&1.into(), &0.into()),
+        "{now}"
+    );
+    newest_is(&scratch, &plain_image(&scratch.database()));
+    let newest = pragma_number(&standby, "replvfs_txid").unwrap();
+    for back in 0..=expected {
+        let out = scratch.file("earlier.db");
+        restore_txid(&scratch.replica(), &out, Some(newest - back));
+        let found: i64 = Connection::open(&out)
+            .unwrap()
+            .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(found as u64, expected - back);
+        std::fs::remove_file(&out).unwrap();
+    }
+    plain.end();
+}
+
+/// POSIX drops all locks of a process on a file when the process closes any descriptor of it. Images, other connections, flushes and closes
+/// all open and close files.
+#[test]
+fn locks_outlive_what_replvfs_opens_and_closes() {
+    for mode in ["WAL", "DELETE"] {
+        let scratch = Scratch::new();
+        let writer = scratch.open();
+        writer
+            .execute_batch(&format!(
+                "PRAGMA journal_mode={mode}; CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t(b) VALUES(randomblob(3000000))"
+            ))
+            .unwrap();
+        let mut plain = Other::start(&format!("file:{}", scratch.database().display()));
+        for round in 0..5 {
+            writer
+                .execute_batch("BEGIN IMMEDIATE; INSERT INTO t(b) VALUES('ours')")
+                .unwrap();
+            let reader = scratch.open();
+            let rows: i64 = reader
+                .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+                .unwrap();
+            assert_eq!(rows, 1 + 2 * round);
+            flush(&reader);
+            drop(reader);
+            plain.sql("PRAGMA busy_timeout=0");
+            let refused = plain.run("INSERT INTO t(b) VALUES('theirs')");
+            plain.sql("PRAGMA busy_timeout=60000");
+            assert!(
+                refused.contains("locked"),
+                "{mode}: another process wrote into a transaction: {refused}"
+            );
+            writer.execute_batch("COMMIT").unwrap();
+            plain.sql("INSERT INTO t(b) VALUES('theirs')");
+        }
+        flush(&writer);
+        newest_is(&scratch, &plain_image(&scratch.database()));
+        plain.end();
+    }
+}
+
+/// The database may be on a file system of its own, and the folder for temporary files may be small, or not there.
+#[test]
+fn the_folder_for_temporary_files_is_not_needed() {
+    for mode in ["WAL", "DELETE"] {
+        let scratch = Scratch::in_memory();
+        let uri = scratch.uri_with("&flush_interval=10ms");
+        let start = || Other::start_with(&uri, &[("TMPDIR", "/proc/nowhere"), ("SQLITE_TMPDIR", "/proc/nowhere")]);
+        let mut process = start();
+        process.sql(&format!(
+            "PRAGMA journal_mode={mode}; CREATE TABLE t(a INTEGER PRIMARY KEY, b)"
+        ));
+        // Larger than the memory for one transaction.
+        process.sql("INSERT INTO t(b) VALUES(randomblob(900000))");
+        process.sql("UPDATE t SET b = randomblob(2000000)");
+        process.sql("PRAGMA replvfs_flush");
+        let truth = plain_image(&scratch.database());
+        process.end();
+        newest_is(&scratch, &truth);
+        // And restored, at the next opening.
+        scratch.delete_database();
+        std::fs::remove_file(scratch.file("app.db-replvfs")).unwrap();
+        let mut process = start();
+        process.sql("INSERT INTO t(b) VALUES('restored')");
+        process.sql("PRAGMA replvfs_flush");
+        newest_is(&scratch, &plain_image(&scratch.database()));
+        process.end();
+        let restored = restore_txid(&scratch.replica(), &scratch.file("restored.db"), None);
+        assert_eq!(restored.generation.0, 1, "{mode}: something found no room");
+    }
+}
+
 /// Two databases with one replica by mistake. Nothing keeps two machines apart yet, so a restore has to say it.
 /// A new file that is given the replica of another ends the history of that one, and the process that wrote it says so.
 #[test]
@@ -297,5 +424,38 @@ fn a_hot_journal_of_a_killed_process_is_rolled_back_before_the_history_goes_on()
         connection.execute_batch("INSERT INTO t(b) VALUES(7)").unwrap();
         flush(&connection);
         newest_is(&scratch, &plain_image(&scratch.database()));
+    }
+}
+
+/// A base that waits for the store has a lock on the file, where there is no WAL.
+#[test]
+fn a_store_that_is_away_keeps_no_other_process_from_committing() {
+    for mode in ["WAL", "DELETE"] {
+        let scratch = Scratch::new();
+        let connection = scratch.open();
+        connection
+            .execute_batch(&format!(
+                "PRAGMA journal_mode={mode}; CREATE TABLE t(a INTEGER PRIMARY KEY, b);
+                 INSERT INTO t(b) VALUES(randomblob(3000000))"
+            ))
+            .unwrap();
+        flush(&connection);
+        let mut other = Other::start(&format!("file:{}", scratch.database().display()));
+        let generations = scratch.file("replica/gen");
+        std::fs::rename(&generations, scratch.file("away")).unwrap();
+        std::fs::write(&generations, b"no folder").unwrap();
+        // Nobody can tell what this was, so that a base is taken at the next read.
+        other.sql("INSERT INTO t(b) VALUES(1)");
+        let rows: i64 = connection
+            .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(rows, 2);
+        other.sql("PRAGMA busy_timeout=5000");
+        assert_eq!(other.run("INSERT INTO t(b) VALUES(2)"), "ok", "{mode}");
+        std::fs::remove_file(&generations).unwrap();
+        std::fs::rename(scratch.file("away"), &generations).unwrap();
+        flush(&connection);
+        newest_is(&scratch, &plain_image(&scratch.database()));
+        other.end();
     }
 }

@@ -83,3 +83,53 @@ fn what_plain_sqlite_writes_between_is_noticed() {
         std::fs::remove_file(&out).unwrap();
     }
 }
+
+/// A backup of the files is put back, with what replvfs remembers beside them. The replica is ahead of it.
+#[test]
+fn an_older_copy_in_the_databases_place_is_a_divergence() {
+    let scratch = Scratch::new();
+    let write = |text: &str, rows: i64| {
+        let connection = scratch.open();
+        use_wal(&connection);
+        connection
+            .execute_batch("CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, b)")
+            .unwrap();
+        for _ in 0..rows {
+            connection.execute("INSERT INTO t(b) VALUES(?1)", [text]).unwrap();
+        }
+        flush(&connection);
+        (pragma_number(&connection, "replvfs_txid").unwrap(), status(&connection))
+    };
+    let content = |txid| {
+        let out = scratch.file("restored.db");
+        restore_txid(&scratch.replica(), &out, txid);
+        let content: String = Connection::open(&out)
+            .unwrap()
+            .query_row("SELECT group_concat(b) FROM t", [], |row| row.get(0))
+            .unwrap();
+        std::fs::remove_file(&out).unwrap();
+        content
+    };
+    let (old, _) = write("old", 2);
+    let files = ["app.db", "app.db-replvfs"];
+    for file in files {
+        std::fs::copy(scratch.file(file), scratch.file(&format!("{file}.backup"))).unwrap();
+    }
+    let (lost, before) = write("lost", 3);
+    assert_eq!((&before["generation"], &before["diverged"]), (&1.into(), &false.into()));
+    for file in files {
+        std::fs::copy(scratch.file(&format!("{file}.backup")), scratch.file(file)).unwrap();
+    }
+    let (new, after) = write("new", 1);
+    assert_eq!(
+        (&after["generation"], &after["discontinuities"]),
+        (&2.into(), &1.into()),
+        "{after}"
+    );
+    assert!(new > lost, "a number stands for two states");
+    assert_eq!(content(None), "old,old,new");
+    assert_eq!(
+        (content(Some(old)).as_str(), content(Some(lost)).as_str()),
+        ("old,old", "old,old,lost,lost,lost")
+    );
+}

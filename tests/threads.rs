@@ -89,6 +89,59 @@ fn concurrent_writers_make_one_history() {
     }
 }
 
+/// As on plain SQLite: the WAL grows beside the reader, nobody is told to wait, and when the reader has ended the WAL starts again.
+#[test]
+fn a_long_reader_holds_up_no_writer() {
+    let scratch = Scratch::in_memory();
+    let uri = scratch.uri_with("&flush_interval=10ms");
+    let (writer, reader) = (open(&uri).unwrap(), open(&uri).unwrap());
+    use_wal(&writer);
+    writer.busy_timeout(Duration::ZERO).unwrap();
+    writer
+        .execute_batch(
+            "PRAGMA wal_autocheckpoint=20; CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t(b) VALUES(0)",
+        )
+        .unwrap();
+    flush(&writer);
+    let rows = |connection: &Connection| {
+        let rows: i64 = connection
+            .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+            .unwrap();
+        rows
+    };
+    let wal_bytes = || std::fs::metadata(scratch.file("app.db-wal")).unwrap().len();
+    reader.execute_batch("BEGIN").unwrap();
+    assert_eq!(rows(&reader), 1);
+    for n in 0..400 {
+        writer.execute("INSERT INTO t(b) VALUES(randomblob(3000))", []).unwrap();
+        if n % 100 == 99 {
+            // What it does of its own accord holds nobody up either.
+            flush(&writer);
+        }
+    }
+    assert_eq!(rows(&reader), 1);
+    let beside_the_reader = wal_bytes();
+    assert!(beside_the_reader > 400 * 3000);
+    reader.execute_batch("COMMIT").unwrap();
+    flush(&writer);
+    for _ in 0..200 {
+        writer.execute("INSERT INTO t(b) VALUES(randomblob(3000))", []).unwrap();
+    }
+    // But for the commits before the next checkpoint.
+    assert!(
+        wal_bytes() < beside_the_reader + 60 * 3000,
+        "the WAL did not start again"
+    );
+    let busy: i64 = writer
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!((busy, wal_bytes()), (0, 0));
+    flush(&writer);
+    let out = scratch.file("restored.db");
+    restore_txid(&scratch.replica(), &out, None);
+    assert_eq!(rows(&Connection::open(&out).unwrap()), 601);
+}
+
 fn write(connection: &Connection, writer: usize, n: i64) {
     connection.busy_timeout(Duration::from_secs(60)).unwrap();
     connection

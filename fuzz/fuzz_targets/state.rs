@@ -27,6 +27,7 @@ struct Written {
     page_size_log: u8,
     positions: [[u32; 5]; 2],
     next: Option<Result<[u32; 2], ([u64; 3], [i64; 4])>>,
+    if_wal: Option<[u32; 2]>,
 }
 
 fn position([salt1, salt2, frame, sum1, sum2]: [u32; 5]) -> Position {
@@ -67,6 +68,7 @@ fn state(written: &Written) -> LocalState {
             mark: mark(left, 1),
             next,
         }),
+        if_wal: written.if_wal.map(|[salt1, salt2]| Salts(salt1, salt2)),
     }
 }
 
@@ -88,8 +90,11 @@ fn accepted(read: &LocalState) {
 
 fuzz_target!(|input: Input| match input {
     Input::File(bytes) => {
-        if let Ok(Some(read)) = LocalState::from_file(&bytes) {
-            accepted(&read);
+        for salts in [None, Some(Salts(1, 2))] {
+            if let Ok(Some(read)) = LocalState::from_file_beside(&bytes, || salts) {
+                assert!(read.if_wal.is_none_or(|wanted| Some(wanted) == salts));
+                accepted(&read);
+            }
         }
     }
     Input::Json(members) => {

@@ -1,10 +1,14 @@
 //! The file `<database>-replvfs`: what this machine knows of the replica of a database. Owns its place, and that one of its two slots is whole at
 //! any time; leaves the bytes to [`format`](crate::format), and who may write it to the pipeline.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+use replvfs_vfs::held::wal_salts;
 
 use crate::format::{FormatError, LocalState, STATE_SLOT_BYTES};
 
@@ -51,7 +55,7 @@ pub fn state_file(database: &Path) -> PathBuf {
     name.into()
 }
 
-/// What the file says; `None` when there is none, or nothing in it. Changes nothing, and takes no lock.
+/// What the file says that stands at [`state_file`] of a database; `None` when there is none, or nothing in it. Changes nothing, and takes no lock.
 ///
 /// # Errors
 ///
@@ -70,10 +74,27 @@ pub fn read(path: &Path) -> Result<Option<LocalState>, StateError> {
     file.take(2 * STATE_SLOT_BYTES as u64)
         .read_to_end(&mut bytes)
         .map_err(io)?;
-    LocalState::from_file(&bytes).map_err(|error| StateError::Format {
+    let mut unreadable = None;
+    let wal = || match wal_salts(&database_of(path)?) {
+        Ok(salts) => salts,
+        Err(error) => {
+            unreadable = Some(error);
+            None
+        }
+    };
+    let read = LocalState::from_file_beside(&bytes, wal);
+    if let Some(error) = unreadable {
+        return Err(io(error));
+    }
+    read.map_err(|error| StateError::Format {
         path: path.to_owned(),
         error,
     })
+}
+
+fn database_of(state_file: &Path) -> Option<PathBuf> {
+    let name = state_file.as_os_str().as_bytes().strip_suffix(SUFFIX.as_bytes())?;
+    Some(OsStr::from_bytes(name).into())
 }
 
 /// Whether a process replicates the database at this moment. Asking takes the lock for an instant; a process that wants it just then tries again

@@ -120,6 +120,7 @@ fn state() {
                 mark: mark(103, 21),
                 next,
             }),
+            if_wal: None,
         });
     let written: Vec<u8> = states.iter().flat_map(|state| state.to_slot().unwrap()).collect();
     let read = golden("state", &written);
@@ -132,6 +133,10 @@ fn state() {
     let written = states[0].to_slot().unwrap();
     assert_eq!(golden("state-begun", &written), written);
     assert_eq!(LocalState::from_file(&written).unwrap().unwrap(), states[0]);
+    // One that waits for its WAL.
+    states[1].if_wal = Some(Salts(0x0a0b_0c0d, 0x0102_0304));
+    let written = states[1].to_slot().unwrap();
+    assert_eq!(golden("state-if-wal", &written), written);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use replvfs_tests::{Scratch, open, use_wal};
+use replvfs_tests::{Scratch, open, register_as_it_comes, use_wal};
 use rusqlite::Connection;
 
 const LOADS: [(&str, u32, Duration); 4] = [
@@ -48,6 +48,7 @@ fn load(connection: &Connection, wal: &std::path::Path, rows: u32, pause: Durati
 }
 
 fn main() {
+    register_as_it_comes();
     println!("| load | commits plain | commits replvfs | WAL plain, KiB | WAL replvfs, KiB |\n|---|---|---|---|---|");
     for (name, rows, pause) in LOADS {
         let run = |replicated: bool| {

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use replvfs_tests::{Scratch, flush, use_wal};
+use replvfs_tests::{Scratch, flush, register_as_it_comes, use_wal};
 use rusqlite::Connection;
 
 /// One kind of load: so many commits of so many rows.
@@ -30,6 +30,7 @@ const LOADS: [Load; 2] = [
 ];
 
 fn main() {
+    register_as_it_comes();
     let rounds = std::env::args()
         .filter_map(|argument| argument.parse().ok())
         .next()

@@ -421,6 +421,7 @@ mod tests {
             slot: None,
             previous: ObjectHash([3; 32]),
             left: None,
+            if_wal: None,
         }
     }
 

@@ -12,6 +12,7 @@ use rusqlite::Connection;
 
 const URI: &str = "REPLVFS_TEST_RESUMING";
 const STOP_AFTER: &str = "REPLVFS_TEST_RESUMING_STOP_AFTER";
+const LEAK: &str = "REPLVFS_TEST_RESUMING_LEAK";
 
 /// Appends rows that number themselves, and tells each when it is committed.
 #[test]
@@ -29,16 +30,31 @@ fn writer() {
             .unwrap();
         println!("\ncommitted {}", connection.last_insert_rowid());
     }
+    match std::env::var(LEAK).as_deref() {
+        Ok("forgotten") => std::mem::forget(connection),
+        Ok("in a transaction") => {
+            connection
+                .execute_batch("PRAGMA cache_size=5; BEGIN; INSERT INTO t(b) VALUES(randomblob(200000))")
+                .unwrap();
+            std::mem::forget(connection);
+        }
+        Ok("exit") => std::process::exit(0),
+        _ => {}
+    }
 }
 
-fn start(scratch: &Scratch, rows: u64) -> Child {
-    Command::new(std::env::current_exe().unwrap())
+fn command(scratch: &Scratch, rows: u64) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
         .args(["--exact", "writer", "--nocapture", "--quiet"])
         .env(URI, scratch.uri_with("&flush_interval=10ms"))
         .env(STOP_AFTER, rows.to_string())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap()
+        .stdout(Stdio::piped());
+    command
+}
+
+fn start(scratch: &Scratch, rows: u64) -> Child {
+    command(scratch, rows).spawn().unwrap()
 }
 
 /// Reads what the process committed, and kills it when it has committed so many rows.
@@ -118,6 +134,24 @@ fn a_process_that_ends_goes_on_in_its_generation() {
         run(&scratch, rows, None);
     }
     one_generation_has_it_all(&scratch);
+}
+
+/// Programs that never close what they opened, and end without waiting for the upload.
+#[test]
+fn a_process_that_leaks_its_connection_goes_on_in_its_generation() {
+    let scratch = Scratch::new();
+    run(&scratch, 20, None);
+    for _ in 0..4 {
+        for leak in ["forgotten", "exit", "in a transaction"] {
+            let mut process = command(&scratch, 7).env(LEAK, leak).spawn().unwrap();
+            let mut output = String::new();
+            std::io::Read::read_to_string(&mut process.stdout.take().unwrap(), &mut output).unwrap();
+            assert!(process.wait().unwrap().success(), "{output}");
+        }
+    }
+    one_generation_has_it_all(&scratch);
+    // Not before: plain SQLite would move the WAL into the database.
+    assert_eq!(rows_in(&scratch.database()), 20 + 4 * 3 * 7);
 }
 
 #[test]

@@ -4,6 +4,8 @@
 //! tests.
 
 mod rng;
+pub mod weather;
+pub mod writers;
 
 use std::error::Error;
 use std::fmt;
@@ -25,9 +27,18 @@ pub use rng::Rng;
 
 /// Registers the VFS `replvfs` with the SQLite that the tests are linked with. May be called again and again.
 pub fn register() {
-    static ONCE: Once = Once::new();
     // The smallest there is, so that transactions of a few hundred KiB are read back from the WAL.
-    ONCE.call_once(|| replvfs::register(Config::default().memory_limit(1 << 20)).expect("registering the VFS"));
+    register_once(Config::default().memory_limit(1 << 20));
+}
+
+/// The same with the configuration that a program has which sets nothing, for benchmarks. The first call of the process counts.
+pub fn register_as_it_comes() {
+    register_once(Config::default());
+}
+
+fn register_once(config: Config) {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| replvfs::register(config).expect("registering the VFS"));
 }
 
 /// Whether the long tests are to run: `REPLVFS_LONG_TESTS=1`. Says so when they are not.

@@ -2,7 +2,7 @@
 //! weather is fair. Commits go on meanwhile; nothing is acknowledged that could not be restored at that moment; afterwards every
 //! transaction is in the replica.
 //!
-//! `weather` is the store, `voyage` what is done. The calls are counted in a voyage without a storm, so nothing here knows
+//! `replvfs_tests::weather` is the store, `voyage` what is done. The calls are counted in a voyage without a storm, so nothing here knows
 //! what they are for.
 //!
 //! | variable | |
@@ -13,15 +13,14 @@
 #![allow(missing_docs)]
 
 mod voyage;
-mod weather;
 
 use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, Once};
 
 use replvfs_tests::number;
+use replvfs_tests::weather::{Storm, Trouble};
 use voyage::{Terms, sail};
-use weather::{Storm, Trouble};
 
 /// Most of a voyage is waiting for the pauses between attempts.
 const AT_ONCE: usize = 6;
@@ -149,4 +148,10 @@ fn a_missing_database_is_not_opened_until_the_store_answers() {
             voyage::missing_in_trouble(trouble, history);
         }
     }
+}
+
+#[test]
+fn an_idle_database_asks_nothing_of_its_store() {
+    start();
+    voyage::at_rest();
 }

@@ -10,13 +10,12 @@ use replvfs::format::{Generation, Key};
 use replvfs::history::Target;
 use replvfs::store::Store;
 use replvfs::{Config, Txid};
+use replvfs_tests::weather::{FaultyStore, Storm, Trouble};
 use replvfs_tests::{
     check_integrity, compare_pages, fast_folder, open, plain_image, pragma_number, restore_from, status,
 };
 use rusqlite::Connection;
 use tempfile::TempDir;
-
-use crate::weather::{FaultyStore, Storm, Trouble};
 
 /// The operator's own, as the product sets them for the stores that it opens.
 const STORE_TIMEOUT: Duration = Duration::from_millis(60);
@@ -272,6 +271,39 @@ impl Voyage {
         self.connection.close().unwrap();
         Ok(())
     }
+}
+
+/// A database that is read and checkpointed, and not written, beside one that is busy: by its uploads the time is measured.
+pub(crate) fn at_rest() {
+    let folder = fast_folder();
+    let (idle_store, busy_store) = (FaultyStore::new(true), FaultyStore::new(true));
+    let idle = connect(&folder.path().join("idle.db"), &idle_store);
+    let busy = connect(&folder.path().join("busy.db"), &busy_store);
+    for connection in [&idle, &busy] {
+        begin(connection);
+        connection.execute_batch("INSERT INTO t(b) VALUES('one')").unwrap();
+        replvfs_tests::flush(connection);
+    }
+    // The image may come after the last segment that a flush waits for, and is noted then.
+    while status(&idle)["image"] != "stored" {
+        std::thread::yield_now();
+    }
+    idle_store.weather.storm(None);
+    for round in 0..60 {
+        busy.execute_batch("INSERT INTO t(b) VALUES('more')").unwrap();
+        replvfs_tests::flush(&busy);
+        idle.query_row("SELECT count(*) FROM t", [], |_| Ok(())).unwrap();
+        let checkpoint = ["PASSIVE", "RESTART", "TRUNCATE"][round % 3];
+        idle.query_row(&format!("PRAGMA wal_checkpoint({checkpoint})"), [], |_| Ok(()))
+            .unwrap();
+        replvfs_tests::flush(&idle);
+    }
+    assert!(busy_store.weather.calls().len() > 60);
+    assert_eq!(
+        idle_store.weather.calls(),
+        Vec::<&str>::new(),
+        "an idle database asks its store"
+    );
 }
 
 /// A store that never answers, and an operator without timeouts: nobody waits for it but by choice, and not for long.

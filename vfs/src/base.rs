@@ -193,6 +193,44 @@ impl BaseFile {
         unsafe { self.as_ref().unlock(ffi::SQLITE_LOCK_NONE) }
     }
 
+    /// `xLock(SQLITE_LOCK_EXCLUSIVE)`, with SHARED held.
+    pub(crate) fn lock_exclusive(&mut self) -> Result<(), Code> {
+        // SAFETY: raw is open as long as self lives.
+        unsafe { self.as_ref().lock(ffi::SQLITE_LOCK_EXCLUSIVE) }
+    }
+
+    /// `xWrite`.
+    pub(crate) fn write(&mut self, bytes: &[u8], offset: u64) -> Result<(), Code> {
+        let amount = c_int::try_from(bytes.len()).map_err(|_| Code(ffi::SQLITE_IOERR_WRITE))?;
+        let offset = i64::try_from(offset).map_err(|_| Code(ffi::SQLITE_IOERR_WRITE))?;
+        // SAFETY: raw is open as long as self lives, and bytes has amount of them.
+        unsafe {
+            let write = (*(*self.raw).pMethods).xWrite.ok_or(Code(ffi::SQLITE_IOERR_WRITE))?;
+            check(write(self.raw, bytes.as_ptr().cast(), amount, offset))
+        }
+    }
+
+    /// `xTruncate`.
+    pub(crate) fn truncate(&mut self, size: u64) -> Result<(), Code> {
+        let size = i64::try_from(size).map_err(|_| Code(ffi::SQLITE_IOERR_TRUNCATE))?;
+        // SAFETY: raw is open as long as self lives.
+        unsafe {
+            let truncate = (*(*self.raw).pMethods)
+                .xTruncate
+                .ok_or(Code(ffi::SQLITE_IOERR_TRUNCATE))?;
+            check(truncate(self.raw, size))
+        }
+    }
+
+    /// `xSync`, as for `synchronous=FULL`.
+    pub(crate) fn sync(&mut self) -> Result<(), Code> {
+        // SAFETY: raw is open as long as self lives.
+        unsafe {
+            let sync = (*(*self.raw).pMethods).xSync.ok_or(Code(ffi::SQLITE_IOERR_FSYNC))?;
+            check(sync(self.raw, ffi::SQLITE_SYNC_NORMAL))
+        }
+    }
+
     /// Maps the first region of the wal-index. `None` when there is none.
     pub(crate) fn map_index(&mut self) -> Result<Option<IndexRegion>, Code> {
         let mut region: *mut c_void = std::ptr::null_mut();

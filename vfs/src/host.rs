@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::held::DatabaseFile;
 use crate::log::Log;
 use crate::resume::Left;
 use crate::types::UnixMillis;
@@ -41,6 +42,8 @@ pub struct OpenRequest<'a> {
     pub path: &'a Path,
     /// Every parameter of the file's URI, in its order, those of SQLite itself included.
     pub uri_parameters: &'a [(String, String)],
+    /// The same file on the VFS underneath, for who wants it for himself before this process has it open.
+    pub file: &'a DatabaseFile,
 }
 
 /// Why a database is not opened: one sentence that says what to do.
@@ -72,6 +75,9 @@ pub trait Replica: Send + Sync + 'static {
 
     /// Whether this process replicates the database from here on, since no other does any more.
     fn take_over(&self) -> bool;
+
+    /// The store does not answer: whatever is kept for it is kept for long.
+    fn is_away(&self) -> bool;
 
     /// The upload is worth being hurried: a WAL cannot be restarted before. Never blocks.
     fn hurry(&self);

@@ -13,6 +13,7 @@ mod buffer;
 mod capture;
 pub mod fork;
 mod guard;
+pub mod held;
 pub mod host;
 pub mod log;
 mod pages;

@@ -75,6 +75,7 @@ pub trait Capturing: Send + Sync {
     fn wal_bytes(&self) -> u64;
     fn has_news(&self) -> bool;
     fn look(&self);
+    fn let_writers_by(&self);
 }
 
 /// What is waiting in the log.
@@ -155,7 +156,8 @@ impl Inner {
     }
 }
 
-/// The log of one database. All methods may be called from any thread, and none waits but those called `wait_…` and [`Log::look`].
+/// The log of one database. All methods may be called from any thread, and none waits but those called `wait_…`, [`Log::look`] and
+/// [`Log::let_writers_by`].
 #[derive(Default)]
 pub struct Log {
     inner: Mutex<Inner>,
@@ -477,6 +479,11 @@ impl Log {
         self.wait(timeout, waits).settled
     }
 
+    /// Waits until the capture was asked more often than `asked` times, the log has failed, or the time is over; `true` if it was asked.
+    pub fn wait_asked(&self, asked: u64, timeout: Duration) -> bool {
+        self.wait(timeout, |inner| inner.asked == asked).asked > asked
+    }
+
     fn wait(&self, timeout: Duration, waits: impl Fn(&Inner) -> bool) -> MutexGuard<'_, Inner> {
         let inner = self.lock();
         let waits = |inner: &mut Inner| inner.failure.is_none() && waits(inner);
@@ -558,6 +565,22 @@ impl Log {
     pub fn look(&self) {
         if let Some(capturing) = self.capturing() {
             capturing.look();
+        }
+    }
+
+    /// The store does not answer: what is still to be read from a database without a WAL is given up where it keeps other processes from
+    /// writing. Blocks on file I/O.
+    pub fn let_writers_by(&self) {
+        if let Some(capturing) = self.capturing() {
+            capturing.let_writers_by();
+        }
+    }
+
+    /// The store answers again: whoever waits for the upload is to look whether something is asked for, which could not be given before.
+    pub fn remind(&self) {
+        let mut inner = self.lock();
+        if self.base_wanted() {
+            self.ask(&mut inner);
         }
     }
 

@@ -207,6 +207,15 @@ impl Shared {
         self.finish(State::GivenUp(reason));
     }
 
+    /// The same, unless somebody is at it.
+    pub(crate) fn try_give_up(&self, reason: &'static str) {
+        if let Ok(mut state) = self.state.try_lock()
+            && matches!(*state, State::Marked(_) | State::Copied(_))
+        {
+            *state = State::GivenUp(reason);
+        }
+    }
+
     /// Waits until the snapshot was read, or the time is over.
     pub(crate) fn wait(&self, timeout: Duration) -> bool {
         let state = self.lock();
@@ -216,6 +225,11 @@ impl Shared {
             .wait_timeout_while(state, timeout, busy)
             .unwrap_or_else(PoisonError::into_inner);
         !matches!(*state, State::Marked(_) | State::Copied(_))
+    }
+
+    /// Whether it was read to its end.
+    pub(crate) fn is_loaded(&self) -> bool {
+        matches!(*self.lock(), State::Loaded(_))
     }
 
     /// Whether it depends on copies, not on a lock.
@@ -229,6 +243,11 @@ impl Shared {
         let State::Copied(files) = &mut *state else { return true };
         files.held = files.held || files.database.lock_shared().is_ok();
         files.held
+    }
+
+    /// Whether [`Shared::hold`] keeps other processes from writing.
+    pub(crate) fn is_held(&self) -> bool {
+        matches!(&*self.lock(), State::Copied(files) if files.held)
     }
 
     /// Undoes [`Shared::hold`]: somebody else keeps them.

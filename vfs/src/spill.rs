@@ -7,9 +7,9 @@
 //! A header (magic, version) is followed by records: a fixed part with a CRC-32 of its own, then the transaction's frames as they stood in the WAL,
 //! whose checksums are checked when they are sealed.
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, IoSlice, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,6 +20,8 @@ use crate::types::{PageSize, Position, Salts, Txid, UnixMillis};
 const MAGIC: [u8; 8] = *b"rplspil1";
 const HEADER_BYTES: u64 = MAGIC.len() as u64;
 const RECORD_BYTES: usize = 80;
+/// Transactions that are written with one call, which takes no more than 1024 parts.
+const AT_ONCE: usize = 512;
 /// Appended to the database's name.
 const SUFFIX: &str = "-replvfs-spill";
 
@@ -87,8 +89,65 @@ impl Spill {
         self.bytes
     }
 
-    /// Appends a transaction. Frames that were to be read from the WAL are read from here afterwards.
-    pub(crate) fn append(&mut self, transaction: &Transaction) -> io::Result<()> {
+    /// Empties it without making another file: pages that the system has for a file already are written several times faster than new ones. What was
+    /// in it has to be in the store. `false`, and nothing done, when somebody still reads from it, its name leads elsewhere, others may read
+    /// it than may read the database, or it has more than `largest` bytes.
+    pub(crate) fn begin_again(&mut self, database: &Path, largest: u64) -> bool {
+        if self.path != self.published || Arc::get_mut(&mut self.file).is_none() {
+            return false;
+        }
+        let found =
+            |file: io::Result<Metadata>| file.map(|file| (file.dev(), file.ino(), file.mode(), file.len())).ok();
+        let own = found(self.file.metadata());
+        let permissions = |mode: u32| mode & 0o7777;
+        let same = own.is_some_and(|(_, _, mode, length)| {
+            length <= largest
+                && own == found(fs::symlink_metadata(&self.path))
+                && fs::metadata(database).is_ok_and(|database| permissions(database.mode()) == permissions(mode))
+        });
+        if same {
+            self.bytes = HEADER_BYTES;
+            self.last = Txid::ZERO;
+            self.covers = 0;
+        }
+        same
+    }
+
+    /// Appends transactions. Frames that were to be read from the WAL are read from here afterwards.
+    pub(crate) fn append(&mut self, transactions: &[Arc<Transaction>]) -> io::Result<()> {
+        let in_memory = |transaction: &Arc<Transaction>| transaction.frames_in_memory().is_some();
+        for alike in transactions.chunk_by(|one, other| in_memory(one) == in_memory(other)) {
+            if alike.first().is_some_and(in_memory) {
+                alike
+                    .chunks(AT_ONCE)
+                    .try_for_each(|part| self.append_from_memory(part))?;
+            } else {
+                alike
+                    .iter()
+                    .try_for_each(|transaction| self.append_from_wal(transaction))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn append_from_memory(&mut self, transactions: &[Arc<Transaction>]) -> io::Result<()> {
+        let records: Vec<_> = transactions.iter().map(|transaction| encode(transaction)).collect();
+        let frames = transactions
+            .iter()
+            .map(|transaction| transaction.frames_in_memory().unwrap_or_default());
+        let mut parts: Vec<IoSlice<'_>> = records
+            .iter()
+            .zip(frames)
+            .flat_map(|(record, frames)| [IoSlice::new(record), IoSlice::new(frames)])
+            .collect();
+        let bytes: u64 = parts.iter().map(|part| part.len() as u64).sum();
+        write_all_vectored_at(&self.file, &mut parts, self.bytes)?;
+        self.bytes += bytes;
+        self.last = transactions.last().map_or(self.last, |transaction| transaction.txid);
+        Ok(())
+    }
+
+    fn append_from_wal(&mut self, transaction: &Transaction) -> io::Result<()> {
         let at = self.bytes + RECORD_BYTES as u64;
         transaction.copy_frames(&self.file, at)?;
         self.file.write_all_at(&encode(transaction), self.bytes)?;
@@ -103,6 +162,21 @@ impl Spill {
         // A file that stays is told from a useful one by its content.
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// The file's own place moves; everything else says where it reads and writes.
+fn write_all_vectored_at(mut file: &File, mut parts: &mut [IoSlice<'_>], at: u64) -> io::Result<()> {
+    file.seek(SeekFrom::Start(at))?;
+    IoSlice::advance_slices(&mut parts, 0);
+    while !parts.is_empty() {
+        match file.write_vectored(parts) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => IoSlice::advance_slices(&mut parts, written),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// The transactions behind `from` up to `to`, if the file has all of them, and they lead from one to the other.
@@ -192,10 +266,12 @@ fn decode(record: &[u8; RECORD_BYTES], file: &Arc<File>, frames_at: u64) -> Opti
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::types::Pgno;
 
-    fn transactions(count: u64) -> Vec<Transaction> {
+    fn transactions(count: u64) -> Vec<Arc<Transaction>> {
         let size = PageSize::new(512).unwrap();
         let mut start = Position::default();
         (1..=count)
@@ -206,7 +282,7 @@ mod tests {
                 }
                 let transaction = Transaction::for_test(Txid(txid), size, 1, &pages, start);
                 start = transaction.end;
-                transaction
+                Arc::new(transaction)
             })
             .collect()
     }
@@ -218,20 +294,18 @@ mod tests {
         }
     }
 
-    fn written(transactions: &[Transaction]) -> (tempfile::TempDir, PathBuf) {
+    fn written(transactions: &[Arc<Transaction>]) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().join("app.db");
         fs::write(&database, b"").unwrap();
         let mut spill = Spill::create(&database).unwrap();
-        for transaction in transactions {
-            spill.append(transaction).unwrap();
-        }
+        spill.append(transactions).unwrap();
         spill.publish().unwrap();
         (folder, database)
     }
 
-    fn contents(transactions: &[Transaction]) -> Vec<Vec<u8>> {
-        let content = |transaction: &Transaction| {
+    fn contents(transactions: &[Arc<Transaction>]) -> Vec<Vec<u8>> {
+        let content = |transaction: &Arc<Transaction>| {
             let mut bytes = Vec::new();
             transaction
                 .for_each_page(|_, page| {
@@ -249,6 +323,7 @@ mod tests {
         let all = transactions(5);
         let (_folder, database) = written(&all);
         let loaded = load(&database, mark(&all[0]), mark(&all[4])).unwrap();
+        let loaded: Vec<_> = loaded.into_iter().map(Arc::new).collect();
         assert_eq!(contents(&loaded), contents(&all[1..]));
         assert!(load(&database, mark(&all[4]), mark(&all[4])).unwrap().is_empty());
     }
@@ -288,5 +363,61 @@ mod tests {
                 "{length} bytes"
             );
         }
+    }
+
+    #[test]
+    fn it_begins_again_in_the_same_file_with_what_comes_then() {
+        let all = transactions(9);
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().join("app.db");
+        fs::write(&database, b"").unwrap();
+        let mut spill = Spill::create(&database).unwrap();
+        spill.append(&all[..6]).unwrap();
+        assert!(!spill.begin_again(&database, u64::MAX), "it has not got its name yet");
+        spill.publish().unwrap();
+        assert!(!spill.begin_again(&database, spill.bytes() - 1), "it is too large");
+        let inode = fs::metadata(path_for(&database)).unwrap().ino();
+        assert!(spill.begin_again(&database, u64::MAX));
+        spill.append(&all[6..]).unwrap();
+        spill.publish().unwrap();
+        assert_eq!(fs::metadata(path_for(&database)).unwrap().ino(), inode);
+        let loaded = load(&database, mark(&all[5]), mark(&all[8])).unwrap();
+        let loaded: Vec<_> = loaded.into_iter().map(Arc::new).collect();
+        assert_eq!(contents(&loaded), contents(&all[6..]));
+        assert!(
+            load(&database, mark(&all[2]), mark(&all[8])).is_none(),
+            "those are gone"
+        );
+    }
+
+    #[test]
+    fn it_does_not_begin_again_under_a_reader_or_in_a_file_that_is_not_its_own_any_more() {
+        let all = transactions(2);
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().join("app.db");
+        fs::write(&database, b"").unwrap();
+        let mut spill = Spill::create(&database).unwrap();
+        spill.append(&all).unwrap();
+        spill.publish().unwrap();
+        let reader = Arc::clone(&spill.file);
+        assert!(!spill.begin_again(&database, u64::MAX));
+        drop(reader);
+        let mode = fs::metadata(&database).unwrap().permissions();
+        fs::set_permissions(&database, fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(spill.begin_again(&database, u64::MAX), mode.mode() & 0o777 == 0o600);
+        fs::set_permissions(&database, mode).unwrap();
+        fs::remove_file(path_for(&database)).unwrap();
+        assert!(!spill.begin_again(&database, u64::MAX));
+        fs::write(path_for(&database), b"another's").unwrap();
+        assert!(!spill.begin_again(&database, u64::MAX));
+    }
+
+    #[test]
+    fn many_are_written_as_they_are() {
+        let all = transactions(2 * AT_ONCE as u64 + 1);
+        let (_folder, database) = written(&all);
+        let loaded = load(&database, mark(&all[0]), mark(&all[all.len() - 1])).unwrap();
+        let loaded: Vec<_> = loaded.into_iter().map(Arc::new).collect();
+        assert_eq!(contents(&loaded), contents(&all[1..]));
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,11 @@ use crate::buffer::Buffer;
 use crate::pages::Pages;
 use crate::types::{PageSize, Pgno, Position, Txid, UnixMillis};
 use crate::wal::{FRAME_HEADER_BYTES, Scan, frame_bytes, frame_offset};
+
+/// How much of a transaction is read back from the WAL at once.
+const READ_BACK_BYTES: u64 = 256 << 10;
+/// How much of a WAL is copied at once.
+const COPIED_BYTES: usize = 1 << 20;
 
 /// A committed transaction.
 #[derive(Debug)]
@@ -143,22 +149,26 @@ impl Transaction {
         if let Frames::Pages(pages) = &self.frames {
             return pages.for_each(self.page_count, visit);
         }
-        let mut frame = vec![0; FRAME_HEADER_BYTES + self.page_size.as_usize()];
-        let newest = self.check(&mut frame)?;
+        let mut window = Window::new(self);
+        let newest = self.check(&mut window)?;
+        if !window.is_whole {
+            // Pages are visited in their own order, not in that of the frames.
+            window.largest = 1;
+        }
         for (pgno, number) in newest {
-            let frame = self.frame(number, &mut frame)?;
+            let frame = self.frame(number, &mut window)?;
             visit(pgno, &frame[FRAME_HEADER_BYTES..])?;
         }
         Ok(())
     }
 
     /// Walks all frames, and tells the newest frame of each page.
-    fn check(&self, buffer: &mut [u8]) -> Result<BTreeMap<Pgno, u32>, FrameError> {
+    fn check(&self, window: &mut Window) -> Result<BTreeMap<Pgno, u32>, FrameError> {
         let mut scan = Scan::from_position(self.start, self.page_size, self.big_endian);
         let mut newest = BTreeMap::new();
         let mut last = None;
         for number in self.start.frame + 1..=self.end.frame {
-            let frame = self.frame(number, buffer)?;
+            let frame = self.frame(number, window)?;
             let (pgno, _, commit) = scan
                 .step(frame)
                 .map_err(|error| FrameError::Chain { frame: error.frame })?;
@@ -174,21 +184,54 @@ impl Transaction {
         Ok(newest)
     }
 
-    /// One frame: where it is in memory, or read into `buffer`, which is as long as one.
-    fn frame<'a>(&'a self, number: u32, buffer: &'a mut [u8]) -> Result<&'a [u8], FrameError> {
-        match &self.frames {
-            Frames::Memory(bytes) => {
-                let at = (number - self.start.frame - 1) as usize * buffer.len();
-                bytes
-                    .get(at..at + buffer.len())
-                    .ok_or(FrameError::Chain { frame: number })
-            }
+    /// One frame: where it is in memory, or in the window, which is read from there on if it does not have it.
+    fn frame<'a>(&'a self, number: u32, window: &'a mut Window) -> Result<&'a [u8], FrameError> {
+        let length = FRAME_HEADER_BYTES + self.page_size.as_usize();
+        let (bytes, first) = match &self.frames {
+            Frames::Memory(bytes) => (&**bytes, self.start.frame + 1),
             Frames::Range(range) => {
-                range.read(buffer, frame_offset(number, self.page_size))?;
-                Ok(buffer)
+                if !window.has(number) {
+                    let count = window.largest.min(self.end.frame + 1 - number);
+                    window.bytes.resize(count as usize * length, 0);
+                    window.frames = 0..0;
+                    range.read(&mut window.bytes, frame_offset(number, self.page_size))?;
+                    window.frames = number..number + count;
+                }
+                (window.bytes.as_slice(), window.frames.start)
             }
-            Frames::Pages(_) => Err(FrameError::Pages),
+            Frames::Pages(_) => return Err(FrameError::Pages),
+        };
+        let at = (number - first) as usize * length;
+        bytes.get(at..at + length).ok_or(FrameError::Chain { frame: number })
+    }
+}
+
+/// Frames of one transaction that were read back together.
+struct Window {
+    bytes: Vec<u8>,
+    /// The numbers of those frames.
+    frames: Range<u32>,
+    /// How many are read together.
+    largest: u32,
+    /// All of the transaction fits.
+    is_whole: bool,
+}
+
+impl Window {
+    fn new(transaction: &Transaction) -> Window {
+        let frames = transaction.end.frame.saturating_sub(transaction.start.frame);
+        let fit = (READ_BACK_BYTES / frame_bytes(transaction.page_size)).max(1);
+        let largest = u32::try_from(fit).unwrap_or(u32::MAX);
+        Window {
+            bytes: Vec::new(),
+            frames: 0..0,
+            largest,
+            is_whole: frames <= largest,
         }
+    }
+
+    fn has(&self, number: u32) -> bool {
+        self.frames.contains(&number)
     }
 }
 
@@ -313,6 +356,14 @@ impl Transaction {
         (first, first + self.wal_bytes())
     }
 
+    /// The frames, if they are in memory.
+    pub(crate) fn frames_in_memory(&self) -> Option<&[u8]> {
+        match &self.frames {
+            Frames::Memory(bytes) => Some(bytes),
+            Frames::Range(_) | Frames::Pages(_) => None,
+        }
+    }
+
     /// Writes the frames to `file` from byte `at` on.
     pub(crate) fn copy_frames(&self, file: &File, at: u64) -> io::Result<()> {
         match &self.frames {
@@ -320,7 +371,7 @@ impl Transaction {
             Frames::Pages(_) => Err(io::Error::other("it was not written through a WAL")),
             Frames::Range(range) => {
                 let (first, end) = self.extent();
-                let mut buffer = vec![0; 1 << 20];
+                let mut buffer = vec![0; usize::try_from(end - first).unwrap_or(COPIED_BYTES).min(COPIED_BYTES)];
                 let mut offset = first;
                 while offset < end {
                     let part = usize::try_from(end - offset).unwrap_or(buffer.len()).min(buffer.len());
@@ -360,6 +411,49 @@ impl Transaction {
     pub(crate) fn lose_frames(&self) {
         if let Frames::Range(range) = &self.frames {
             range.lose();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is read back in parts, and what is read back at once, in an order that is not that of the frames.
+    #[test]
+    fn frames_that_are_read_back_are_those_in_memory() {
+        let size = PageSize::new(4096).unwrap();
+        let several = 3 * READ_BACK_BYTES / frame_bytes(size);
+        for count in [1, 5, several] {
+            let numbers = (1..=u32::try_from(count).unwrap()).rev();
+            let pages: Vec<_> = numbers
+                .map(|number| (Pgno::new(number).unwrap(), number.to_le_bytes().repeat(1024)))
+                .collect();
+            let page_count = u32::try_from(count).unwrap();
+            let start = Position {
+                frame: 7,
+                ..Position::default()
+            };
+            let mut transaction = Transaction::for_test(Txid(1), size, page_count, &pages, start);
+            let read = |transaction: &Transaction| {
+                let mut read = Vec::new();
+                transaction
+                    .for_each_page(|pgno, page| {
+                        read.push((pgno, page.to_vec()));
+                        Ok::<(), FrameError>(())
+                    })
+                    .map(|()| read)
+            };
+            let expected: Vec<_> = pages.iter().rev().cloned().collect();
+            assert_eq!(read(&transaction).unwrap(), expected);
+            let file = Arc::new(tempfile::tempfile().unwrap());
+            transaction.copy_frames(&file, 100).unwrap();
+            let wal_bytes = transaction.wal_bytes();
+            transaction.frames = Transaction::frames_in_file(Arc::clone(&file), 100, start, wal_bytes, size);
+            assert_eq!(read(&transaction).unwrap(), expected);
+            file.write_all_at(&[0xee], 100 + wal_bytes - 1).unwrap();
+            let frame = 7 + page_count;
+            assert_eq!(read(&transaction).unwrap_err(), FrameError::Chain { frame });
         }
     }
 }

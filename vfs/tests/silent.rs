@@ -205,6 +205,56 @@ fn what_is_carried_over_in_exclusive_mode_is_bounded() {
     assert!(collector.log().is_suspended());
 }
 
+/// A WAL that cannot restart costs a checkpoint with each commit.
+#[test]
+fn a_writer_restarts_its_wal_with_the_first_request_and_a_next_process_has_it_all() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    ours.execute_batch("PRAGMA wal_autocheckpoint=10").unwrap();
+    let collector = Collector::of(&path);
+    collector.settled();
+    collector.keeps(true);
+    let spill = beside(&path, "-replvfs-spill");
+    let mut inodes = Vec::new();
+    for round in 0..4 {
+        for _ in 0..30 {
+            ours.execute_batch("INSERT INTO t(b) VALUES(randomblob(20))").unwrap();
+            collector.settled();
+        }
+        let wal = std::fs::metadata(beside(&path, "-wal")).unwrap().len();
+        assert!(wal < 14 * 4120, "{wal} bytes");
+        inodes.push(std::fs::metadata(&spill).unwrap().ino());
+        let copy = dir.path().join(format!("copy{round}.db"));
+        copied(&path, &copy);
+        let resume = collector.resume_point().unwrap();
+        assert!(resume.left.is_some_and(|left| left.mark.txid > resume.stored.txid));
+        let state = collector.states(resume.stored.txid.0)[&resume.stored.txid.0].clone();
+        prepare(&copy, resume, state);
+        drop(open(&copy));
+        let reopened = open(&copy);
+        reopened
+            .execute_batch("SELECT count(*) FROM t; CREATE TABLE u(x)")
+            .unwrap();
+        let last = txid(&reopened);
+        assert!(
+            Collector::of(&copy).states(last)[&last] == plain_image(&copy),
+            "round {round}"
+        );
+        assert!(Collector::of(&copy).did_resume(), "round {round}");
+        if round % 2 == 1 {
+            collector.store_up_to(txid(&ours));
+        }
+    }
+    assert_eq!(
+        inodes[..2],
+        inodes[2..],
+        "another file was made though nobody needed the first"
+    );
+    assert_eq!(collector.bases().len(), 1);
+}
+
 #[test]
 fn what_is_carried_over_is_as_private_as_the_database() {
     use std::os::unix::fs::PermissionsExt;

@@ -218,3 +218,51 @@ fn spilled_frames_that_were_rolled_back_are_not_transactions() {
         sqlite_recovers(&written, &written.wal)
     );
 }
+
+/// A WAL of ours with all pages of one database beside the file of another: SQLite reads the first.
+#[test]
+fn sqlite_recovers_a_wal_of_ours() {
+    use replvfs_vfs::types::{PageSize, Pgno, Salts};
+    use replvfs_vfs::wal::WalWriter;
+
+    for (page_size, other_size) in [(512, 512), (4096, 4096), (65_536, 65_536), (4096, 1024), (1024, 4096)] {
+        let checkpoint = |connection: &Connection| {
+            connection
+                .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+                .unwrap();
+        };
+        let new = write(page_size, 9, checkpoint);
+        let old = write(other_size, 30, checkpoint);
+        let size = PageSize::new(page_size).unwrap();
+        let mut writer = WalWriter::new(size, Salts(7, 8));
+        let mut wal = writer.header().to_vec();
+        let count = u32::try_from(new.database.len()).unwrap() / page_size;
+        for (pgno, page) in (1..).zip(new.database.chunks_exact(size.as_usize())) {
+            let commit = if pgno == count { count } else { 0 };
+            wal.extend(writer.frame(Pgno::new(pgno).unwrap(), commit, page));
+            wal.extend(page);
+        }
+        assert_eq!(commits(&wal).last().unwrap().position, writer.position());
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r.db");
+        std::fs::write(&path, &old.database).unwrap();
+        std::fs::write(format!("{}-wal", path.display()), wal).unwrap();
+        let connection = Connection::open(&path).unwrap();
+        let found: (i64, String) = connection
+            .query_row(
+                "SELECT (SELECT count(*) FROM t), (SELECT * FROM pragma_integrity_check)",
+                [],
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )
+            .unwrap();
+        assert_eq!(found, (8, "ok".to_owned()), "{page_size} over {other_size}");
+        // The last close folds it in.
+        drop(connection);
+        assert_eq!(
+            std::fs::read(&path).unwrap(),
+            new.database,
+            "{page_size} over {other_size}"
+        );
+    }
+}

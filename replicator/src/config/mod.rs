@@ -36,6 +36,9 @@ pub enum Restore {
     /// A file that is missing or empty is restored before the open returns. When the store does not answer, the open fails.
     #[default]
     IfMissing,
+    /// The same; and a file that is older than its replica, and has nothing that the replica has not, is brought up to date before the open returns.
+    /// The store is asked whenever a process opens the database for the first time; when it does not answer, the open fails.
+    IfBehind,
 }
 
 /// What is done when another writer took the replica over.

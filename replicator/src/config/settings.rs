@@ -203,14 +203,10 @@ impl Given {
                 self.restore = Some(match value {
                     "if-missing" => Restore::IfMissing,
                     "never" => Restore::Never,
-                    "if-behind" => {
-                        return fail(format!(
-                            "{at}=if-behind is not built into this version yet: use if-missing or never, or leave it out"
-                        ));
-                    }
+                    "if-behind" => Restore::IfBehind,
                     _ => {
                         return fail(format!(
-                            "{at}={value} is not understood: this version accepts if-missing and never"
+                            "{at}={value} is not understood: this version accepts if-missing, if-behind and never"
                         ));
                     }
                 });

@@ -167,12 +167,8 @@ fn errors_of_a_uri() {
         ),
         ("on_timeout=continue", "only with durability=remote or strict"),
         (
-            "restore=if-behind",
-            "restore=if-behind is not built into this version yet: use if-missing or never",
-        ),
-        (
             "restore=yes",
-            "restore=yes is not understood: this version accepts if-missing and never",
+            "restore=yes is not understood: this version accepts if-missing, if-behind and never",
         ),
         (
             "on_fenced=stop",

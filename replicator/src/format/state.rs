@@ -62,6 +62,9 @@ pub struct LocalState {
     pub previous: ObjectHash,
     /// The newest note of where a WAL ended, if it is not older than `stored`.
     pub left: Option<Left>,
+    /// It counts only if the WAL beside the database has these salts: else that WAL was never put there, or is gone, and the state before this one
+    /// counts.
+    pub if_wal: Option<Salts>,
 }
 
 #[derive(Deserialize)]
@@ -85,6 +88,8 @@ struct StateJson {
     slot: Option<u64>,
     previous: String,
     left: Option<LeftJson>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    if_wal: Option<[u32; 2]>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -185,6 +190,7 @@ impl LocalState {
             slot: self.slot.map(|slot| slot.0),
             previous: self.previous.to_string(),
             left,
+            if_wal: self.if_wal.map(|salts| [salts.0, salts.1]),
         })?;
         if slot.len() > STATE_SLOT_BYTES {
             return Err(FormatError::refused(PART, "it is longer than its slot"));
@@ -241,16 +247,24 @@ impl LocalState {
             slot,
             previous: ObjectHash(parse_bytes(&json.previous).ok_or_else(hex("previous is not 64 hex digits"))?),
             left,
+            if_wal: json.if_wal.map(|[salt1, salt2]| Salts(salt1, salt2)),
         })
     }
 
-    /// What the whole file says: the valid slot with the highest sequence number. `None` for an empty file.
+    /// What the whole file says: the valid slot with the highest sequence number that counts. `None` for an empty file. `wal` tells the salts of
+    /// the WAL beside the database, if there is one; it is asked only when that matters.
+    ///
+    /// A state that took the place of one that does not count has a sequence number that is higher still: what is written next then goes over
+    /// the other.
     ///
     /// # Errors
     ///
     /// As for [`from_slot`](Self::from_slot), when no slot is valid, or another release wrote one.
-    pub fn from_file(bytes: &[u8]) -> Result<Option<LocalState>, FormatError> {
-        let mut newest: Option<LocalState> = None;
+    pub fn from_file_beside(
+        bytes: &[u8],
+        wal: impl FnOnce() -> Option<Salts>,
+    ) -> Result<Option<LocalState>, FormatError> {
+        let mut states: Vec<LocalState> = Vec::new();
         let mut trouble = None;
         for (at, slot) in bytes.chunks(STATE_SLOT_BYTES).take(2).enumerate() {
             if slot.iter().all(|byte| *byte == 0) {
@@ -258,18 +272,37 @@ impl LocalState {
             }
             match LocalState::from_slot(slot) {
                 Ok(state) if state.sequence % 2 != at as u64 => trouble = Some(damaged("it is in the wrong slot")),
-                Ok(state) if newest.as_ref().is_none_or(|newest| newest.sequence < state.sequence) => {
-                    newest = Some(state);
-                }
-                Ok(_) => {}
+                Ok(state) => states.push(state),
                 Err(error @ FormatError::Version { .. }) => return Err(error),
                 Err(error) => trouble = Some(error),
             }
         }
-        match (newest, trouble) {
-            (None, Some(error)) => Err(error),
-            (newest, _) => Ok(newest),
+        states.sort_by_key(|state| state.sequence);
+        let newest = states.pop();
+        let Some(newest) = newest else {
+            return trouble.map_or(Ok(None), Err);
+        };
+        match newest.if_wal {
+            Some(salts) if wal() != Some(salts) => {}
+            _ => return Ok(Some(newest)),
         }
+        // Only one that counts is ever written before one that may not.
+        let before = states.pop().filter(|before| before.if_wal.is_none());
+        let mut before = before.ok_or_else(|| damaged("the state that counts is not there"))?;
+        before.sequence = newest
+            .sequence
+            .checked_add(1)
+            .ok_or_else(|| damaged("its sequence number cannot be"))?;
+        Ok(Some(before))
+    }
+
+    /// The same for a database without a WAL.
+    ///
+    /// # Errors
+    ///
+    /// As for [`from_file_beside`](Self::from_file_beside).
+    pub fn from_file(bytes: &[u8]) -> Result<Option<LocalState>, FormatError> {
+        LocalState::from_file_beside(bytes, || None)
     }
 }
 
@@ -316,6 +349,7 @@ mod tests {
             slot: Some(Txid(38)),
             previous: ObjectHash([9; 32]),
             left: left.map(|next| Left { mark: mark(41), next }),
+            if_wal: None,
         }
     }
 
@@ -335,6 +369,7 @@ mod tests {
             let mut state = state(5, left);
             // The longest that a URI may make it.
             state.replica = "\u{1}".repeat(512);
+            state.if_wal = Some(Salts(u32::MAX, u32::MAX));
             let slot = state.to_slot().unwrap();
             assert_eq!(slot.len(), STATE_SLOT_BYTES);
             assert_eq!(LocalState::from_slot(&slot).unwrap(), state);
@@ -364,6 +399,34 @@ mod tests {
         // A slot that was copied to the place of the other one would be overwritten first.
         file[newest..newest + STATE_SLOT_BYTES].copy_from_slice(&state(4, None).to_slot().unwrap());
         assert!(LocalState::from_file(&file).is_err());
+    }
+
+    #[test]
+    fn a_state_that_waits_for_its_wal_counts_with_it_alone() {
+        let mut file = vec![0; 2 * STATE_SLOT_BYTES];
+        let put = |file: &mut Vec<u8>, state: &LocalState| {
+            let at = LocalState::offset(state.sequence) as usize;
+            file[at..at + STATE_SLOT_BYTES].copy_from_slice(&state.to_slot().unwrap());
+        };
+        let mut waiting = state(8, None);
+        waiting.if_wal = Some(Salts(1, 2));
+        put(&mut file, &waiting);
+        // Nothing counts then, and that is no state of a new database.
+        assert!(LocalState::from_file(&file).is_err());
+        put(&mut file, &state(7, Some(print())));
+        let read = |file: &[u8], salts| LocalState::from_file_beside(file, || salts).unwrap().unwrap();
+        assert_eq!(read(&file, Some(Salts(1, 2))), waiting);
+        for other in [None, Some(Salts(1, 3))] {
+            let before = read(&file, other);
+            assert_eq!((before.left, before.sequence), (state(7, Some(print())).left, 9));
+            // What is written next must leave it whole until it is whole itself.
+            assert_eq!(
+                LocalState::offset(before.sequence + 1),
+                LocalState::offset(waiting.sequence)
+            );
+        }
+        put(&mut file, &state(10, None));
+        assert_eq!(read(&file, Some(Salts(1, 2))).sequence, 10);
     }
 
     #[test]

@@ -164,6 +164,21 @@ impl History {
         &self.warnings
     }
 
+    /// The last transaction of generation `to` that is also in the history of `from`, which follows from it: the highest number there is, if they
+    /// are one and the same. `None` when it does not follow.
+    pub(crate) fn leads_back(&self, from: Generation, to: Generation) -> Option<Txid> {
+        let (mut at, mut common) = (from, Txid(u64::MAX));
+        while at != to {
+            let parent = self.generation(at).ok()?.meta.parent?;
+            if parent.generation >= at {
+                return None;
+            }
+            common = common.min(parent.txid);
+            at = parent.generation;
+        }
+        Some(common)
+    }
+
     /// Calls `visit` for the transactions of a generation that are in `range`, in order. Reads only the ends of
     /// segments.
     ///

@@ -178,6 +178,14 @@ impl<T> Drop for Task<T> {
     }
 }
 
+/// The end of a segment; `None` when there is none in the slot.
+pub(crate) async fn segment_end(store: &Store, key: Key) -> Result<Option<SegmentEnd>, HistoryError> {
+    Ok(match slot_end(store, key).await? {
+        Some(Slot::Segment(end)) => Some(end),
+        Some(Slot::Seal(_)) | None => None,
+    })
+}
+
 /// The length of an object; `None` when it is not there.
 pub(crate) async fn size(store: &Store, key: Key) -> Result<Option<u64>, HistoryError> {
     match store.size(&key).await {

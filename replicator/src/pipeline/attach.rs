@@ -3,8 +3,8 @@
 //! Owns the comparison. Changes nothing in the store, and leaves to the task what is done about it. What another process's upload may
 //! still put behind the end of the log is left to [`adopt`](super::adopt).
 
-use replvfs_vfs::resume::Mark;
-use replvfs_vfs::types::{PageSize, Txid};
+use replvfs_vfs::resume::{Left, Mark, Next};
+use replvfs_vfs::types::{PageSize, Position, Txid};
 
 use super::Stopped;
 use super::adopt::hash_of;
@@ -167,9 +167,15 @@ async fn compare_with(
     if let Some(newest) = newest.filter(|newest| newest.meta().generation > known.generation) {
         return Ok(diverged(format!("generation {} has begun", newest.meta().generation)));
     }
-    let (newest, sealed) = last_behind(store, known.generation, stored).await?;
+    let behind = last_behind(store, known).await?;
+    if !behind.is_ours {
+        return Ok(Attached {
+            newest: Some(behind.last),
+            ..diverged(format!("generation {} goes on in another way", known.generation))
+        });
+    }
     Ok(Attached {
-        newest: Some(newest),
+        newest: Some(behind.last),
         verdict: Verdict::GoesOn(End {
             generation: known.generation,
             page_size: known.page_size,
@@ -179,18 +185,44 @@ async fn compare_with(
                 previous: known.previous,
             },
             image: ours.images().first().copied(),
-            sealed,
+            sealed: behind.sealed,
         }),
     })
 }
 
-/// The last transaction of the log, known to have this one, and whether a seal is behind it.
-async fn last_behind(store: &Store, generation: Generation, mut last: Txid) -> Result<(Txid, bool), HistoryError> {
+/// What the log has behind the noted transaction.
+struct Behind {
+    last: Txid,
+    sealed: bool,
+    /// What comes next, if anything does, begins at the place in a WAL where this machine's next transaction began: it is what was on its way when
+    /// the process ended. Another machine has another WAL.
+    is_ours: bool,
+}
+
+async fn last_behind(store: &Store, known: &LocalState) -> Result<Behind, HistoryError> {
+    let (stored, left) = (known.stored, known.left);
+    let mut behind = Behind {
+        last: stored.txid,
+        sealed: false,
+        is_ours: true,
+    };
     loop {
-        match slot_end(store, Key::Log(generation, last.next())).await? {
-            Some(Slot::Segment(end)) => last = end.index.header().last,
-            Some(Slot::Seal(_)) => return Ok((last, true)),
-            None => return Ok((last, false)),
+        match slot_end(store, Key::Log(known.generation, behind.last.next())).await? {
+            Some(Slot::Segment(end)) => {
+                let header = end.index.header();
+                if behind.last == stored.txid {
+                    let start = header.start;
+                    let follows = start == stored.position && start != Position::NONE;
+                    let next = |left: Left| left.next == Next::Wal(start.salts) && start.frame == 0;
+                    behind.is_ours = follows || left.is_some_and(next);
+                }
+                behind.last = header.last;
+            }
+            Some(Slot::Seal(_)) => {
+                behind.sealed = true;
+                return Ok(behind);
+            }
+            None => return Ok(behind),
         }
     }
 }

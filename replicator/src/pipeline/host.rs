@@ -1,21 +1,22 @@
 //! Decides how a database is replicated when it is opened, and starts its task.
 //!
 //! Owns the runtime, and the rule that two databases of one process do not share a replica. Nothing here waits for a network, but
-//! `missing`.
+//! `missing` and `behind`.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use replvfs_vfs::held::DatabaseFile;
 use replvfs_vfs::host::{Host, OpenError, OpenRequest, Replica};
 use replvfs_vfs::log::Log;
 use replvfs_vfs::types::UnixMillis;
 use tokio::runtime::{Builder, Runtime};
 
-use super::missing;
 use super::replica::DatabaseReplica;
 use super::shared::{self, Shared};
 use super::task::{Plan, Task};
+use super::{behind, missing};
 use crate::config::{Config, Restore, Settings, Target, is_immutable};
 use crate::store::{Store, StoreOptions};
 
@@ -73,7 +74,7 @@ impl ReplicatingHost {
         self.reserve(path, &store)?;
         let started = self
             .runtime()
-            .and_then(|runtime| start(runtime, path, &settings, store, log));
+            .and_then(|runtime| start(runtime, request.file, &settings, store, log));
         let (shared, replica) = match started {
             Ok(started) => started,
             Err(error) => {
@@ -174,13 +175,20 @@ type Started = (Arc<Shared>, Arc<dyn Replica>);
 
 fn start(
     runtime: &tokio::runtime::Handle,
-    path: &Path,
+    file: &DatabaseFile,
     settings: &Settings,
     store: Store,
     log: &Arc<Log>,
 ) -> Result<Started, String> {
-    if settings.restore == Restore::IfMissing {
-        missing::restore_if_missing(runtime, path, &store, settings.timeout)?;
+    let path = file.path();
+    match settings.restore {
+        Restore::Never => {}
+        Restore::IfBehind if !missing::is_new(path) => {
+            behind::forward_if_behind(runtime, file, &store, settings.timeout)?;
+        }
+        Restore::IfMissing | Restore::IfBehind => {
+            missing::restore_if_missing(runtime, path, &store, settings.timeout)?;
+        }
     }
     let shared = Arc::new(Shared::new(Arc::clone(log), store, path));
     let plan = Plan {

@@ -136,7 +136,19 @@ impl Local {
         inner.ownership = Some(ownership);
         inner.tenure += 1;
         taken(&result);
+        self.keep_without_its_wal(&mut inner);
         Ok(result)
+    }
+
+    /// A state that counts because of the WAL beside the database must count when that is gone, too.
+    fn keep_without_its_wal(&self, inner: &mut Inner) {
+        let Some(mut state) = inner.known.clone().filter(|state| state.if_wal.is_some()) else {
+            return;
+        };
+        state.if_wal = None;
+        if let Err(problem) = self.write(inner, state) {
+            tracing::warn!("{problem}");
+        }
     }
 
     /// Lets another process be the owner, if `decide` says so, during which nobody can take it. What is noted is made durable first.
@@ -192,6 +204,7 @@ impl Local {
                 slot: stored.slot,
                 previous: stored.previous,
                 left: left.filter(|left| left.mark.txid >= stored.mark.txid),
+                if_wal: None,
             };
             self.write(&mut inner, state)?;
             inner.file.as_ref().map(File::try_clone)

@@ -1,19 +1,18 @@
 //! A database whose file is missing or empty, opened over a replica that has a history: it is restored before the open returns.
 //!
-//! Owns who does it when several processes start at once, and how long the application's thread waits. The one place where an open waits for the
-//! network.
+//! Owns who does it when several processes start at once.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, fcntl_lock};
 use tokio::runtime::Handle;
 
 use super::owner::lock_file;
+use super::waiting::answer;
 use crate::history::HistoryError;
 use crate::restore::{RestoreError, RestoreOptions, Restored, restore};
 use crate::store::Store;
@@ -28,13 +27,13 @@ pub(super) fn is_new(path: &Path) -> bool {
 
 /// Held by whoever restores. A lock of another kind than the owner's, on the same file. Only other processes are kept out: threads that open the same database
 /// take turns already.
-struct Opening {
+pub(super) struct Opening {
     _lock: File,
 }
 
 impl Opening {
     /// Waits for another process to be done.
-    fn wait(path: &Path) -> io::Result<Opening> {
+    pub(super) fn wait(path: &Path) -> io::Result<Opening> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -44,11 +43,6 @@ impl Opening {
         fcntl_lock(&file, FlockOperation::LockExclusive)?;
         Ok(Opening { _lock: file })
     }
-}
-
-enum News {
-    Progress,
-    Done(Box<Result<Restored, RestoreError>>),
 }
 
 /// Restores the newest state, if the file is missing or empty, and the replica has one. `timeout` is how long the store may take without getting
@@ -72,38 +66,23 @@ pub(super) fn restore_if_missing(
     if !is_new(path) {
         return Ok(());
     }
-    let (sender, receiver) = channel();
-    let restoring = runtime.spawn(run(path.to_owned(), store.clone(), sender));
-    loop {
-        match receiver.recv_timeout(timeout) {
-            Ok(News::Progress) => {}
-            Ok(News::Done(result)) => return told(path, store, *result),
-            Err(why) => {
-                restoring.abort();
-                let what = match why {
-                    RecvTimeoutError::Timeout => format!("did not answer within {timeout:?}"),
-                    RecvTimeoutError::Disconnected => "could not be read, because of a bug in replvfs".to_owned(),
-                };
-                return Err(advice(store, &what));
-            }
+    let result = answer(runtime, timeout, |alive| {
+        let (path, store) = (path.to_owned(), store.clone());
+        async move {
+            let options = RestoreOptions {
+                // An empty file is replaced; beside a missing one nothing is removed.
+                force: path.exists(),
+                resumable: true,
+                progress: Some(Arc::new(move |_| alive.tell())),
+                ..RestoreOptions::default()
+            };
+            restore(&store, &path, &options).await
         }
+    });
+    match result {
+        Ok(result) => told(path, store, result),
+        Err(why) => Err(advice(store, &why.to_string())),
     }
-}
-
-async fn run(path: std::path::PathBuf, store: Store, sender: Sender<News>) {
-    let progress = sender.clone();
-    let options = RestoreOptions {
-        // An empty file is replaced; beside a missing one nothing is removed.
-        force: path.exists(),
-        resumable: true,
-        progress: Some(Arc::new(move |_| {
-            // Nobody listens any more when the open has given up.
-            let _ = progress.send(News::Progress);
-        })),
-        ..RestoreOptions::default()
-    };
-    let result = restore(&store, &path, &options).await;
-    let _ = sender.send(News::Done(Box::new(result)));
 }
 
 fn told(path: &Path, store: &Store, result: Result<Restored, RestoreError>) -> Result<(), String> {

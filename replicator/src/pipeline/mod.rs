@@ -5,7 +5,8 @@
 //! [`uploader`] gets them into the store, and [`progress`] tells what is restorable. [`shared`] is what they all have in common, [`status`]
 //! what of it is shown.
 //!
-//! [`missing`] restores a database whose file is not there.
+//! [`missing`] restores a database whose file is not there, [`behind`] brings one up to date that is older than its replica: the two that make an
+//! open wait for the store, by [`waiting`].
 //!
 //! Between processes: [`local`] keeps, with [`owner`], what this machine knows of the replica, [`attach`] compares it with what
 //! is there, and [`adopt`] takes over what an earlier process had uploaded.
@@ -15,6 +16,7 @@
 
 mod adopt;
 mod attach;
+mod behind;
 mod generation;
 mod host;
 mod image;
@@ -30,6 +32,7 @@ mod shared;
 mod status;
 mod task;
 mod uploader;
+mod waiting;
 
 pub(crate) use host::ReplicatingHost;
 pub(crate) use owner::lock_file;

@@ -45,12 +45,17 @@ impl DatabaseReplica {
     ) -> Result<(), FlushError> {
         let shared = &self.shared;
         let end = Instant::now() + timeout;
-        let mut waiting = None;
+        let left = || end.saturating_duration_since(Instant::now());
+        // From here on a store that was away is asked soon.
+        let waiting = shared.wait_for_upload();
         let target = loop {
-            let asked = self.attend(attend)?;
-            self.can_flush()?;
-            waiting.get_or_insert_with(|| shared.wait_for_upload());
-            let left = || end.saturating_duration_since(Instant::now());
+            let (before, _) = shared.log.asked();
+            let asked = match self.attend(attend).and_then(|asked| self.can_flush().map(|()| asked)) {
+                Ok(asked) => asked,
+                // What cannot be given without the store is asked for again when it answers.
+                Err(_) if self.is_away() && shared.log.wait_asked(before, left()) => continue,
+                Err(refused) => return Err(refused),
+            };
             // Before that the number of the newest transaction is not known.
             let settled = shared.log.wait_settled_or_asked(asked, left());
             let target = shared.log.last_txid().filter(|_| settled);
@@ -141,6 +146,10 @@ impl Replica for DatabaseReplica {
 
     fn take_over(&self) -> bool {
         self.shared.own()
+    }
+
+    fn is_away(&self) -> bool {
+        self.shared.status.current_trouble().is_some()
     }
 
     fn hurry(&self) {

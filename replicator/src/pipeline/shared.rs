@@ -225,6 +225,7 @@ impl Shared {
     pub(super) fn answered(&self) {
         if self.status.trouble_is_over() {
             tracing::info!(database = %self.database, "the replica answers again");
+            self.log.remind();
         }
         self.log.capture_again();
     }

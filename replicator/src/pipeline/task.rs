@@ -657,6 +657,11 @@ async fn watch(shared: &Shared, interval: Duration) -> Stopped {
         if log.is_suspended() {
             shared.wake.notify_one();
         }
+        if shared.status.current_trouble().is_some() {
+            let log = Arc::clone(log);
+            // A panic in it has been told where it happened, and ends no replication that goes on.
+            let _ = tokio::task::spawn_blocking(move || log.let_writers_by()).await;
+        }
     }
 }
 

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use replvfs_vfs::api::SqliteApi;
+use replvfs_vfs::held::DatabaseFile;
 use replvfs_vfs::host::{FlushError, Host, OpenRequest, Replica};
 use replvfs_vfs::log::Log;
 use replvfs_vfs::transaction::Transaction;
@@ -298,9 +300,12 @@ fn one_replica_is_not_given_to_two_databases_however_it_is_written() {
         // Not all of these stores can be asked.
         let parameters =
             [("replica", replica), ("restore", "never")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let path = Path::new(path);
+        let file = DatabaseFile::on_default_vfs(SqliteApi::linked(), path).expect("a VFS");
         let request = OpenRequest {
-            path: Path::new(path),
+            path,
             uri_parameters: &parameters,
+            file: &file,
         };
         host.open(&request, &Log::new()).map(|replica| replica.is_some())
     };

@@ -2,6 +2,7 @@
 //! it with an error that names the object, and without a file. Leaves finding the way to [`history`](crate::history).
 
 mod error;
+mod forward;
 mod log;
 mod pages;
 mod state;
@@ -18,8 +19,9 @@ use futures::{StreamExt, TryStreamExt};
 use replvfs_vfs::types::{PageSize, Txid, UnixMillis};
 
 pub use error::RestoreError;
+pub(crate) use forward::put_over;
 
-use crate::format::{CHUNK_BYTES, ChunkHash, Generation, Key, Manifest, decode_chunk, max_chunk_bytes};
+use crate::format::{CHUNK_BYTES, ChunkHash, Generation, Key, LocalState, Manifest, decode_chunk, max_chunk_bytes};
 use crate::history::{History, HistoryError, Plan, Target};
 use crate::store::Store;
 use pages::{Applier, PageFile};
@@ -42,8 +44,11 @@ pub struct RestoreOptions {
     /// was not the newest one becomes a new generation then.
     pub resumable: bool,
     /// Is told how far the restore is, often, and from several threads.
-    pub progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
+    pub progress: Option<ProgressFn>,
 }
+
+/// Is called with how far a restore is.
+pub type ProgressFn = Arc<dyn Fn(Progress) + Send + Sync>;
 
 impl std::fmt::Debug for RestoreOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -102,6 +107,58 @@ pub async fn restore(store: &Store, out: &Path, options: &RestoreOptions) -> Res
     let target = blocking(Key::Replica, move || TargetFile::create(&place, force)).await?;
     let history = History::open(store).await?;
     let plan = history.plan(options.target, options.generation).await?;
+    let Aside {
+        target,
+        state,
+        restored,
+    } = fill(store, &history, &plan, target, options.progress.clone()).await?;
+    let resumable = options.resumable;
+    blocking(Key::Image(plan.generation, plan.manifest.txid), move || {
+        if resumable {
+            state::leave(state, target)
+        } else {
+            target.put_in_place().map(drop)
+        }
+    })
+    .await?;
+    Ok(restored)
+}
+
+/// A state of a database that is whole, and not in its place yet.
+#[derive(Debug)]
+pub(crate) struct Aside {
+    target: TargetFile,
+    state: LocalState,
+    restored: Restored,
+}
+
+impl Aside {
+    /// What it is.
+    pub(crate) fn restored(&self) -> &Restored {
+        &self.restored
+    }
+}
+
+/// Restores to a file beside `place`, where a database may be and be in use.
+pub(crate) async fn restore_aside(
+    store: &Store,
+    place: &Path,
+    history: &History,
+    plan: &Plan,
+    progress: ProgressFn,
+) -> Result<Aside, RestoreError> {
+    let place = place.to_owned();
+    let target = blocking(Key::Replica, move || TargetFile::create(&place, true)).await?;
+    fill(store, history, plan, target, Some(progress)).await
+}
+
+async fn fill(
+    store: &Store,
+    history: &History,
+    plan: &Plan,
+    target: TargetFile,
+    progress: Option<ProgressFn>,
+) -> Result<Aside, RestoreError> {
     let manifest = &plan.manifest;
     let image = Key::Image(plan.generation, manifest.txid);
     let pages = PageFile {
@@ -109,34 +166,27 @@ pub async fn restore(store: &Store, out: &Path, options: &RestoreOptions) -> Res
         path: target.path().to_owned(),
         page_size: manifest.page_size,
     };
-    let report = Reporter::new(options, &plan);
+    let report = Reporter::new(progress, plan);
     write_image(store, manifest, &pages, &report).await?;
     let applier = Applier::new(pages.clone(), manifest.page_count, (manifest.txid, manifest.taken_at))
         .map_err(RestoreError::format(image))?;
-    let (Applier { page_count, last, .. }, tail) = log::apply_log(store, &plan, applier, &report).await?;
+    let (Applier { page_count, last, .. }, tail) = log::apply_log(store, plan, applier, &report).await?;
+    if page_count > 0 {
+        blocking(image, move || check_header(&pages, image)).await?;
+    }
     let page_size = manifest.page_size;
-    let state = options
-        .resumable
-        .then(|| state::after(store, history.meta().database_id, &plan, last.0, &tail));
-    blocking(image, move || {
-        if page_count > 0 {
-            check_header(&pages, image)?;
-        }
-        drop(pages);
-        match state {
-            None => target.put_in_place().map(drop),
-            Some(state) => state::leave(state, target),
-        }
-    })
-    .await?;
-    Ok(Restored {
-        generation: plan.generation,
-        txid: last.0,
-        committed_at: last.1,
-        page_size,
-        page_count,
-        bytes: u64::from(page_count) * u64::from(page_size.get()),
-        warnings: plan.warnings,
+    Ok(Aside {
+        target,
+        state: state::after(store, history.meta().database_id, plan, last.0, &tail),
+        restored: Restored {
+            generation: plan.generation,
+            txid: last.0,
+            committed_at: last.1,
+            page_size,
+            page_count,
+            bytes: u64::from(page_count) * u64::from(page_size.get()),
+            warnings: plan.warnings.clone(),
+        },
     })
 }
 
@@ -217,7 +267,7 @@ async fn blocking<T: Send + 'static>(
 
 /// Tells the caller how far it is.
 struct Reporter {
-    progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
+    progress: Option<ProgressFn>,
     image_bytes: AtomicU64,
     image_len: u64,
     txid: AtomicU64,
@@ -225,9 +275,9 @@ struct Reporter {
 }
 
 impl Reporter {
-    fn new(options: &RestoreOptions, plan: &Plan) -> Reporter {
+    fn new(progress: Option<ProgressFn>, plan: &Plan) -> Reporter {
         Reporter {
-            progress: options.progress.clone(),
+            progress,
             image_bytes: AtomicU64::new(0),
             image_len: plan.manifest.database_len(),
             txid: AtomicU64::new(plan.manifest.txid.0),

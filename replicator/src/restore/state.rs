@@ -33,6 +33,7 @@ pub(super) fn after(store: &Store, database_id: DatabaseId, plan: &Plan, last: T
         slot: tail.slot.filter(|slot| *slot <= last),
         previous: tail.previous,
         left: None,
+        if_wal: None,
     }
 }
 
@@ -55,7 +56,7 @@ pub(super) fn leave(mut state: LocalState, target: TargetFile) -> Result<(), Res
     write(&path, &state)
 }
 
-fn write(path: &Path, state: &LocalState) -> Result<(), RestoreError> {
+pub(super) fn write(path: &Path, state: &LocalState) -> Result<(), RestoreError> {
     let written = local_state::open(path).and_then(|file| {
         local_state::write(&file, state)?;
         file.sync_all()

@@ -80,6 +80,11 @@ impl TargetFile {
         self.temporary.path()
     }
 
+    /// The folder of both.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Where it will be.
     pub(super) fn place(&self) -> &Path {
         &self.place
@@ -183,7 +188,7 @@ fn beside(place: &Path, suffix: &str) -> PathBuf {
 }
 
 #[cfg(unix)]
-fn sync_folder(folder: &Path) -> Result<(), RestoreError> {
+pub(super) fn sync_folder(folder: &Path) -> Result<(), RestoreError> {
     File::open(folder)
         .and_then(|folder| folder.sync_all())
         .map_err(|error| RestoreError::File {
@@ -195,6 +200,6 @@ fn sync_folder(folder: &Path) -> Result<(), RestoreError> {
 
 /// Other systems have no such call.
 #[cfg(not(unix))]
-fn sync_folder(_folder: &Path) -> Result<(), RestoreError> {
+pub(super) fn sync_folder(_folder: &Path) -> Result<(), RestoreError> {
     Ok(())
 }

@@ -708,7 +708,7 @@ async fn a_log_that_is_not_listed_is_asked_for_by_name() {
         path: PathBuf::new(),
         page_size: replica.page_size,
     };
-    let report = Reporter::new(&RestoreOptions::default(), &plan);
+    let report = Reporter::new(None, &plan);
     let applier = Applier::new(pages, plan.manifest.page_count, (Txid(6), UnixMillis(0))).unwrap();
     let (applier, _) = log::apply_log(&replica.store, &plan, applier, &report).await.unwrap();
     assert_eq!(applier.last.0, Txid(8));

@@ -45,7 +45,7 @@ impl Fingerprint {
     }
 
     /// The same with a time stamp that no write gives. `None` where that is not allowed, or not kept.
-    fn set_apart(self, path: &Path) -> Option<Fingerprint> {
+    pub(crate) fn set_apart(self, path: &Path) -> Option<Fingerprint> {
         use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT, utimensat};
         let (seconds, nanoseconds) = self.modified_ns;
         let apart = (

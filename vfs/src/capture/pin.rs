@@ -5,7 +5,7 @@
 //! for that SQLite wants all read locks, or the database file, for itself. Owns the handle; `restart` decides when it steps aside.
 
 use std::sync::atomic::Ordering;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{MutexGuard, PoisonError, Weak};
 
 use libsqlite3_sys as ffi;
 
@@ -157,6 +157,21 @@ impl Database {
         drop(dropped);
     }
 
+    /// In a child of `fork()`: see `State::close_inherited` of the shim. The calls to the base VFS change its memory alone, since this process has
+    /// none of the locks that they let go.
+    pub(crate) fn close_inherited(&self) {
+        if let Ok(mut pin) = self.pin.try_lock() {
+            drop(pin.take());
+        }
+        if let Ok(snapshots) = self.snapshots.try_lock() {
+            for shared in snapshots.iter().filter_map(Weak::upgrade) {
+                shared.try_give_up("it is the parent's");
+                // Its other owners are threads that are not here.
+                std::mem::forget(shared);
+            }
+        }
+    }
+
     pub(super) fn slot_released(&self) {
         self.pinned.store(false, Ordering::Release);
         self.unbroken.store(false, Ordering::Release);
@@ -200,6 +215,10 @@ impl Capturing for Database {
                         && restartable(header.position.frame)
             })
         })
+    }
+
+    fn let_writers_by(&self) {
+        self.give_up_held();
     }
 
     fn look(&self) {

@@ -13,14 +13,15 @@ use super::pin::{EXCLUSIVE_LOCK, EXCLUSIVE_UNLOCK, Pin};
 use crate::base::{CHECKPOINT_SLOT, FIRST_READ_SLOT, FileRef, WRITE_SLOT};
 use crate::resume::{Left, Mark, Next};
 use crate::spill::{self, Spill};
+use crate::transaction::Transaction;
 use crate::types::{Position, Salts, Txid};
 use crate::wal::{HEADER_BYTES, IndexHeader, WalHeader, restarted};
 
 /// Frames that SQLite's default `wal_autocheckpoint` leaves in a WAL.
 pub(super) const ORDINARY_FRAMES: u32 = 1000;
-/// So much is always carried over: it is written faster than a pause would be noticed.
+/// So much is always carried over, be memory_limit ever so small.
 const CARRIED_AT_ONCE: u64 = 256 << 10;
-/// Else no more than this part of the WAL, so that carrying over is a small part of what writing costs.
+/// And this part of the WAL, so that one which has grown comes to an end.
 const CARRIED_PART: u64 = 4;
 const ALL_READERS: (i32, i32) = (FIRST_READ_SLOT + 1, 4);
 
@@ -73,12 +74,13 @@ impl Database {
             (Some(_), Some(cursor)) if !is_at(cursor.position, header.position) => false,
             (Some(_), Some(_)) => {
                 // A checkpoint that was asked for succeeds as on plain SQLite, however much there is to carry.
-                let (limit, whole) = if state.checkpointing {
+                let (whole, again) = if state.checkpointing {
                     (self.replica.wal_limit(), self.replica.wal_limit())
                 } else {
-                    ((wal_bytes / CARRIED_PART).max(CARRIED_AT_ONCE), self.memory)
+                    let small = (wal_bytes / CARRIED_PART).max(CARRIED_AT_ONCE);
+                    (self.memory.max(small), (self.memory / 2).max(small))
                 };
-                self.carry_over(capture, limit, whole)
+                self.carry_over(capture, whole, again)
             }
         };
         if !safe && wal_bytes > self.replica.wal_limit() {
@@ -88,21 +90,22 @@ impl Database {
         safe
     }
 
-    /// Everything that is not in the store is in the spill file afterwards, which grows by `limit` bytes and to `whole` at most.
-    fn carry_over(&self, capture: &mut Capture, limit: u64, whole: u64) -> bool {
+    /// Everything that is not in the store is in the spill file afterwards, which grows to `whole` bytes at most. Of what was carried over before
+    /// no more than `again` is written once more.
+    fn carry_over(&self, capture: &mut Capture, whole: u64, again: u64) -> bool {
         let Some(unstored) = self.log.unstored_bytes() else {
             return false;
         };
         // Counted before anything is looked at: with a store that does not answer this is asked for at every commit.
         let since = |spill: &Spill| self.log.pushed_bytes().saturating_sub(spill.covers);
-        if capture.spill.as_ref().map_or(unstored, since).min(unstored) > limit {
+        if capture.spill.as_ref().map_or(unstored, since).min(unstored) > whole {
             return false;
         }
         let (last, there) = capture
             .spill
             .as_ref()
             .map_or((Txid::ZERO, 0), |spill| (spill.last(), spill.bytes()));
-        let Some(missing) = self.log.unstored_after(last, limit) else {
+        let Some(mut missing) = self.log.unstored_after(last, whole) else {
             return false;
         };
         if !missing.iter().all(|transaction| transaction.is_from_wal()) {
@@ -112,14 +115,24 @@ impl Database {
             return true;
         }
         let bytes: u64 = missing.iter().map(|transaction| transaction.wal_bytes()).sum();
-        if there + bytes > whole || self.log.oldest_unstored() > Some(last) {
-            // What it holds is in the store by now, at least in part: begin anew with what is not.
-            if unstored > limit.max(whole / 2) {
-                return false;
+        if self.log.oldest_unstored() > Some(last) {
+            // What it holds is in the store by now.
+            if !capture
+                .spill
+                .as_mut()
+                .is_some_and(|spill| spill.begin_again(&self.path, whole))
+            {
+                capture.spill = None;
             }
+        } else if there + bytes > whole {
+            // A part of it may be.
+            missing = match self.log.unstored_after(Txid::ZERO, again) {
+                Some(missing) => missing,
+                None => return false,
+            };
             capture.spill = None;
         }
-        match self.write_spill(capture) {
+        match self.write_spill(capture, &missing) {
             Ok(()) => true,
             Err(error) => {
                 tracing::warn!(database = %self.path.display(), %error, "transactions cannot be carried over a restart of the WAL; it grows instead");
@@ -129,14 +142,12 @@ impl Database {
         }
     }
 
-    fn write_spill(&self, capture: &mut Capture) -> std::io::Result<()> {
+    fn write_spill(&self, capture: &mut Capture, missing: &[Arc<Transaction>]) -> std::io::Result<()> {
         let spill = match &mut capture.spill {
             Some(spill) => spill,
             none => none.insert(Spill::create(&self.path)?),
         };
-        for transaction in self.log.unstored_after(spill.last(), u64::MAX).unwrap_or_default() {
-            spill.append(&transaction)?;
-        }
+        spill.append(missing)?;
         spill.covers = self.log.pushed_bytes();
         spill.publish()
     }
@@ -157,6 +168,13 @@ impl Database {
         ));
         capture.cursor = None;
         capture.broken = capture.started;
+        // What is on its way to the store was read from the WAL when it was sealed. It stays referred to until the store answers, and must not
+        // keep the WAL for so long.
+        for transaction in self.log.unstored_after(Txid::ZERO, u64::MAX).unwrap_or_default() {
+            if transaction.needs_wal() {
+                transaction.lose_frames();
+            }
+        }
         self.log.suspend();
         self.forget_spill(capture);
         self.give_snapshots_up("wal_limit was reached");

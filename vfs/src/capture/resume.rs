@@ -88,6 +88,8 @@ impl Database {
         capture.left_behind = None;
         capture.ended = None;
         capture.noted = None;
+        // Its file may be read from, by what is loaded, so it is not to be written any more.
+        capture.spill = None;
         capture.started = true;
     }
 

@@ -20,6 +20,9 @@ use crate::log::Wanted;
 use crate::snapshot::Snapshot;
 use crate::types::Position;
 
+/// Why a base is not read where it would keep other processes from writing.
+const AWAY: &str = "the store does not answer, and other processes could not write as long as the image waits for it";
+
 /// The database file as this process left it, or found it, while nobody could write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Known {
@@ -41,6 +44,8 @@ impl Database {
         if let (None, false, Some(file)) = (state.wal, state.rollback.is_writing(), state.file) {
             // SAFETY: the connection's file, on its thread.
             match unsafe { DatabaseHeader::read(file) } {
+                // SQLite opens a WAL that is beside the file whatever its header says: the connection does so next.
+                Ok(Some(header)) if !header.is_wal() && is_wal_beside(&self.path) => return false,
                 // SAFETY: as above; it has a lock (caller).
                 Ok(Some(header)) if !header.is_wal() => unsafe { self.settle_file(&mut capture, file, header) },
                 // The connection will open the WAL next. As long as there is none, the file is all.
@@ -164,6 +169,9 @@ impl Database {
         snapshot
             .load_up_to(self.read_at_once)
             .map_err(|error| error.to_string())?;
+        if !shared.is_loaded() && self.replica.is_away() {
+            return Err(AWAY.into());
+        }
         Ok(Found {
             cursor: Cursor {
                 position: Position::NONE,
@@ -205,19 +213,38 @@ impl Database {
         if !reading.is_empty() {
             step_down();
         }
+        let away = !reading.is_empty() && self.replica.is_away();
         // Who asks for EXCLUSIVE has a lock, and needs ours to be gone.
         if self.wanting.load(Ordering::Acquire) == 0 {
             for shared in &reading {
-                // Another connection's PENDING refuses it; that one comes here as well.
-                if !shared.hold() && self.holders.load(Ordering::Acquire) <= 1 {
-                    shared.give_up("the database file could not be locked");
-                    self.log.request_base();
-                }
+                let reason = if away {
+                    AWAY
+                } else if !shared.hold() && self.holders.load(Ordering::Acquire) <= 1 {
+                    // Another connection's PENDING refuses it; that one comes here as well.
+                    "the database file could not be locked"
+                } else {
+                    continue;
+                };
+                shared.give_up(reason);
+                self.log.request_base();
             }
         }
         self.count_holder(state.file_lock, ffi::SQLITE_LOCK_NONE);
         state.file_lock = ffi::SQLITE_LOCK_NONE;
         // The last reference may close a file.
+        drop(snapshots);
+    }
+}
+
+impl Database {
+    /// What keeps other processes from writing for as long as the store does not answer.
+    pub(super) fn give_up_held(&self) {
+        let snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        let reading: Vec<Arc<_>> = snapshots.iter().filter_map(Weak::upgrade).collect();
+        for shared in reading.iter().filter(|shared| shared.is_held()) {
+            shared.give_up(AWAY);
+            self.log.request_base();
+        }
         drop(snapshots);
     }
 }

@@ -6,7 +6,7 @@ use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicPtr, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
 
 use libsqlite3_sys as ffi;
 
@@ -18,6 +18,7 @@ use crate::buffer::Budget;
 use crate::capture::{Connection, Database, Opening, is_ok};
 use crate::fork::{self, Process};
 use crate::guard::guard;
+use crate::held::DatabaseFile;
 use crate::host::{Host, OpenError, OpenRequest};
 use crate::log::Log;
 
@@ -264,6 +265,22 @@ impl State {
     }
 }
 
+impl State {
+    /// Closes the handles of ours that the parent had open. SQLite knows its locks by the file's inode, in memory that a child inherits, while it has
+    /// none of the locks: as long as such a handle is open, SQLite takes no real ones here. Nothing is waited for: what a thread of the
+    /// parent was at stays as it is.
+    fn close_inherited(&self) {
+        let databases = match self.databases.try_lock() {
+            Ok(databases) => databases,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        for database in databases.values() {
+            database.close_inherited();
+        }
+    }
+}
+
 impl Vfs {
     /// What belongs to this process.
     fn state(&self) -> &'static State {
@@ -278,7 +295,10 @@ impl Vfs {
             .state
             .compare_exchange(known, new, Ordering::AcqRel, Ordering::Acquire)
         {
-            Ok(_) => new,
+            Ok(_) => {
+                state.close_inherited();
+                new
+            }
             Err(other) => other,
         };
         // SAFETY: as above.
@@ -295,9 +315,11 @@ impl Vfs {
         // SAFETY: as promised by the caller.
         let (c_path, parameters) = unsafe { (CStr::from_ptr(name).to_owned(), self.base.api.uri_parameters(name)) };
         let path = PathBuf::from(OsStr::from_bytes(c_path.to_bytes()));
+        let file = DatabaseFile::new(self.base, &c_path, &parameters);
         let request = OpenRequest {
             path: &path,
             uri_parameters: &parameters,
+            file: &file,
         };
         let state = self.state();
         let databases = || state.databases.lock().unwrap_or_else(PoisonError::into_inner);

@@ -8,10 +8,10 @@ pub const HEADER_BYTES: usize = 32;
 pub const FRAME_HEADER_BYTES: usize = 24;
 
 /// The last bit of the magic tells the byte order of the checksums, not of the fields.
-const MAGIC_LITTLE: u32 = 0x377f_0682;
+pub(super) const MAGIC_LITTLE: u32 = 0x377f_0682;
 const MAGIC_BIG: u32 = 0x377f_0683;
 /// `WAL_MAX_VERSION`.
-const VERSION: u32 = 3_007_000;
+pub(super) const VERSION: u32 = 3_007_000;
 
 /// Bytes of a frame: its header and one page.
 #[must_use]

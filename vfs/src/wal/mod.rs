@@ -6,6 +6,7 @@
 mod header;
 mod index;
 mod scan;
+mod write;
 
 pub(crate) use header::checksum;
 pub use header::{FRAME_HEADER_BYTES, FrameHeader, HEADER_BYTES, WalHeader, frame_bytes, frame_offset};
@@ -15,3 +16,4 @@ pub(crate) use index::{
     restarted,
 };
 pub use scan::{ChainError, Commit, Scan};
+pub use write::WalWriter;

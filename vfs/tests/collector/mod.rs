@@ -130,6 +130,10 @@ impl Replica for Collector {
         true
     }
 
+    fn is_away(&self) -> bool {
+        false
+    }
+
     fn hurry(&self) {}
 
     fn drain(&self) -> bool {

@@ -327,6 +327,8 @@ impl Capturing for Capture {
         *self.captured.lock().unwrap() < self.wal.lock().unwrap().commits.len()
     }
 
+    fn let_writers_by(&self) {}
+
     fn look(&self) {
         self.sync();
     }

@@ -1,4 +1,4 @@
-//! What the writers write, and the check that a database consists of whole transactions.
+//! What the writers write, and the checks that a database consists of whole transactions, and of all that were reported.
 //!
 //! A transaction names its writer and its place in that writer's sequence in every row, spreads over four tables, and holds
 //! a checksum of its content: one that is there in part shows. Content of old transactions is deleted, so that pages are used again.
@@ -8,16 +8,16 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags, params};
 
-use crate::plan::Rng;
+use crate::Rng;
 
 /// The newest transaction of each writer.
-pub(crate) type Newest = BTreeMap<i64, i64>;
+pub type Newest = BTreeMap<i64, i64>;
 
 /// So many transactions of a writer keep their pieces.
 const KEPT: i64 = 12;
 
 /// In one transaction, if it is not there yet.
-pub(crate) const SCHEMA: &str = "BEGIN IMMEDIATE;
+pub const SCHEMA: &str = "BEGIN IMMEDIATE;
     CREATE TABLE IF NOT EXISTS commits(writer, seq, pieces, sum, PRIMARY KEY(writer, seq));
     CREATE TABLE IF NOT EXISTS piece0(writer, seq, n, body, PRIMARY KEY(writer, seq, n));
     CREATE TABLE IF NOT EXISTS piece1(writer, seq, n, body, PRIMARY KEY(writer, seq, n)) WITHOUT ROWID;
@@ -34,8 +34,31 @@ fn checksum(sum: u64, n: i64, body: &[u8]) -> u64 {
     })
 }
 
+/// Takes reports of commits, as `(writer, seq)`, into what is known.
+pub fn raise(newest: &mut Newest, commits: &[(i64, i64)]) {
+    for (writer, seq) in commits {
+        let known = newest.entry(*writer).or_default();
+        *known = (*known).max(*seq);
+    }
+}
+
+/// Fails unless everything that was wanted was found.
+pub fn holds(found: &Newest, wanted: &Newest, what: &str) {
+    for (writer, seq) in wanted {
+        let there = found.get(writer).copied().unwrap_or(0);
+        assert!(
+            there >= *seq,
+            "{what}: writer {writer} is there up to {there}, but {seq} was wanted; there is {found:?}, wanted was {wanted:?}"
+        );
+    }
+}
+
 /// Everything of a transaction between BEGIN and COMMIT. Some are larger than the cache of their connection, and some than what a mirror may hold.
-pub(crate) fn write(connection: &Connection, writer: i64, seq: i64, rng: &mut Rng) -> rusqlite::Result<()> {
+///
+/// # Errors
+///
+/// What SQLite says.
+pub fn write(connection: &Connection, writer: i64, seq: i64, rng: &mut Rng) -> rusqlite::Result<()> {
     let pieces: u64 = match rng.below(12) {
         0 => 40 + rng.below(110),
         1..4 => 10 + rng.below(20),
@@ -68,14 +91,18 @@ pub(crate) fn write(connection: &Connection, writer: i64, seq: i64, rng: &mut Rn
 }
 
 /// What the database says of its newest transactions.
-pub(crate) fn newest(connection: &Connection) -> rusqlite::Result<Newest> {
+///
+/// # Errors
+///
+/// What SQLite says.
+pub fn newest(connection: &Connection) -> rusqlite::Result<Newest> {
     let mut statement = connection.prepare("SELECT writer, seq FROM newest")?;
     statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
 /// Checks a database file that nobody has open: sound, of whole transactions only, each writer's from the first on without a
 /// gap. Returns the newest of each writer. A database from before the schema is empty.
-pub(crate) fn check(path: &Path, what: &str) -> Newest {
+pub fn check(path: &Path, what: &str) -> Newest {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).unwrap();
     let sound: String = connection

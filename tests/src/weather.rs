@@ -16,15 +16,16 @@ use opendal::raw::{
 use opendal::{
     Buffer, BytesRange, Capability, Error, ErrorKind, Metadata, OperationContext, Operator, Result, services,
 };
+use tokio::sync::Notify;
 
 /// What happens to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Trouble {
+pub enum Trouble {
     /// It is refused, and may be repeated.
     Temporary,
     /// It is refused until somebody changes something.
     Permanent,
-    /// It is never answered.
+    /// It is not answered, unless the connection is said to be lost.
     Hang,
     /// It is answered late.
     Late,
@@ -33,7 +34,8 @@ pub(crate) enum Trouble {
 }
 
 impl Trouble {
-    pub(crate) const ALL: [Trouble; 5] = [
+    /// All of them.
+    pub const ALL: [Trouble; 5] = [
         Trouble::Temporary,
         Trouble::Permanent,
         Trouble::Hang,
@@ -44,12 +46,13 @@ impl Trouble {
 
 /// When it happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Storm {
+pub struct Storm {
     /// To which call, counted from 0.
-    pub(crate) at: usize,
-    pub(crate) trouble: Trouble,
+    pub at: usize,
+    /// What it is.
+    pub trouble: Trouble,
     /// And to all that follow, until the weather is fair.
-    pub(crate) lasting: bool,
+    pub lasting: bool,
 }
 
 impl fmt::Display for Storm {
@@ -61,7 +64,10 @@ impl fmt::Display for Storm {
 
 /// The state of one store.
 #[derive(Debug, Default)]
-pub(crate) struct Weather(Mutex<State>);
+pub struct Weather {
+    state: Mutex<State>,
+    connections_lost: Notify,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -71,29 +77,37 @@ struct State {
 }
 
 impl Weather {
-    pub(crate) fn storm(&self, storm: Option<Storm>) {
-        *self.0.lock().unwrap() = State {
+    /// From now on this happens, to calls that are counted anew.
+    pub fn storm(&self, storm: Option<Storm>) {
+        *self.state.lock().unwrap() = State {
             storm,
             ..State::default()
         };
     }
 
     /// From now on everything works. What hangs goes on hanging.
-    pub(crate) fn clear_up(&self) {
-        self.0.lock().unwrap().storm = None;
+    pub fn clear_up(&self) {
+        self.state.lock().unwrap().storm = None;
+    }
+
+    /// The same, and who waits for an answer is told that there will be none.
+    pub fn clear_up_and_lose_connections(&self) {
+        self.clear_up();
+        self.connections_lost.notify_waiters();
     }
 
     /// What was called since the last storm was announced.
-    pub(crate) fn calls(&self) -> Vec<&'static str> {
-        self.0.lock().unwrap().calls.clone()
+    pub fn calls(&self) -> Vec<&'static str> {
+        self.state.lock().unwrap().calls.clone()
     }
 
-    pub(crate) fn has_struck(&self) -> bool {
-        self.0.lock().unwrap().struck
+    /// Whether the storm has met a call.
+    pub fn has_struck(&self) -> bool {
+        self.state.lock().unwrap().struck
     }
 
     fn next(&self, what: &'static str) -> Option<Trouble> {
-        let mut state = self.0.lock().unwrap();
+        let mut state = self.state.lock().unwrap();
         let n = state.calls.len();
         state.calls.push(what);
         let storm = state
@@ -104,34 +118,46 @@ impl Weather {
     }
 
     async fn pass<T>(&self, what: &'static str, call: impl Future<Output = Result<T>>) -> Result<T> {
+        // Before the weather is asked: once it is fair nobody is told any more.
+        let connection_lost = self.connections_lost.notified();
         match self.next(what) {
             None => call.await,
             Some(Trouble::Temporary) => Err(Error::new(ErrorKind::RateLimited, "SlowDown").set_temporary()),
             Some(Trouble::Permanent) => Err(Error::new(ErrorKind::PermissionDenied, "AccessDenied")),
-            Some(Trouble::Hang) => std::future::pending().await,
+            Some(Trouble::Hang) => {
+                connection_lost.await;
+                Err(reset())
+            }
             Some(Trouble::Late) => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 call.await
             }
             Some(Trouble::Lost) => {
                 call.await?;
-                Err(Error::new(ErrorKind::Unexpected, "connection reset by peer").set_temporary())
+                Err(reset())
             }
         }
     }
 }
 
+fn reset() -> Error {
+    Error::new(ErrorKind::Unexpected, "connection reset by peer").set_temporary()
+}
+
 /// A store in two views: as the world sees it, and as it is.
 #[derive(Debug, Clone)]
-pub(crate) struct FaultyStore {
-    pub(crate) weather: Arc<Weather>,
-    pub(crate) healthy: Operator,
-    pub(crate) faulty: Operator,
+pub struct FaultyStore {
+    /// What happens to calls through `faulty`.
+    pub weather: Arc<Weather>,
+    /// As it is.
+    pub healthy: Operator,
+    /// As the world sees it.
+    pub faulty: Operator,
 }
 
 impl FaultyStore {
     /// An empty one. With `conditional`, it offers to create objects only if they do not exist.
-    pub(crate) fn new(conditional: bool) -> FaultyStore {
+    pub fn new(conditional: bool) -> FaultyStore {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let healthy = Operator::new(services::Memory::default()).unwrap();
         let weather = Arc::new(Weather::default());
