@@ -1,7 +1,11 @@
 //! Programs that open a connection for each piece of work, and close it again: one history, one image.
 #![allow(missing_docs)]
 
-use replvfs_tests::{Scratch, flush, open, pragma_number, restore_txid, status, use_wal};
+use replvfs::format::Generation;
+use replvfs::history::Target;
+use replvfs::restore::RestoreOptions;
+use replvfs_tests::{Scratch, flush, open, pragma_number, restore_txid, restore_with, status, use_wal};
+use replvfs_vfs::types::Txid;
 use rusqlite::Connection;
 
 #[test]
@@ -100,9 +104,14 @@ fn an_older_copy_in_the_databases_place_is_a_divergence() {
         flush(&connection);
         (pragma_number(&connection, "replvfs_txid").unwrap(), status(&connection))
     };
-    let content = |txid| {
+    let content = |txid: Option<u64>, generation: Option<u64>| {
         let out = scratch.file("restored.db");
-        restore_txid(&scratch.replica(), &out, txid);
+        let options = RestoreOptions {
+            target: txid.map_or(Target::Newest, |txid| Target::Txid(Txid(txid))),
+            generation: generation.map(Generation),
+            ..RestoreOptions::default()
+        };
+        restore_with(&scratch.replica(), &out, &options).unwrap();
         let content: String = Connection::open(&out)
             .unwrap()
             .query_row("SELECT group_concat(b) FROM t", [], |row| row.get(0))
@@ -122,14 +131,13 @@ fn an_older_copy_in_the_databases_place_is_a_divergence() {
     }
     let (new, after) = write("new", 1);
     assert_eq!(
-        (&after["generation"], &after["discontinuities"]),
-        (&2.into(), &1.into()),
+        (&after["generation"], &after["discontinuities"], &after["diverged"]),
+        (&2.into(), &1.into(), &true.into()),
         "{after}"
     );
     assert!(new > lost, "a number stands for two states");
-    assert_eq!(content(None), "old,old,new");
-    assert_eq!(
-        (content(Some(old)).as_str(), content(Some(lost)).as_str()),
-        ("old,old", "old,old,lost,lost,lost")
-    );
+    assert_eq!(content(None, None), "old,old,new");
+    assert_eq!(content(Some(old), None), "old,old");
+    // The new generation does not come after it.
+    assert_eq!(content(Some(lost), Some(1)), "old,old,lost,lost,lost");
 }
