@@ -12,6 +12,7 @@ use rusqlite::Connection;
 
 const URI: &str = "REPLVFS_TEST_RESUMING";
 const STOP_AFTER: &str = "REPLVFS_TEST_RESUMING_STOP_AFTER";
+const MODE: &str = "REPLVFS_TEST_RESUMING_MODE";
 const LEAK: &str = "REPLVFS_TEST_RESUMING_LEAK";
 
 /// Appends rows that number themselves, and tells each when it is committed.
@@ -20,7 +21,12 @@ fn writer() {
     let Ok(uri) = std::env::var(URI) else { return };
     let rows: u64 = std::env::var(STOP_AFTER).unwrap().parse().unwrap();
     let connection = open(&uri).unwrap();
-    use_wal(&connection);
+    match std::env::var(MODE) {
+        Ok(mode) => connection
+            .execute_batch(&format!("PRAGMA journal_mode={mode}"))
+            .unwrap(),
+        Err(_) => use_wal(&connection),
+    }
     connection
         .execute_batch("CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, b)")
         .unwrap();
@@ -134,6 +140,40 @@ fn a_process_that_ends_goes_on_in_its_generation() {
         run(&scratch, rows, None);
     }
     one_generation_has_it_all(&scratch);
+}
+
+/// Without a WAL it is the file as it was left that proves where it is.
+#[test]
+fn a_process_that_ends_goes_on_in_its_generation_without_a_wal() {
+    for mode in ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF"] {
+        let scratch = Scratch::new();
+        let run = |rows| {
+            let ended = command(&scratch, rows).env(MODE, mode).output().unwrap();
+            assert!(ended.status.success());
+        };
+        for rows in [5, 1, 0, 30, 2] {
+            run(rows);
+        }
+        one_generation_has_it_all(&scratch);
+        run(3);
+        // One who reads only changes nothing.
+        let plain = Connection::open(scratch.database()).unwrap();
+        let rows: i64 = plain.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+        assert_eq!(rows, 41);
+        drop(plain);
+        one_generation_has_it_all(&scratch);
+        let plain = Connection::open(scratch.database()).unwrap();
+        plain.execute_batch("UPDATE t SET b = 1 WHERE a = 41").unwrap();
+        drop(plain);
+        let connection = scratch.open();
+        flush(&connection);
+        let status = status(&connection);
+        assert_eq!(
+            (&status["generation"], &status["discontinuities"]),
+            (&2.into(), &1.into()),
+            "{mode}"
+        );
+    }
 }
 
 /// Programs that never close what they opened, and end without waiting for the upload.

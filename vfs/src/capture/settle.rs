@@ -13,7 +13,7 @@ use libsqlite3_sys as ffi;
 
 use super::attach::Found;
 use super::continuity::{Fingerprint, is_wal_beside};
-use super::database::{Capture, ConnectionState, Cursor, Database};
+use super::database::{Capture, Connection, ConnectionState, Cursor, Database};
 use super::header::DatabaseHeader;
 use crate::base::{Code, FileRef};
 use crate::log::Wanted;
@@ -237,6 +237,40 @@ impl Database {
 }
 
 impl Database {
+    /// A connection is about to close, and has no lock any more. If it is the last one and there is no WAL, it is written down how the file is left.
+    pub(crate) fn leave_without_wal(&self, connection: &Connection) {
+        if self.connections.load(Ordering::Acquire) > 1 || !self.replica.owns() || self.log.base_wanted() {
+            return;
+        }
+        let state = connection.lock();
+        let (None, Some(file)) = (state.wal, state.file) else {
+            return;
+        };
+        let mut capture = self.capture();
+        if capture.cursor.is_none() || capture.known.is_none() {
+            return;
+        }
+        // SAFETY: the connection's file, on its thread. Its pager uses it no more. With the lock nobody can write.
+        if unsafe { file.lock(ffi::SQLITE_LOCK_SHARED) }.is_err() {
+            return;
+        }
+        // SAFETY: as above.
+        let header = unsafe { DatabaseHeader::read(file) }.ok().flatten();
+        let header = header.filter(|header| !header.is_wal());
+        let now = header.and_then(|header| Known::with(header, &self.path));
+        if let Some(header) = header
+            && now == capture.known
+            // SAFETY: as above.
+            && let Some(print) = unsafe { self.leave(&capture, file) }
+        {
+            capture.held = Some(print);
+            capture.known = Known::with(header, &self.path);
+            self.note_file(&mut capture, Position::NONE, print);
+        }
+        // SAFETY: as above.
+        unsafe { file.unlock(ffi::SQLITE_LOCK_NONE) };
+    }
+
     /// What keeps other processes from writing for as long as the store does not answer.
     pub(super) fn give_up_held(&self) {
         let snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);

@@ -52,6 +52,9 @@ unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
     if let Some(connection) = unsafe { connection(file) } {
         // SAFETY: as above.
         unsafe { let_go("xClose", file, connection, ffi::SQLITE_LOCK_NONE) };
+        observe("xClose", connection, || {
+            connection.database.leave_without_wal(connection)
+        });
     }
     // SAFETY: as above.
     let code = unsafe { forward!(file, xClose, ffi::SQLITE_OK) };
