@@ -25,6 +25,12 @@ pub(super) struct Tail {
     pub(super) previous: ObjectHash,
 }
 
+impl Tail {
+    pub(super) fn key(&self) -> Key {
+        Key::Log(self.generation, self.slot)
+    }
+}
+
 /// Seals a generation, and returns the seal's slot. `known`: where this process would go on writing, if it wrote that generation. `None` where
 /// there is nothing to seal, or no way to tell where the log ends.
 pub(super) async fn seal(
@@ -44,15 +50,8 @@ pub(super) async fn seal(
         Err(error) => return Ok(cannot(uploader, generation, &error)),
     };
     loop {
-        let key = Key::Log(generation, tail.slot);
-        let seal = Seal {
-            generation,
-            slot: tail.slot,
-            previous: tail.previous,
-            sealed_at: now(),
-            token: random(uploader)?,
-        };
-        if uploader.create(key, &Body::Bytes(seal.encode().into())).await? == Owner::Us {
+        let key = tail.key();
+        if create(uploader, tail).await? == Owner::Us {
             return Ok(Some(tail.slot));
         }
         let told = uploader
@@ -75,6 +74,18 @@ pub(super) async fn seal(
             Err(error) => return Ok(cannot(uploader, generation, &error)),
         }
     }
+}
+
+/// Puts a seal into the slot. [`Owner::Another`] when something else is in it.
+pub(super) async fn create(uploader: &Uploader, tail: Tail) -> Result<Owner, Stopped> {
+    let seal = Seal {
+        generation: tail.generation,
+        slot: tail.slot,
+        previous: tail.previous,
+        sealed_at: now(),
+        token: random(uploader)?,
+    };
+    uploader.create(tail.key(), &Body::Bytes(seal.encode().into())).await
 }
 
 async fn find(uploader: &Uploader, generation: Generation) -> Result<Option<Tail>, HistoryError> {
