@@ -8,7 +8,7 @@ use replvfs_vfs::types::Txid;
 use super::Stopped;
 use super::adopt::hash_of;
 use super::attach::end_of;
-use super::generation::random;
+use super::generation::{Ended, random};
 use super::shared::now;
 use super::uploader::{Owner, Uploader};
 use crate::format::{Generation, Key, ObjectHash, Seal};
@@ -29,15 +29,22 @@ impl Tail {
     pub(super) fn key(&self) -> Key {
         Key::Log(self.generation, self.slot)
     }
+
+    /// The generation, once a seal is in the slot.
+    pub(super) fn ended(&self) -> Ended {
+        Ended {
+            generation: Some(self.generation),
+            slot: Some(self.slot),
+        }
+    }
 }
 
-/// Seals a generation, and returns the seal's slot. `known`: where this process would go on writing, if it wrote that generation. `None` where
-/// there is nothing to seal, or no way to tell where the log ends.
+/// Seals a generation. `known`: where this process would go on writing, if it wrote that generation. `None` where there is none.
 pub(super) async fn seal(
     uploader: &Uploader,
     generation: Generation,
     known: Option<Tail>,
-) -> Result<Option<Txid>, Stopped> {
+) -> Result<Option<Ended>, Stopped> {
     let store = &uploader.shared().store;
     let known = known.filter(|tail| tail.generation == generation);
     let told = match known {
@@ -47,12 +54,12 @@ pub(super) async fn seal(
     let mut tail = match told {
         Ok(Some(tail)) => tail,
         Ok(None) => return Ok(None),
-        Err(error) => return Ok(cannot(uploader, generation, &error)),
+        Err(error) => return Ok(Some(cannot(uploader, generation, &error))),
     };
     loop {
         let key = tail.key();
         if create(uploader, tail).await? == Owner::Us {
-            return Ok(Some(tail.slot));
+            return Ok(Some(tail.ended()));
         }
         let told = uploader
             .until_told(|| async {
@@ -70,8 +77,8 @@ pub(super) async fn seal(
             .await?;
         match told {
             Ok(Some(next)) => tail = next,
-            Ok(None) => return Ok(Some(tail.slot)),
-            Err(error) => return Ok(cannot(uploader, generation, &error)),
+            Ok(None) => return Ok(Some(tail.ended())),
+            Err(error) => return Ok(Some(cannot(uploader, generation, &error))),
         }
     }
 }
@@ -102,12 +109,15 @@ async fn find(uploader: &Uploader, generation: Generation) -> Result<Option<Tail
 }
 
 /// A history that is damaged at its end must not keep the database from being replicated.
-fn cannot(uploader: &Uploader, generation: Generation, error: &HistoryError) -> Option<Txid> {
+fn cannot(uploader: &Uploader, generation: Generation, error: &HistoryError) -> Ended {
     let shared = uploader.shared();
     tracing::warn!(
         database = %shared.database,
         replica = shared.store.replica(),
         "generation {generation} cannot be ended, so that another process that may still write it is not kept out of it: {error}"
     );
-    None
+    Ended {
+        generation: Some(generation),
+        slot: None,
+    }
 }

@@ -388,10 +388,7 @@ impl Task {
             return generation::end_newest(&self.uploader, tail).await;
         };
         match ending::create(&self.uploader, tail).await? {
-            Owner::Us => Ok(Ended {
-                generation: Some(tail.generation),
-                slot: Some(tail.slot),
-            }),
+            Owner::Us => Ok(tail.ended()),
             Owner::Another => Err(self.fenced(tail.key(), "it was taken before this process could end its generation")),
         }
     }

@@ -99,3 +99,22 @@ async fn what_was_left_behind_is_warned_of_after_another_generation() {
         process.kill().await;
     }
 }
+
+/// A folder is there before what names the generation is, and stays when a crash comes between.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generation_without_a_name_hides_none_that_is_written() {
+    let old = Machine::new();
+    let one = with_history(&old, 1..=2).await;
+    std::fs::create_dir(old.replica().join("gen/0000000000000002")).unwrap();
+    let new = old.beside();
+    restore_to(&new, Target::Txid(Txid(1))).await;
+    let two = with_history(&new, 100..=100).await;
+    one.commit(&old, 3);
+    let reason = one.failure().await;
+    assert!(reason.contains("another writer"), "{reason}");
+    // Whoever made the folder and goes on now finds the name taken.
+    assert_eq!(two.status("generation"), 2);
+    for process in [one, two] {
+        process.kill().await;
+    }
+}
