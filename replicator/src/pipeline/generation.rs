@@ -143,13 +143,13 @@ pub(super) async fn end_newest(uploader: &Uploader, known: Option<Tail>) -> Resu
         Ok(listed) => listed,
         Err(error) => return Err(fail(uploader, &error.to_string())),
     };
-    let Some(newest) = listed.last().copied() else {
-        return Ok(Ended::default());
-    };
-    Ok(Ended {
-        generation: Some(newest),
-        slot: seal(uploader, newest, known).await?,
-    })
+    // A folder in which nothing is has not begun, and may never: what matters is the one before.
+    for newest in listed.into_iter().rev() {
+        if let Some(ended) = seal(uploader, newest, known).await? {
+            return Ok(ended);
+        }
+    }
+    Ok(Ended::default())
 }
 
 /// Tries to create what was just created, with other bytes, where a server decides. Returns the bytes that are in the store then:

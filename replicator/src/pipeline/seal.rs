@@ -8,7 +8,7 @@ use replvfs_vfs::types::Txid;
 use super::Stopped;
 use super::adopt::hash_of;
 use super::attach::end_of;
-use super::generation::random;
+use super::generation::{Ended, random};
 use super::shared::now;
 use super::uploader::{Owner, Uploader};
 use crate::format::{Generation, Key, ObjectHash, Seal};
@@ -25,13 +25,26 @@ pub(super) struct Tail {
     pub(super) previous: ObjectHash,
 }
 
-/// Seals a generation, and returns the seal's slot. `known`: where this process would go on writing, if it wrote that generation. `None` where
-/// there is nothing to seal, or no way to tell where the log ends.
+impl Tail {
+    pub(super) fn key(&self) -> Key {
+        Key::Log(self.generation, self.slot)
+    }
+
+    /// The generation, once a seal is in the slot.
+    pub(super) fn ended(&self) -> Ended {
+        Ended {
+            generation: Some(self.generation),
+            slot: Some(self.slot),
+        }
+    }
+}
+
+/// Seals a generation. `known`: where this process would go on writing, if it wrote that generation. `None` where there is none.
 pub(super) async fn seal(
     uploader: &Uploader,
     generation: Generation,
     known: Option<Tail>,
-) -> Result<Option<Txid>, Stopped> {
+) -> Result<Option<Ended>, Stopped> {
     let store = &uploader.shared().store;
     let known = known.filter(|tail| tail.generation == generation);
     let told = match known {
@@ -41,19 +54,12 @@ pub(super) async fn seal(
     let mut tail = match told {
         Ok(Some(tail)) => tail,
         Ok(None) => return Ok(None),
-        Err(error) => return Ok(cannot(uploader, generation, &error)),
+        Err(error) => return Ok(Some(cannot(uploader, generation, &error))),
     };
     loop {
-        let key = Key::Log(generation, tail.slot);
-        let seal = Seal {
-            generation,
-            slot: tail.slot,
-            previous: tail.previous,
-            sealed_at: now(),
-            token: random(uploader)?,
-        };
-        if uploader.create(key, &Body::Bytes(seal.encode().into())).await? == Owner::Us {
-            return Ok(Some(tail.slot));
+        let key = tail.key();
+        if create(uploader, tail).await? == Owner::Us {
+            return Ok(Some(tail.ended()));
         }
         let told = uploader
             .until_told(|| async {
@@ -71,10 +77,22 @@ pub(super) async fn seal(
             .await?;
         match told {
             Ok(Some(next)) => tail = next,
-            Ok(None) => return Ok(Some(tail.slot)),
-            Err(error) => return Ok(cannot(uploader, generation, &error)),
+            Ok(None) => return Ok(Some(tail.ended())),
+            Err(error) => return Ok(Some(cannot(uploader, generation, &error))),
         }
     }
+}
+
+/// Puts a seal into the slot. [`Owner::Another`] when something else is in it.
+pub(super) async fn create(uploader: &Uploader, tail: Tail) -> Result<Owner, Stopped> {
+    let seal = Seal {
+        generation: tail.generation,
+        slot: tail.slot,
+        previous: tail.previous,
+        sealed_at: now(),
+        token: random(uploader)?,
+    };
+    uploader.create(tail.key(), &Body::Bytes(seal.encode().into())).await
 }
 
 async fn find(uploader: &Uploader, generation: Generation) -> Result<Option<Tail>, HistoryError> {
@@ -91,12 +109,15 @@ async fn find(uploader: &Uploader, generation: Generation) -> Result<Option<Tail
 }
 
 /// A history that is damaged at its end must not keep the database from being replicated.
-fn cannot(uploader: &Uploader, generation: Generation, error: &HistoryError) -> Option<Txid> {
+fn cannot(uploader: &Uploader, generation: Generation, error: &HistoryError) -> Ended {
     let shared = uploader.shared();
     tracing::warn!(
         database = %shared.database,
         replica = shared.store.replica(),
         "generation {generation} cannot be ended, so that another process that may still write it is not kept out of it: {error}"
     );
-    None
+    Ended {
+        generation: Some(generation),
+        slot: None,
+    }
 }

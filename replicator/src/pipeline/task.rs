@@ -24,7 +24,7 @@ use super::image::{self, Made};
 use super::local::{Identity, Stored};
 use super::pace::{self, Situation};
 use super::progress::Progress;
-use super::seal::Tail;
+use super::seal::{self as ending, Tail};
 use super::sealer::{self, SealError, Segment};
 use super::shared::Shared;
 use super::status::Image;
@@ -368,8 +368,7 @@ impl Task {
                 if self.gap || base.continuity == Continuity::Broken {
                     self.shared.status.discontinuity();
                 }
-                let tail = before.as_ref().map(Chain::tail);
-                let ended = generation::end_newest(&self.uploader, tail).await?;
+                let ended = self.end(before.as_ref().map(Chain::tail)).await?;
                 self.settle(&mut base, ended);
                 let parent = before.map(|chain| chain.parent());
                 let parent = parent.or_else(|| self.parent_of_what_was_found());
@@ -381,6 +380,17 @@ impl Task {
         chain.image = Some(self.make_image(base, chain.generation));
         self.chain = Some(chain);
         Ok(())
+    }
+
+    /// Ends the newest generation, unless that is a successor's: whoever has lost his turn does not get it back by a generation of his own.
+    async fn end(&mut self, tail: Option<Tail>) -> Result<Ended, Stopped> {
+        let Some(tail) = tail.filter(|_| self.proved) else {
+            return generation::end_newest(&self.uploader, tail).await;
+        };
+        match ending::create(&self.uploader, tail).await? {
+            Owner::Us => Ok(tail.ended()),
+            Owner::Another => Err(self.fenced(tail.key(), "it was taken before this process could end its generation")),
+        }
     }
 
     /// The database did not prove to go on from where the replica ends. All that is in that generation came before.
@@ -608,13 +618,17 @@ impl Task {
             self.shared.log.request_base();
             return Ok(());
         }
+        Err(self.fenced(key, why))
+    }
+
+    fn fenced(&self, key: Key, why: &str) -> Stopped {
         self.shared.status.fenced();
         self.shared.fail(&format!(
             "another writer continues the history in the replica {}: {key}, which was this process's turn, is not its own ({why}). Nothing that is \
              committed here since is in the replica. Let one process write, or give each its own replica, and start this process again",
             self.shared.store.replica()
         ));
-        Err(Stopped)
+        Stopped
     }
 
     /// What was committed cannot be had. The database itself is the truth: a new generation starts from it, and the history says that

@@ -109,6 +109,14 @@ impl Machine {
         [folder, memory]
     }
 
+    /// Another machine with the same replica, and nothing else.
+    pub(super) fn beside(&self) -> Machine {
+        Machine {
+            uri: self.uri.clone(),
+            ..Machine::new()
+        }
+    }
+
     pub(super) fn new() -> Machine {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("app.db"), content(0)).unwrap();

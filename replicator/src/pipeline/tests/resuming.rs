@@ -17,7 +17,7 @@ use crate::pipeline::sealer;
 use crate::restore::{RestoreOptions, restore};
 use crate::store::{Body, Created, Store, StoreOptions};
 
-async fn with_history(machine: &Machine, commits: std::ops::RangeInclusive<u8>) -> Process {
+pub(super) async fn with_history(machine: &Machine, commits: std::ops::RangeInclusive<u8>) -> Process {
     let process = machine.start();
     process.capture.sync();
     for value in commits {
@@ -644,7 +644,7 @@ fn the_place_of_a_replica_is_not_told() {
     assert!(place.len() == 64 && !place.contains("secret"));
 }
 
-async fn restore_to(machine: &Machine, target: Target) {
+pub(super) async fn restore_to(machine: &Machine, target: Target) {
     let options = RestoreOptions {
         target,
         force: true,
