@@ -121,6 +121,7 @@ fn state() {
                 next,
             }),
             if_wal: None,
+            fenced: false,
         });
     let written: Vec<u8> = states.iter().flat_map(|state| state.to_slot().unwrap()).collect();
     let read = golden("state", &written);

@@ -422,6 +422,7 @@ mod tests {
             previous: ObjectHash([3; 32]),
             left: None,
             if_wal: None,
+            fenced: false,
         }
     }
 

@@ -65,6 +65,8 @@ pub struct LocalState {
     /// It counts only if the WAL beside the database has these salts: else that WAL was never put there, or is gone, and the state before this one
     /// counts.
     pub if_wal: Option<Salts>,
+    /// Another machine has taken over: what was committed here since is not a part of the history.
+    pub fenced: bool,
 }
 
 #[derive(Deserialize)]
@@ -90,6 +92,8 @@ struct StateJson {
     left: Option<LeftJson>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     if_wal: Option<[u32; 2]>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    fenced: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -191,6 +195,7 @@ impl LocalState {
             previous: self.previous.to_string(),
             left,
             if_wal: self.if_wal.map(|salts| [salts.0, salts.1]),
+            fenced: self.fenced,
         })?;
         if slot.len() > STATE_SLOT_BYTES {
             return Err(FormatError::refused(PART, "it is longer than its slot"));
@@ -248,6 +253,7 @@ impl LocalState {
             previous: ObjectHash(parse_bytes(&json.previous).ok_or_else(hex("previous is not 64 hex digits"))?),
             left,
             if_wal: json.if_wal.map(|[salt1, salt2]| Salts(salt1, salt2)),
+            fenced: json.fenced,
         })
     }
 
@@ -350,6 +356,7 @@ mod tests {
             previous: ObjectHash([9; 32]),
             left: left.map(|next| Left { mark: mark(41), next }),
             if_wal: None,
+            fenced: false,
         }
     }
 

@@ -10,6 +10,7 @@ use super::Stopped;
 use super::adopt::hash_of;
 use super::generation;
 use super::local::{Start, Stored};
+use super::task::FENCED;
 use super::uploader::Uploader;
 use crate::format::{Generation, Key, LocalState, Manifest, Parent, Seal};
 use crate::history::walk::{SegmentEnd, Slot, read, slot_end};
@@ -66,6 +67,15 @@ pub(super) async fn attach(uploader: &Uploader, start: &Start) -> Result<Attache
         ));
         return Err(Stopped);
     }
+    if start.known.as_ref().is_some_and(|known| known.fenced) && id.is_some() {
+        shared.status.fenced();
+        shared.fail(&format!(
+            "another machine has taken over the history in the replica {} from {}, which is not replicated any more. {FENCED}",
+            shared.store.replica(),
+            shared.database
+        ));
+        return Err(Stopped);
+    }
     let told = uploader.until_told(|| compare(&shared.store, start)).await?;
     match told {
         Ok(attached) => Ok(attached),
@@ -98,6 +108,12 @@ async fn compare(store: &Store, start: &Start) -> Result<Attached, HistoryError>
             Verdict::MustProve(end)
         },
     })
+}
+
+/// Whether anything was ever stored.
+pub(super) async fn has_history(store: &Store) -> Result<bool, HistoryError> {
+    let generations = list_generations(store).await?;
+    Ok(newest_begun(store, &generations).await?.is_some())
 }
 
 /// The newest generation that has anything in it. One that has only been named is what a crash left, before anybody could rely on it.
@@ -194,8 +210,8 @@ async fn compare_with(
 struct Behind {
     last: Txid,
     sealed: bool,
-    /// What comes next, if anything does, begins at the place in a WAL where this machine's next transaction began: it is what was on its way when
-    /// the process ended. Another machine has another WAL.
+    /// What comes next, if anything does, begins at the place in a WAL where this machine's next transaction began, and so on: it is what was on its
+    /// way when the process ended. Another machine has another WAL.
     is_ours: bool,
 }
 
@@ -206,17 +222,17 @@ async fn last_behind(store: &Store, known: &LocalState) -> Result<Behind, Histor
         sealed: false,
         is_ours: true,
     };
+    let mut place = stored.position;
     loop {
         match slot_end(store, Key::Log(known.generation, behind.last.next())).await? {
             Some(Slot::Segment(end)) => {
                 let header = end.index.header();
-                if behind.last == stored.txid {
-                    let start = header.start;
-                    let follows = start == stored.position && start != Position::NONE;
-                    let next = |left: Left| left.next == Next::Wal(start.salts) && start.frame == 0;
-                    behind.is_ours = follows || left.is_some_and(next);
-                }
+                let start = header.start;
+                let follows = start == place && start != Position::NONE;
+                let next = |left: Left| left.next == Next::Wal(start.salts) && start.frame == 0;
+                behind.is_ours &= follows || left.is_some_and(next);
                 behind.last = header.last;
+                place = header.end;
             }
             Some(Slot::Seal(_)) => {
                 behind.sealed = true;
@@ -253,6 +269,12 @@ pub(super) async fn end_of(store: &Store, found: &GenerationHistory) -> Result<E
             None => break false,
         }
     };
+    if let Some((last, _)) = slots.last().filter(|(last, _)| *last > next) {
+        return Err(HistoryError::Missing {
+            key: Key::Log(generation, next),
+            needed_by: Key::Log(generation, *last),
+        });
+    }
     let stored = match newest {
         Some((slot, end)) => Stored {
             mark: Mark {

@@ -346,6 +346,7 @@ mod tests {
                 next,
             }),
             if_wal: None,
+            fenced: false,
         }
     }
 

@@ -205,6 +205,7 @@ impl Local {
                 previous: stored.previous,
                 left: left.filter(|left| left.mark.txid >= stored.mark.txid),
                 if_wal: None,
+                fenced: false,
             };
             self.write(&mut inner, state)?;
             inner.file.as_ref().map(File::try_clone)
@@ -228,6 +229,21 @@ impl Local {
         // What ended before it is not needed to find what follows it.
         state.left = state.left.filter(|left| left.mark.txid >= stored.mark.txid);
         self.write(&mut inner, state)
+    }
+
+    /// Another machine has taken over. No process of this one goes on by itself. Blocks until that is on disk.
+    pub(super) fn fenced(&self) -> Result<(), Problem> {
+        let file = {
+            let mut inner = self.lock();
+            let Some(mut state) = inner.known.clone() else {
+                return Ok(());
+            };
+            state.fenced = true;
+            self.write(&mut inner, state)?;
+            inner.file.as_ref().map(File::try_clone)
+        };
+        let synced = file.map_or(Ok(()), |file| file.and_then(|file| file.sync_all()));
+        synced.map_err(|error| self.failed(&error))
     }
 
     /// A WAL ends: remembered without a sync.

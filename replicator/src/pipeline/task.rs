@@ -6,6 +6,7 @@
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -31,6 +32,10 @@ use super::status::Image;
 use super::uploader::{Backoff, Owner, Uploader};
 use crate::format::{Generation, Key, ObjectHash, Parent};
 use crate::history::walk::SegmentEnd;
+
+/// What is to be done about it.
+pub(super) const FENCED: &str = "Let one machine write. To go on here with what is in the replica, restore it in this database's place, or, if nothing \
+     was committed here since, open it with restore=if-behind; to keep what is here, give it a replica of its own";
 
 /// So many gaps without a segment between them are no accident.
 const GAPS_IN_A_ROW: u32 = 3;
@@ -76,6 +81,8 @@ struct Expected {
     parent: Option<Parent>,
     /// The newest number in the store.
     newest: Option<Txid>,
+    /// There was no history in it.
+    was_empty: bool,
 }
 
 /// The generation that is being written.
@@ -87,7 +94,7 @@ struct Chain {
     last: Txid,
     /// What the next segment follows.
     previous: ObjectHash,
-    image: Option<Abort>,
+    image: Option<Making>,
 }
 
 impl Chain {
@@ -112,13 +119,18 @@ impl Chain {
     }
 }
 
-/// Ends a task with its owner.
+/// The making of an image. Ends with its owner.
 #[derive(Debug)]
-struct Abort(JoinHandle<()>);
+struct Making {
+    task: JoinHandle<()>,
+    /// Its generation is still the one that this process writes. What runs on another thread may be ahead of the end.
+    current: Arc<AtomicBool>,
+}
 
-impl Drop for Abort {
+impl Drop for Making {
     fn drop(&mut self) {
-        self.0.abort();
+        self.current.store(false, Ordering::Release);
+        self.task.abort();
     }
 }
 
@@ -254,7 +266,7 @@ impl Task {
         };
         let replica = self.shared.store.replica();
         match attached.verdict {
-            Verdict::Anew => {}
+            Verdict::Anew => self.found.was_empty = attached.newest.is_none(),
             Verdict::GoesOn(end) => self.found.end = Some(end),
             Verdict::MustProve(end) => {
                 self.found.end = Some(end);
@@ -385,12 +397,34 @@ impl Task {
     /// Ends the newest generation, unless that is a successor's: whoever has lost his turn does not get it back by a generation of his own.
     async fn end(&mut self, tail: Option<Tail>) -> Result<Ended, Stopped> {
         let Some(tail) = tail.filter(|_| self.proved) else {
+            if self.found.was_empty {
+                self.is_still_empty().await?;
+            }
             return generation::end_newest(&self.uploader, tail).await;
         };
         match ending::create(&self.uploader, tail).await? {
             Owner::Us => Ok(tail.ended()),
-            Owner::Another => Err(self.fenced(tail.key(), "it was taken before this process could end its generation")),
+            Owner::Another => {
+                let why = "it was taken before this process could end its generation";
+                Err(fenced(&self.shared, tail.key(), why).await)
+            }
         }
+    }
+
+    /// Another database's history may have begun since the store was asked: that one is not ended.
+    async fn is_still_empty(&self) -> Result<(), Stopped> {
+        let store = &self.shared.store;
+        let told = self.uploader.until_told(|| attach::has_history(store)).await?;
+        let why = match told {
+            Ok(false) => return Ok(()),
+            Ok(true) => "it got the history of another database after this one was opened".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        self.shared.fail(&format!(
+            "the replica {} cannot be used: {why}; give each database a replica of its own",
+            store.replica()
+        ));
+        Err(Stopped)
     }
 
     /// The database did not prove to go on from where the replica ends. All that is in that generation came before.
@@ -465,17 +499,22 @@ impl Task {
         })
     }
 
-    fn make_image(&self, base: Base, generation: Generation) -> Abort {
+    fn make_image(&self, base: Base, generation: Generation) -> Making {
         let (uploader, progress) = (self.uploader.clone(), Arc::clone(&self.progress));
         let shared = Arc::clone(&self.shared);
         let txid = base.txid;
         shared.status.image(Image::Making);
-        Abort(tokio::spawn(async move {
+        let current = Arc::new(AtomicBool::new(true));
+        let writes = Arc::clone(&current);
+        let task = tokio::spawn(async move {
             let making = image::make(&uploader, base, generation, generation > Generation(1));
             let made = AssertUnwindSafe(making).catch_unwind().await;
             if made.is_err() {
                 shared.fail("making an image panicked, which is a bug in replvfs");
             } else if matches!(made, Ok(Ok(Made::Stored))) {
+                if !matches!(is_newest(&uploader, generation, &writes).await, Ok(true)) {
+                    return;
+                }
                 shared.status.image(Image::Stored);
                 // What came before and could not be uploaded is in it.
                 shared.log.stored(txid);
@@ -487,7 +526,8 @@ impl Task {
             }
             // It may have been what kept the task from letting go of the database.
             shared.wake.notify_one();
-        }))
+        });
+        Making { task, current }
     }
 
     async fn transactions(&mut self, transactions: Vec<Arc<Transaction>>) -> Result<(), Stopped> {
@@ -538,7 +578,7 @@ impl Task {
                 return Ok(());
             }
             if let Err(why) = self.adopt(key, &mut transactions).await? {
-                return self.not_ours(key, &why);
+                return self.not_ours(key, &why).await;
             }
         }
         Ok(())
@@ -611,24 +651,14 @@ impl Task {
         Ok(())
     }
 
-    fn not_ours(&mut self, key: Key, why: &str) -> Result<(), Stopped> {
+    async fn not_ours(&mut self, key: Key, why: &str) -> Result<(), Stopped> {
         if !self.proved {
             self.diverged(&format!("{key}: {why}"));
             self.gap = true;
             self.shared.log.request_base();
             return Ok(());
         }
-        Err(self.fenced(key, why))
-    }
-
-    fn fenced(&self, key: Key, why: &str) -> Stopped {
-        self.shared.status.fenced();
-        self.shared.fail(&format!(
-            "another writer continues the history in the replica {}: {key}, which was this process's turn, is not its own ({why}). Nothing that is \
-             committed here since is in the replica. Let one process write, or give each its own replica, and start this process again",
-            self.shared.store.replica()
-        ));
-        Stopped
+        Err(fenced(&self.shared, key, why).await)
     }
 
     /// What was committed cannot be had. The database itself is the truth: a new generation starts from it, and the history says that
@@ -649,6 +679,46 @@ impl Task {
         self.shared.log.request_base();
         Ok(())
     }
+}
+
+/// Another writer has this process's turn. Noted, so that no other process of this machine takes it back by itself.
+async fn fenced(shared: &Arc<Shared>, key: Key, why: &str) -> Stopped {
+    let noting = Arc::clone(shared);
+    let noted = tokio::task::spawn_blocking(move || noting.local.fenced()).await;
+    if let Ok(Err(problem)) = noted {
+        shared.trouble(&problem);
+    }
+    shared.status.fenced();
+    shared.fail(&format!(
+        "another writer continues the history in the replica {}: {key}, which was this process's turn, is not its own ({why}). Nothing that is \
+         committed here since is in the replica. {FENCED}",
+        shared.store.replica()
+    ));
+    Stopped
+}
+
+/// Whether no generation has begun after this one, whose image is in the store now: what is acknowledged is a part of the newest history.
+async fn is_newest(uploader: &Uploader, generation: Generation, current: &AtomicBool) -> Result<bool, Stopped> {
+    let (shared, next) = (uploader.shared(), Key::Generation(generation.next()));
+    if generation.next() == generation {
+        return Ok(true); // There is no number behind it.
+    }
+    let begun = uploader
+        .until_answered(|| async {
+            match shared.store.size(&next).await {
+                Ok(_) => Ok(true),
+                Err(error) if error.is_not_found() => Ok(false),
+                Err(error) => Err(error),
+            }
+        })
+        .await?;
+    if !current.load(Ordering::Acquire) {
+        return Ok(false); // By this process itself, if at all.
+    }
+    if begun {
+        return Err(fenced(shared, next, "another generation has begun").await);
+    }
+    Ok(true)
 }
 
 /// While connections are open, looks at the database once an interval, whatever the uploads are doing: what other processes committed, and

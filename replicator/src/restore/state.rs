@@ -34,6 +34,7 @@ pub(super) fn after(store: &Store, database_id: DatabaseId, plan: &Plan, last: T
         previous: tail.previous,
         left: None,
         if_wal: None,
+        fenced: false,
     }
 }
 

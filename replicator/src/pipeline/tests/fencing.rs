@@ -118,3 +118,97 @@ async fn a_generation_without_a_name_hides_none_that_is_written() {
         process.kill().await;
     }
 }
+
+/// Another process of a machine that was replaced does not end the successor's history either, nor does the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_of_a_fenced_process_is_fenced_too() {
+    let old = Machine::new();
+    let one = with_history(&old, 1..=2).await;
+    let standby = old.start();
+    let new = old.beside();
+    restore_to(&new, Target::Newest).await;
+    let two = with_history(&new, 100..=100).await;
+    one.commit(&old, 3);
+    one.failure().await;
+    let reason = standby.failure().await;
+    assert!(reason.contains("another machine has taken over"), "{reason}");
+    assert_eq!(standby.status("fenced"), true);
+    standby.kill().await;
+    one.kill().await;
+    let next = old.start();
+    next.failure().await;
+    next.kill().await;
+    two.commit(&new, 101);
+    two.flush().await;
+    assert_eq!(two.status("fenced"), false);
+    assert_eq!(new.restored(Target::Newest).await, 101);
+    two.kill().await;
+}
+
+/// The database cannot be proved to follow from what another machine has stored meanwhile: that was left behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_successor_stored_is_no_part_of_a_broken_history() {
+    let old = Machine::new();
+    with_history(&old, 1..=2).await.kill().await;
+    let new = old.beside();
+    restore_to(&new, Target::Newest).await;
+    let two = with_history(&new, 100..=100).await;
+    // Plain SQLite has restarted the WAL.
+    *old.wal.lock().unwrap() = super::machine::Wal::new(9, 2);
+    let one = with_history(&old, 3..=3).await;
+    assert_eq!(one.status("diverged"), true);
+    let (generation, warnings) = warnings(&old).await;
+    assert_eq!(generation, 2);
+    assert!(
+        warnings.iter().any(|warning| warning.contains("transactions 3 to 3")),
+        "{warnings:?}"
+    );
+    for process in [one, two] {
+        process.kill().await;
+    }
+}
+
+/// An image that gets into a generation which was ended meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_behind_a_seal_is_not_acknowledged() {
+    let old = Machine::new();
+    with_history(&old, 1..=2).await.kill().await;
+    let new = old.beside();
+    restore_to(&new, Target::Txid(Txid(1))).await;
+    let (chunks, away) = (old.replica().join("chunk"), old.replica().join("away"));
+    std::fs::rename(&chunks, &away).unwrap();
+    std::fs::write(&chunks, b"").unwrap();
+    let two = new.start();
+    new.commit(100);
+    two.until("it begins", |two| two.status("generation") == 2).await;
+    let one = old.start();
+    one.until("it begins", |one| one.status("generation") == 3).await;
+    std::fs::remove_file(&chunks).unwrap();
+    std::fs::rename(&away, &chunks).unwrap();
+    one.flush().await;
+    let reason = two.failure().await;
+    assert!(reason.contains("another generation has begun"), "{reason}");
+    assert_eq!(two.log.acked(), None);
+    assert_eq!(one.status("fenced"), false);
+    for process in [one, two] {
+        process.kill().await;
+    }
+}
+
+/// Two applications that share a replica by mistake must not end each other's history: neither one that has not written yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_written_late_does_not_end_anothers_history() {
+    let one = Machine::new();
+    let late = one.beside();
+    let waits = late.start();
+    let first = with_history(&one, 1..=2).await;
+    late.commit(77);
+    let reason = waits.failure().await;
+    assert!(reason.contains("another database"), "{reason}");
+    first.commit(&one, 3);
+    first.flush().await;
+    assert_eq!(one.restored(Target::Newest).await, 3);
+    for process in [first, waits] {
+        process.kill().await;
+    }
+}
