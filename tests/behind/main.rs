@@ -1,6 +1,7 @@
 //! Two machines with a database and one replica, by turns: who opens with `restore=if-behind` has what the other one did, or what it has of its own.
 #![allow(missing_docs)]
 
+mod half;
 mod killed;
 mod process;
 
@@ -489,4 +490,50 @@ fn processes_that_start_together_see_the_same() {
         processes.into_iter().for_each(Process::end);
         assert_eq!(world.generations(), 1);
     }
+}
+
+/// Idle, between two statements: with a WAL it has its lock until it closes.
+#[test]
+fn an_idle_connection_with_a_wal_keeps_the_newest_state_away() {
+    for statements in [&["PRAGMA query_only = 1"][..], &["PRAGMA locking_mode = EXCLUSIVE"]] {
+        let world = World::new("WAL");
+        world.begin_and_end();
+        world.b_goes_on(4..=5);
+        let path = world.file("a", "");
+        let mut uris = vec![path.display().to_string()];
+        if statements[0].contains("query") {
+            uris.push(format!("file:{}?mode=ro", path.display()));
+        }
+        for uri in uris {
+            let mut plain = Process::open(&uri);
+            for statement in statements {
+                plain.ask(statement);
+            }
+            assert_eq!(plain.ask(COUNT), "3");
+            let why = Process::refused(&world.uri("a", IF_BEHIND));
+            assert!(why.contains("another connection has it open"), "{uri}: {why}");
+            assert_eq!(plain.ask(COUNT), "3");
+            plain.kill();
+        }
+        let mut a = world.open("a", IF_BEHIND);
+        assert_eq!(a.ask(COUNT), "5");
+        a.end();
+    }
+}
+
+/// It has the lock for an instant, as `replvfs status` does: no reason to go on with what is here.
+#[test]
+fn who_asks_for_the_owner_just_then_makes_no_fork() {
+    let world = World::new("WAL");
+    world.begin_and_end();
+    world.b_goes_on(4..=5);
+    let asker = std::fs::File::open(world.file("a", "-replvfs-lock")).unwrap();
+    asker.try_lock_shared().unwrap();
+    let why = Process::refused(&world.uri("a", IF_BEHIND));
+    assert!(why.contains("-replvfs-lock failed"), "{why}");
+    let mut a = Process::start(&world.uri("a", IF_BEHIND));
+    asker.unlock().unwrap();
+    assert_eq!(a.answer(), "open");
+    assert_eq!(a.ask(COUNT), "5");
+    a.end();
 }

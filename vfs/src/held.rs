@@ -52,6 +52,15 @@ impl DatabaseFile {
         }
     }
 
+    /// Whether what the VFS reads and writes is what is on the disk, so that the WAL may be read and written by its name. True of SQLite's own VFSes
+    /// for Unix only: another one may encrypt.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        // SAFETY: a registered VFS has a name.
+        let name = unsafe { CStr::from_ptr((*self.vfs.raw).zName) };
+        name.to_bytes().starts_with(b"unix")
+    }
+
     /// A file on SQLite's default VFS. `None` when the path has a NUL in it, or there is no such VFS.
     #[must_use]
     pub fn on_default_vfs(api: SqliteApi, path: &Path) -> Option<DatabaseFile> {

@@ -5,7 +5,6 @@ mod collector;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use collector::faults::{self, Fault};
 use collector::{Collector, beside, copied, open, plain, plain_image, prepare, txid, with_table};
@@ -175,9 +174,9 @@ fn the_wal_that_others_write_is_restarted_for_them() {
     collector.log().look();
     collector.settled();
     // It does not wait for who is at work there at this moment.
-    let end = Instant::now() + Duration::from_secs(30);
+    let mut looks = 0..1_000_000;
     while !collector.log().has_news() {
-        assert!(Instant::now() < end, "nobody looks");
+        assert!(looks.next().is_some(), "nobody looks");
         std::thread::yield_now();
     }
     collector.log().look();

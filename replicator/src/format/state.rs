@@ -288,12 +288,17 @@ impl LocalState {
         let Some(newest) = newest else {
             return trouble.map_or(Ok(None), Err);
         };
-        match newest.if_wal {
-            Some(salts) if wal() != Some(salts) => {}
-            _ => return Ok(Some(newest)),
+        let Some(salts) = newest.if_wal else {
+            return Ok(Some(newest));
+        };
+        let beside = wal();
+        if beside == Some(salts) {
+            return Ok(Some(newest));
         }
-        // Only one that counts is ever written before one that may not.
-        let before = states.pop().filter(|before| before.if_wal.is_none());
+        // Only one that counts is ever written before one that may not: perhaps because of the WAL that is still there.
+        let before = states
+            .pop()
+            .filter(|before| before.if_wal.is_none_or(|salts| beside == Some(salts)));
         let mut before = before.ok_or_else(|| damaged("the state that counts is not there"))?;
         before.sequence = newest
             .sequence
@@ -434,6 +439,24 @@ mod tests {
         }
         put(&mut file, &state(10, None));
         assert_eq!(read(&file, Some(Salts(1, 2))).sequence, 10);
+    }
+
+    #[test]
+    fn a_state_that_waits_may_follow_one_that_counts_with_the_wal_before() {
+        let mut file = vec![0; 2 * STATE_SLOT_BYTES];
+        for (sequence, salts) in [(7, Salts(1, 1)), (8, Salts(2, 2))] {
+            let mut state = state(sequence, None);
+            state.if_wal = Some(salts);
+            let at = LocalState::offset(sequence) as usize;
+            file[at..at + STATE_SLOT_BYTES].copy_from_slice(&state.to_slot().unwrap());
+        }
+        let read = |salts| LocalState::from_file_beside(&file, || salts);
+        let counts = read(Some(Salts(1, 1))).unwrap().unwrap();
+        assert_eq!((counts.if_wal, counts.sequence), (Some(Salts(1, 1)), 9));
+        assert_eq!(read(Some(Salts(2, 2))).unwrap().unwrap().sequence, 8);
+        for other in [None, Some(Salts(3, 3))] {
+            assert!(matches!(read(other), Err(FormatError::Damaged { .. })));
+        }
     }
 
     #[test]

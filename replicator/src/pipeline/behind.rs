@@ -62,12 +62,15 @@ pub(super) fn forward_if_behind(
     if is_new(path) {
         return Ok(());
     }
+    if !file.is_plain() {
+        return Err("restore=if-behind needs one of SQLite's own VFSes for Unix underneath; use another setting of restore with this one".to_owned());
+    }
     let place = lock_file(path);
     let locking = |error| format!("locking {} failed: {error}", place.display());
     let _opening = Opening::wait(&place).map_err(locking)?;
     // A process that replicates it has decided this when it opened it. Closing the file of a lock that is not had lets go of the other one
     // as well, which is not needed then.
-    let Some(_ownership) = Ownership::take(&place).map_err(locking)? else {
+    let Some(_ownership) = Ownership::take_from_askers(&place, PATIENCE).map_err(locking)? else {
         return Ok(());
     };
     let Some(known) = noted(path, store) else {

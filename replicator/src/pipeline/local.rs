@@ -145,6 +145,12 @@ impl Local {
         let Some(mut state) = inner.known.clone().filter(|state| state.if_wal.is_some()) else {
             return;
         };
+        // The WAL has its name for good before that is relied on.
+        let folder = self.state_file.parent().unwrap_or(Path::new("."));
+        if let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
+            tracing::warn!("syncing {} failed: {error}", folder.display());
+            return;
+        }
         state.if_wal = None;
         if let Err(problem) = self.write(inner, state) {
             tracing::warn!("{problem}");

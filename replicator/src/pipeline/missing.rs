@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, fcntl_lock};
+use rustix::io::Errno;
 use tokio::runtime::Handle;
 
 use super::owner::lock_file;
@@ -31,6 +32,9 @@ pub(super) struct Opening {
     _lock: File,
 }
 
+/// Before a lock that was refused is asked for again.
+const PAUSE: Duration = Duration::from_millis(5);
+
 impl Opening {
     /// Waits for another process to be done.
     pub(super) fn wait(path: &Path) -> io::Result<Opening> {
@@ -40,8 +44,15 @@ impl Opening {
             .create(true)
             .truncate(false)
             .open(path)?;
-        fcntl_lock(&file, FlockOperation::LockExclusive)?;
-        Ok(Opening { _lock: file })
+        loop {
+            match fcntl_lock(&file, FlockOperation::LockExclusive) {
+                Ok(()) => return Ok(Opening { _lock: file }),
+                Err(Errno::INTR) => {}
+                // Two processes that each open two databases look like a circle, since the system counts processes, not threads.
+                Err(Errno::DEADLK) => std::thread::sleep(PAUSE),
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
 

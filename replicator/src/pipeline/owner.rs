@@ -7,11 +7,13 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use replvfs_vfs::fork::NotInherited;
 
 /// Appended to the database's name.
 const SUFFIX: &str = "-replvfs-lock";
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// The ownership of one database, held until it is dropped or the process ends.
 #[derive(Debug)]
@@ -31,21 +33,51 @@ pub(crate) fn lock_file(database: &Path) -> PathBuf {
 impl Ownership {
     /// `None` when another process, or another name of the same file in this one, has it. Never waits.
     pub(super) fn take(lock_file: &Path) -> io::Result<Option<Ownership>> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(lock_file)?;
+        let file = open(lock_file)?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(Ownership {
-                _not_inherited: NotInherited::new(file.as_fd()),
-                _lock: file,
-            })),
+            Ok(()) => Ok(Some(Ownership::of(file))),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
         }
     }
+
+    /// The same for who cannot try again later: those who only ask whether there is an owner share the lock for an instant, and are waited for.
+    /// The file stays open meanwhile, so that locks of the other kind on it are not lost.
+    pub(super) fn take_from_askers(lock_file: &Path, patience: Duration) -> io::Result<Option<Ownership>> {
+        let (file, started) = (open(lock_file)?, Instant::now());
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Some(Ownership::of(file))),
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            match file.try_lock_shared() {
+                Ok(()) => file.unlock()?,
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            if started.elapsed() >= patience {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn of(file: File) -> Ownership {
+        Ownership {
+            _not_inherited: NotInherited::new(file.as_fd()),
+            _lock: file,
+        }
+    }
+}
+
+fn open(lock_file: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(lock_file)
 }
 
 #[cfg(test)]
@@ -62,5 +94,23 @@ mod tests {
         assert!(Ownership::take(&path).unwrap().is_none());
         drop(first);
         assert!(Ownership::take(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn who_only_asks_is_no_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = lock_file(&folder.path().join("app.db"));
+        let long = Duration::from_secs(60);
+        let asker = open(&path).unwrap();
+        asker.try_lock_shared().unwrap();
+        let given_up = Ownership::take_from_askers(&path, Duration::ZERO).unwrap_err();
+        assert_eq!(given_up.kind(), io::ErrorKind::TimedOut);
+        std::thread::scope(|scope| {
+            let taking = scope.spawn(|| Ownership::take_from_askers(&path, long));
+            asker.unlock().unwrap();
+            let taken = taking.join().unwrap().unwrap();
+            assert!(taken.is_some());
+            assert!(Ownership::take_from_askers(&path, long).unwrap().is_none());
+        });
     }
 }

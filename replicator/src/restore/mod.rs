@@ -148,7 +148,7 @@ pub(crate) async fn restore_aside(
     progress: ProgressFn,
 ) -> Result<Aside, RestoreError> {
     let place = place.to_owned();
-    let target = blocking(Key::Replica, move || TargetFile::create(&place, true)).await?;
+    let target = blocking(Key::Replica, move || TargetFile::aside(&place)).await?;
     fill(store, history, plan, target, Some(progress)).await
 }
 

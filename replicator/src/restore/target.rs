@@ -28,6 +28,17 @@ pub(super) struct TargetFile {
 impl TargetFile {
     /// Checks that the place is free, or may be replaced, and makes an empty file beside it.
     pub(super) fn create(place: &Path, force: bool) -> Result<TargetFile, RestoreError> {
+        // As SQLite creates databases; the umask applies.
+        TargetFile::with_mode(place, force, 0o644)
+    }
+
+    /// An empty file beside a database that stays: who may not read that one must not read what will be in it.
+    pub(super) fn aside(place: &Path) -> Result<TargetFile, RestoreError> {
+        TargetFile::with_mode(place, true, 0o600)
+    }
+
+    #[cfg_attr(not(unix), allow(unused_variables))]
+    fn with_mode(place: &Path, force: bool, mode: u32) -> Result<TargetFile, RestoreError> {
         let name = place
             .file_name()
             .filter(|_| !place.is_dir())
@@ -51,8 +62,7 @@ impl TargetFile {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            // As SQLite creates databases; the umask applies.
-            builder.permissions(fs::Permissions::from_mode(0o644));
+            builder.permissions(fs::Permissions::from_mode(mode));
         }
         let failed = |error| RestoreError::File {
             action: "create a file in",

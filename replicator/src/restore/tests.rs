@@ -729,3 +729,21 @@ async fn an_object_that_is_too_long_is_refused() {
     }
     replica.check(Target::Newest, 1, 0).await;
 }
+
+#[tokio::test]
+async fn nobody_else_reads_what_is_restored_beside_a_database() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut replica = Replica::new(512, 3, 17).await;
+    replica.begin_generation(None).await;
+    replica.image().await;
+    let place = replica.folder.path().join("app.db");
+    std::fs::write(&place, b"a database").unwrap();
+    std::fs::set_permissions(&place, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let history = History::open(&replica.store).await.unwrap();
+    let plan = history.plan(Target::Newest, None).await.unwrap();
+    let aside = restore_aside(&replica.store, &place, &history, &plan, Arc::new(|_| ()))
+        .await
+        .unwrap();
+    let mode = std::fs::metadata(aside.target.path()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
