@@ -28,6 +28,7 @@ struct Written {
     positions: [[u32; 5]; 2],
     next: Option<Result<[u32; 2], ([u64; 3], [i64; 4])>>,
     if_wal: Option<[u32; 2]>,
+    fenced: bool,
 }
 
 fn position([salt1, salt2, frame, sum1, sum2]: [u32; 5]) -> Position {
@@ -69,6 +70,7 @@ fn state(written: &Written) -> LocalState {
             next,
         }),
         if_wal: written.if_wal.map(|[salt1, salt2]| Salts(salt1, salt2)),
+        fenced: written.fenced,
     }
 }
 
