@@ -163,7 +163,7 @@ impl Replica for DatabaseReplica {
         if shared.is_drained() {
             return true;
         }
-        if shared.is_stuck() {
+        if shared.is_stuck() || self.gave_up.load(Ordering::Relaxed) {
             return false;
         }
         let end = Instant::now() + self.close_timeout;

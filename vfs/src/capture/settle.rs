@@ -242,6 +242,10 @@ impl Database {
         if self.connections.load(Ordering::Acquire) > 1 || !self.replica.owns() || self.log.base_wanted() {
             return;
         }
+        // Before the store was asked the numbers are not final, and nothing can be noted. The close waits for the upload anyway.
+        if !self.log.is_settled() && self.capture().known.is_some() {
+            self.replica.drain();
+        }
         let state = connection.lock();
         let (None, Some(file)) = (state.wal, state.file) else {
             return;
