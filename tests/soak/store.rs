@@ -92,7 +92,8 @@ fn bytes_below(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).unwrap().map(Result::unwrap);
     let bytes = entries.map(|entry| match entry.file_type().unwrap() {
         kind if kind.is_dir() => bytes_below(&entry.path()),
-        kind if kind.is_file() => entry.metadata().unwrap().len(),
+        // An upload may be done, and its temporary file gone, since it was listed.
+        kind if kind.is_file() => entry.metadata().map_or(0, |meta| meta.len()),
         _ => 0,
     });
     bytes.sum()
