@@ -1,5 +1,5 @@
 //! A database that grows past 1 GiB, where SQLite keeps its file locks: that page has no content, and is not stored.
-//! Pages of 512 bytes put it at number 2,097,153; every transaction on the way is larger than what is kept in memory.
+//! Pages of 512 bytes put it at number 2,097,153, those of 65,536 at 16,385; every transaction on the way is larger than what is kept in memory.
 #![allow(missing_docs)]
 
 use std::fs::File;
@@ -13,10 +13,18 @@ fn a_database_grows_past_the_lock_page() {
     if !long_tests("a database past 1 GiB") {
         return;
     }
+    for page_size in [512, 4096, 65_536] {
+        grows_past_it(page_size);
+    }
+}
+
+fn grows_past_it(page_size: i64) {
     let scratch = Scratch::new();
     let connection = open(&scratch.uri_with("&timeout=10m")).unwrap();
     connection
-        .execute_batch("PRAGMA page_size=512; PRAGMA synchronous=OFF; PRAGMA cache_size=-8000;")
+        .execute_batch(&format!(
+            "PRAGMA page_size={page_size}; PRAGMA synchronous=OFF; PRAGMA cache_size=-8000;"
+        ))
         .unwrap();
     use_wal(&connection);
     connection
@@ -36,7 +44,7 @@ fn a_database_grows_past_the_lock_page() {
     }
     let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
     assert!(
-        pages > 0x4000_0000 / 512 + 1000,
+        pages > 0x4000_0000 / page_size + 100,
         "only {pages} pages: the lock page was not reached"
     );
     connection
