@@ -40,15 +40,14 @@ fn the_shell_replicates_through_the_extension() {
     );
 }
 
+fn python_loads_extensions() -> bool {
+    let probe = "import sqlite3; sqlite3.connect(':memory:').enable_load_extension(True)";
+    available(PYTHON, &["-c", probe])
+}
+
 #[test]
 fn python_replicates_through_the_extension() {
-    if !available(
-        PYTHON,
-        &[
-            "-c",
-            "import sqlite3; sqlite3.connect(':memory:').enable_load_extension(True)",
-        ],
-    ) {
+    if !python_loads_extensions() {
         return;
     }
     let scratch = Scratch::new();
@@ -93,13 +92,7 @@ db.close()
 /// As servers do that load the application, and fork their workers then.
 #[test]
 fn workers_that_python_forks_are_replicated() {
-    if !available(
-        PYTHON,
-        &[
-            "-c",
-            "import sqlite3; sqlite3.connect(':memory:').enable_load_extension(True)",
-        ],
-    ) {
+    if !python_loads_extensions() {
         return;
     }
     let scratch = Scratch::new();

@@ -195,32 +195,24 @@ impl Local {
 
     /// A generation is being written from here on. Blocks until that is on disk; the lock is free meanwhile.
     pub(super) fn begun(&self, identity: Identity, stored: Stored) -> Result<(), Problem> {
-        let file = {
-            let mut inner = self.lock();
-            let left = inner.known.as_ref().and_then(|known| known.left).or(inner.left.take());
-            inner.is_new = false;
-            let state = LocalState {
-                sequence: 0,
-                replica: self.replica.clone(),
-                place: self.place,
-                database_id: identity.database_id,
-                generation: identity.generation,
-                page_size: identity.page_size,
-                stored: stored.mark,
-                slot: stored.slot,
-                previous: stored.previous,
-                left: left.filter(|left| left.mark.txid >= stored.mark.txid),
-                if_wal: None,
-                fenced: false,
-            };
-            self.write(&mut inner, state)?;
-            inner.file.as_ref().map(File::try_clone)
+        let mut inner = self.lock();
+        let left = inner.known.as_ref().and_then(|known| known.left).or(inner.left.take());
+        inner.is_new = false;
+        let state = LocalState {
+            sequence: 0,
+            replica: self.replica.clone(),
+            place: self.place,
+            database_id: identity.database_id,
+            generation: identity.generation,
+            page_size: identity.page_size,
+            stored: stored.mark,
+            slot: stored.slot,
+            previous: stored.previous,
+            left: left.filter(|left| left.mark.txid >= stored.mark.txid),
+            if_wal: None,
+            fenced: false,
         };
-        match file {
-            Some(Ok(file)) => file.sync_all().map_err(|error| self.failed(&error)),
-            Some(Err(error)) => Err(self.failed(&error)),
-            None => Ok(()),
-        }
+        self.write_synced(inner, state)
     }
 
     /// A segment is in the store. To be called before anything is told that it need not be kept any more.
@@ -239,17 +231,12 @@ impl Local {
 
     /// Another machine has taken over. No process of this one goes on by itself. Blocks until that is on disk.
     pub(super) fn fenced(&self) -> Result<(), Problem> {
-        let file = {
-            let mut inner = self.lock();
-            let Some(mut state) = inner.known.clone() else {
-                return Ok(());
-            };
-            state.fenced = true;
-            self.write(&mut inner, state)?;
-            inner.file.as_ref().map(File::try_clone)
+        let inner = self.lock();
+        let Some(mut state) = inner.known.clone() else {
+            return Ok(());
         };
-        let synced = file.map_or(Ok(()), |file| file.and_then(|file| file.sync_all()));
-        synced.map_err(|error| self.failed(&error))
+        state.fenced = true;
+        self.write_synced(inner, state)
     }
 
     /// A WAL ends: remembered without a sync.
@@ -268,6 +255,15 @@ impl Local {
         }
         state.left = Some(*left);
         self.write(&mut inner, state)
+    }
+
+    /// As [`write`](Self::write), until it is on disk. The lock is free while that is waited for.
+    fn write_synced(&self, mut inner: MutexGuard<'_, Inner>, state: LocalState) -> Result<(), Problem> {
+        self.write(&mut inner, state)?;
+        let file = inner.file.as_ref().map(File::try_clone);
+        drop(inner);
+        let synced = file.map_or(Ok(()), |file| file.and_then(|file| file.sync_all()));
+        synced.map_err(|error| self.failed(&error))
     }
 
     fn write(&self, inner: &mut Inner, mut state: LocalState) -> Result<(), Problem> {

@@ -234,9 +234,7 @@ impl Database {
         // The last reference may close a file.
         drop(snapshots);
     }
-}
 
-impl Database {
     /// A connection is about to close, and has no lock any more. If it is the last one and there is no WAL, it is written down how the file is left.
     pub(crate) fn leave_without_wal(&self, connection: &Connection) {
         if self.connections.load(Ordering::Acquire) > 1 || !self.replica.owns() || self.log.base_wanted() {
