@@ -250,6 +250,49 @@ fn when_the_owner_is_killed_another_process_takes_over_beside_plain_writers() {
     plain.end();
 }
 
+/// Nothing tells a standby that the owner was killed. It is about to restart the WAL, in which there is what is in no store yet.
+#[test]
+fn a_standby_takes_over_before_it_restarts_the_wal() {
+    let scratch = Scratch::new();
+    // Nobody looks by himself.
+    let uri = scratch.uri_with("&flush_interval=1h");
+    let mut owner = Other::start(&uri);
+    owner.sql("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b)");
+    owner.sql("PRAGMA replvfs_flush");
+    let standby = open(&uri).unwrap();
+    standby
+        .execute_batch("PRAGMA wal_autocheckpoint=1; INSERT INTO t(b) VALUES('standby')")
+        .unwrap();
+    for _ in 0..5 {
+        owner.sql("INSERT INTO t(b) VALUES('the last words')");
+    }
+    assert_eq!(status(&standby)["owner"], false);
+    owner.process.kill().unwrap();
+    owner.process.wait().unwrap();
+    for _ in 0..20 {
+        standby.execute_batch("INSERT INTO t(b) VALUES('after')").unwrap();
+    }
+    assert_eq!(status(&standby)["owner"], true);
+    flush(&standby);
+    let now = status(&standby);
+    assert_eq!(
+        (&now["generation"], &now["discontinuities"]),
+        (&1.into(), &0.into()),
+        "{now}"
+    );
+    let newest = pragma_number(&standby, "replvfs_txid").unwrap();
+    for back in 0..=26 {
+        let out = scratch.file("earlier.db");
+        restore_txid(&scratch.replica(), &out, Some(newest - back));
+        let found: i64 = Connection::open(&out)
+            .unwrap()
+            .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(found as u64, 26 - back);
+        std::fs::remove_file(&out).unwrap();
+    }
+}
+
 /// POSIX drops all locks of a process on a file when the process closes any descriptor of it. Images, other connections, flushes and closes
 /// all open and close files.
 #[test]

@@ -60,6 +60,11 @@ impl Database {
     }
 
     fn may_restart(&self, capture: &mut Capture, state: &ConnectionState) -> bool {
+        if !self.replica.owns() && self.replica.take_over() {
+            // Its owner has just died, and nobody has looked yet whether all of this WAL is in the store.
+            self.take_pin();
+            return false;
+        }
         if !self.replica.owns() || self.log.failure().is_some() || self.log.is_suspended() {
             return !self.holds_wal();
         }
