@@ -507,7 +507,7 @@ impl Task {
         let current = Arc::new(AtomicBool::new(true));
         let writes = Arc::clone(&current);
         let task = tokio::spawn(async move {
-            let making = image::make(&uploader, base, generation, generation > Generation(1));
+            let making = image::make(&uploader, base, generation);
             let made = AssertUnwindSafe(making).catch_unwind().await;
             if made.is_err() {
                 shared.fail("making an image panicked, which is a bug in replvfs");
