@@ -190,6 +190,7 @@ impl Task {
         match batch.or_else(|| self.shared.log.take(self.plan.segment_size)) {
             None => Ok(()),
             Some(Batch::Base(base)) => self.base(*base).await,
+            Some(Batch::Image(_)) => Ok(()),
             Some(Batch::Resumed(txid)) => self.resumed(txid).await,
             Some(Batch::Transactions(transactions)) => self.transactions(transactions).await,
         }
