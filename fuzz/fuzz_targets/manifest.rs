@@ -4,7 +4,9 @@
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use replvfs::format::{CHUNK_BYTES, ChunkHash, Generation, GenerationMeta, Key, Manifest, ReplicaMeta, decode_chunk};
+use replvfs::format::{
+    CHUNK_BYTES, ChunkHash, ChunkName, Generation, GenerationMeta, Key, Manifest, ReplicaMeta, decode_chunk,
+};
 use replvfs_vfs::types::{PageSize, Position, Salts, Txid, UnixMillis};
 
 #[derive(Arbitrary, Debug)]
@@ -78,7 +80,10 @@ fuzz_target!(|input: Input| match input {
                 checksum: [sum1, sum2],
             },
             chunks: (0..bytes.div_ceil(CHUNK_BYTES as u64))
-                .map(|chunk| ChunkHash::of(&chunk.to_le_bytes()))
+                .map(|chunk| ChunkName {
+                    hash: ChunkHash::of(&chunk.to_le_bytes()),
+                    token: txid ^ chunk,
+                })
                 .collect(),
         };
         let mut encoded = manifest.encode().expect("as many chunks as its pages are");

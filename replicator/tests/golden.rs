@@ -9,9 +9,9 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use replvfs::format::{
-    CHUNK_BYTES, ChunkHash, DatabaseId, FORMAT_VERSION, FormatError, Generation, GenerationMeta, LocalState, Manifest,
-    ObjectHash, Parent, Place, ReplicaMeta, STATE_SLOT_BYTES, Seal, SegmentFooter, SegmentHeader, SegmentIndex,
-    SegmentReader, SegmentWriter, Step, TransactionHeader, decode_chunk, encode_chunk,
+    CHUNK_BYTES, ChunkHash, ChunkName, DatabaseId, FORMAT_VERSION, FormatError, Generation, GenerationMeta, LocalState,
+    Manifest, ObjectHash, Parent, Place, ReplicaMeta, STATE_SLOT_BYTES, Seal, SegmentFooter, SegmentHeader,
+    SegmentIndex, SegmentReader, SegmentWriter, Step, TransactionHeader, decode_chunk, encode_chunk,
 };
 use replvfs_vfs::resume::{Fingerprint, Left, Mark, Next};
 use replvfs_vfs::types::{PageSize, Pgno, Position, Salts, Txid, UnixMillis};
@@ -154,7 +154,13 @@ fn image() {
         page_count: (CHUNK_BYTES / 512) as u32 + 5,
         taken_at: UnixMillis(1_700_000_000_456),
         position: position(7),
-        chunks: vec![ChunkHash::of(b"first"), hash],
+        chunks: vec![
+            ChunkName {
+                hash: ChunkHash::of(b"first"),
+                token: 0x0123_4567_89ab_cdef,
+            },
+            ChunkName { hash, token: 8 },
+        ],
     };
     let written = manifest.encode().unwrap();
     let read = golden("manifest", &written);

@@ -47,6 +47,9 @@ pub enum Continuity {
 pub enum Batch {
     /// A new base: an image is due.
     Base(Box<Base>),
+    /// What [`Log::request_image`] asked for: the state after the transaction before it, [`Continuity::Continued`]. Nothing depends on it, and whoever
+    /// is in its way gives it up.
+    Image(Box<Base>),
     /// The database was found to go on from what [`Log::resume_from`] named: transactions follow the one with this number.
     Resumed(Txid),
     /// Consecutive transactions of one page size, at least one. The log keeps them too, until [`Log::stored`].
@@ -90,6 +93,7 @@ pub struct Pending {
 #[derive(Debug)]
 enum Item {
     Base(Box<Base>),
+    Image(Box<Base>),
     Resumed(Txid),
     Transaction(Arc<Transaction>),
 }
@@ -103,7 +107,7 @@ impl Item {
     fn transaction(&self) -> Option<&Arc<Transaction>> {
         match self {
             Item::Transaction(transaction) => Some(transaction),
-            Item::Base(_) | Item::Resumed(_) => None,
+            Item::Base(_) | Item::Image(_) | Item::Resumed(_) => None,
         }
     }
 }
@@ -114,6 +118,8 @@ struct Inner {
     wal_bytes: u64,
     /// Items in the queue that are no transactions.
     urgent: usize,
+    /// Those among them that nothing depends on.
+    images: usize,
     /// Transactions that were taken, and are not known to be in the store.
     taken: VecDeque<Arc<Transaction>>,
     taken_bytes: u64,
@@ -148,6 +154,7 @@ impl Inner {
         self.wal_bytes = 0;
         self.taken_bytes = 0;
         self.urgent = 0;
+        self.images = 0;
         (std::mem::take(&mut self.queue), std::mem::take(&mut self.taken))
     }
 
@@ -165,6 +172,8 @@ pub struct Log {
     progress: Condvar,
     /// The capture must bring a base, or prove that it can do without, before it may log anything more.
     base_wanted: AtomicBool,
+    /// An image is due. The capture goes on without one.
+    image_wanted: AtomicBool,
     replica: OnceLock<Weak<dyn Replica>>,
     capturing: OnceLock<Weak<dyn Capturing>>,
 }
@@ -224,6 +233,7 @@ impl Log {
                 self.progress.notify_all();
             }
             inner.urgent += usize::from(item.is_urgent());
+            inner.images += usize::from(matches!(item, Item::Image(_)));
             inner.queue.push_back(item);
             inner.wal_bytes += wal_bytes;
             inner.pushed_bytes += wal_bytes;
@@ -257,6 +267,16 @@ impl Log {
     pub(crate) fn push_base(&self, base: Base, answers: Question) -> bool {
         let txid = base.txid;
         self.push(Item::Base(Box::new(base)), txid, 0, Some(answers))
+    }
+
+    /// Appends what an image is made of, which has the newest transaction as its last. `false` when it is of no use by now.
+    #[doc(hidden)]
+    pub fn push_image(&self, base: Base) -> bool {
+        let txid = base.txid;
+        if !self.image_wanted.swap(false, Ordering::AcqRel) || self.base_wanted() || self.last_txid() != Some(txid) {
+            return false;
+        }
+        self.push(Item::Image(Box::new(base)), txid, 0, None)
     }
 
     /// The database goes on from the transaction that was asked for. `false` when something else is wanted by now.
@@ -301,11 +321,11 @@ impl Log {
         due
     }
 
-    /// What waits to be taken.
+    /// What waits to be taken. An image that was asked for does not count: nobody has to wait for it.
     pub fn pending(&self) -> Pending {
         let inner = self.lock();
         Pending {
-            items: inner.queue.len(),
+            items: inner.queue.len() - inner.images,
             wal_bytes: inner.wal_bytes,
         }
     }
@@ -320,6 +340,11 @@ impl Log {
                 Item::Base(base) if taken.is_empty() => {
                     inner.urgent -= 1;
                     return Some(Batch::Base(base));
+                }
+                Item::Image(base) if taken.is_empty() => {
+                    inner.urgent -= 1;
+                    inner.images -= 1;
+                    return Some(Batch::Image(base));
                 }
                 Item::Resumed(txid) if taken.is_empty() => {
                     inner.urgent -= 1;
@@ -450,7 +475,7 @@ impl Log {
             inner.last = inner.last.map(|last| Txid(last.0 + by));
             for item in &mut inner.queue {
                 match item {
-                    Item::Base(base) => base.txid.0 += by,
+                    Item::Base(base) | Item::Image(base) => base.txid.0 += by,
                     Item::Resumed(txid) => txid.0 += by,
                     Item::Transaction(transaction) => {
                         if let Some(transaction) = Arc::get_mut(transaction) {
@@ -651,6 +676,17 @@ impl Log {
         if !inner.suspended {
             self.ask(&mut inner);
         }
+    }
+
+    /// An image is due: a state of the database is welcome when it can be had beside everything else that goes on. What is captured goes on
+    /// as ever meanwhile, and if there is no answer nothing is missing.
+    pub fn request_image(&self) {
+        self.image_wanted.store(true, Ordering::Release);
+    }
+
+    /// Whether an image is due.
+    pub fn image_wanted(&self) -> bool {
+        self.image_wanted.load(Ordering::Acquire)
     }
 
     /// Whether a base is wanted, or proof that none is needed.

@@ -4,6 +4,7 @@
 //! under a connection that has the file for itself, copies of the pages that it is about to overwrite.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -55,6 +56,7 @@ impl Snapshot {
             shared: Arc::new(Shared {
                 state: Mutex::new(State::Loaded(bytes)),
                 changed: Condvar::new(),
+                yields: AtomicBool::new(false),
             }),
         }
     }
@@ -177,6 +179,8 @@ impl Drop for Snapshot {
 pub(crate) struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    /// Nothing depends on it: it is given up at once where it is in somebody's way.
+    yields: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -205,6 +209,15 @@ impl Shared {
     /// Lets the locks go now. The reader is told why.
     pub(crate) fn give_up(&self, reason: &'static str) {
         self.finish(State::GivenUp(reason));
+    }
+
+    pub(crate) fn let_yield(&self) {
+        self.yields.store(true, Ordering::Release);
+    }
+
+    /// Whether nothing depends on it.
+    pub(crate) fn yields(&self) -> bool {
+        self.yields.load(Ordering::Acquire)
     }
 
     /// The same, unless somebody is at it.
@@ -435,6 +448,7 @@ impl Snapshot {
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
             changed: Condvar::new(),
+            yields: AtomicBool::new(false),
         });
         (
             Snapshot {

@@ -130,6 +130,14 @@ fn run(seed: u64, path: &Path) -> usize {
                 collector.log().request_base();
                 script.push("request a base".into());
             }
+            19 => {
+                collector.log().request_image();
+                // As the replica does once an interval.
+                if collector.log().is_to_be_watched() && collector.log().has_news() {
+                    collector.log().look();
+                }
+                script.push("request an image".into());
+            }
             3 => {
                 let fault = if dice.roll(2) == 0 {
                     Fault::Sync
@@ -234,6 +242,7 @@ fn threads_that_open_write_and_close_at_once() {
                         match dice.roll(12) {
                             0 | 1 => connection = None,
                             2 => collector.log().request_base(),
+                            3 => collector.log().request_image(),
                             _ => {}
                         }
                     }

@@ -379,3 +379,92 @@ fn heap_mode_begins_after_another_process_has_committed() {
     let last = txid(&ours);
     assert!(Collector::of(&path).states(last)[&last] == truth);
 }
+
+fn look(collector: &Collector) {
+    assert!(collector.log().is_to_be_watched() && collector.log().has_news());
+    collector.log().look();
+}
+
+fn commits(connection: &Connection, path: &Path, rows: i64) {
+    connection.execute_batch(&format!("{INSERT}; {INSERT}")).unwrap();
+    assert_eq!(count(connection), rows + 2);
+    assert_current(connection, path);
+}
+
+#[test]
+fn an_image_that_is_due_is_the_newest_state_and_nothing_else_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    let collector = Collector::of(&path);
+    commits(&ours, &path, 0);
+    plain(&path).execute_batch(INSERT).unwrap();
+    collector.log().request_image();
+    look(&collector);
+    assert_eq!((collector.images(1), collector.log().image_wanted()), (1, false));
+    commits(&ours, &path, 3);
+    // Behind a restart of the WAL, before the next one's first frame.
+    ours.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    collector.log().request_image();
+    look(&collector);
+    assert_eq!(collector.images(2), 2);
+    commits(&ours, &path, 5);
+    assert_eq!(collector.bases(), [(0, Continuity::First)]);
+}
+
+#[test]
+fn an_image_that_is_due_is_in_nobodys_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    let collector = Collector::of(&path);
+    commits(&ours, &path, 0);
+    // Long enough for the test to fail by it, if anybody waited.
+    collector.close_within(Duration::from_secs(600));
+    for way in 0..3 {
+        collector.pause();
+        collector.log().request_image();
+        look(&collector);
+        match way {
+            0 => {
+                ours.execute_batch(INSERT).unwrap();
+                let busy: i64 = ours
+                    .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
+                    .unwrap();
+                assert_eq!(busy, 0, "its read lock was in the way of a checkpoint");
+            }
+            1 => {
+                collector.log().let_writers_by();
+            }
+            _ => ours
+                .execute_batch("PRAGMA journal_mode=DELETE; PRAGMA journal_mode=WAL")
+                .unwrap(),
+        }
+        collector.resume();
+        assert_eq!(collector.images(way + 1), 0, "way {way}");
+        assert!(!collector.log().base_wanted(), "the history was disturbed");
+        ours.execute_batch(INSERT).unwrap();
+        assert_current(&ours, &path);
+    }
+    assert_eq!(collector.bases(), [(0, Continuity::First)]);
+}
+
+#[test]
+fn an_image_that_is_due_and_not_had_leaves_the_end_of_the_wal_noted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    let collector = Collector::of(&path);
+    commits(&ours, &path, 0);
+    collector.log().request_image();
+    ours.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    ours.execute_batch(INSERT).unwrap();
+    drop(ours);
+    let last = collector.log().last_txid();
+    let left = collector.resume_point().and_then(|resume| resume.left);
+    assert_eq!(left.map(|left| left.mark.txid), last);
+    let ours = open(&path);
+    ours.execute_batch(INSERT).unwrap();
+    assert_current(&ours, &path);
+    assert_eq!(collector.bases(), [(0, Continuity::First)]);
+}

@@ -4,13 +4,15 @@
 use replvfs_vfs::types::{PageSize, Position, Txid, UnixMillis};
 
 use super::wire::{Fields, POSITION_LEN, put_crc, put_position};
-use super::{ChunkHash, FORMAT_VERSION, FormatError, Generation};
+use super::{ChunkHash, ChunkName, FORMAT_VERSION, FormatError, Generation};
 
 /// Raw bytes of the pages in a chunk; the last chunk of an image may have fewer.
 pub const CHUNK_BYTES: usize = 1 << 20;
 
 const MAGIC: [u8; 8] = *b"replvfsI";
 const FIELDS_LEN: usize = 8 + 4 + 4 + 8 + 8 + 8 + POSITION_LEN + 4 + 4;
+/// Bytes of a chunk's name in a manifest.
+const NAME_LEN: usize = 32 + 8;
 const PART: &str = "manifest";
 const CHUNK: &str = "chunk";
 
@@ -30,7 +32,7 @@ pub struct Manifest {
     /// The place in the WAL behind its last transaction.
     pub position: Position,
     /// The chunks in the order of their pages, all of [`CHUNK_BYTES`] but the last. The lock page is zeros.
-    pub chunks: Vec<ChunkHash>,
+    pub chunks: Vec<ChunkName>,
 }
 
 impl Manifest {
@@ -55,7 +57,7 @@ impl Manifest {
             );
             return Err(FormatError::refused(PART, problem));
         }
-        let mut out = Vec::with_capacity(FIELDS_LEN + self.chunks.len() * 32 + 4);
+        let mut out = Vec::with_capacity(FIELDS_LEN + self.chunks.len() * NAME_LEN + 4);
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
         out.extend_from_slice(&self.page_size.get().to_le_bytes());
@@ -65,7 +67,10 @@ impl Manifest {
         put_position(&mut out, self.position);
         out.extend_from_slice(&self.page_count.to_le_bytes());
         out.extend_from_slice(&count.to_le_bytes());
-        self.chunks.iter().for_each(|hash| out.extend_from_slice(&hash.0));
+        for chunk in &self.chunks {
+            out.extend_from_slice(&chunk.hash.0);
+            out.extend_from_slice(&chunk.token.to_le_bytes());
+        }
         put_crc(&mut out);
         Ok(out)
     }
@@ -92,14 +97,14 @@ impl Manifest {
         if txid.0 == u64::MAX {
             return Err(FormatError::damaged(PART, format!("transaction {txid} cannot be")));
         }
-        let (hashes, rest) = fields.rest().as_chunks::<32>();
-        if count != chunk_count(page_size, page_count) || hashes.len() as u64 != u64::from(count) || !rest.is_empty() {
+        let (names, rest) = fields.rest().as_chunks::<NAME_LEN>();
+        if count != chunk_count(page_size, page_count) || names.len() as u64 != u64::from(count) || !rest.is_empty() {
             return Err(FormatError::damaged(
                 PART,
                 "the number of chunks is not that of the pages",
             ));
         }
-        let chunks = hashes.iter().map(|hash| ChunkHash(*hash)).collect();
+        let chunks = names.iter().map(name).collect();
         Ok(Manifest {
             generation,
             txid,
@@ -114,7 +119,7 @@ impl Manifest {
     /// No manifest of a database with such pages is longer.
     #[must_use]
     pub fn max_bytes(page_size: PageSize) -> u64 {
-        FIELDS_LEN as u64 + u64::from(chunk_count(page_size, u32::MAX)) * 32 + 4
+        FIELDS_LEN as u64 + u64::from(chunk_count(page_size, u32::MAX)) * NAME_LEN as u64 + 4
     }
 
     /// Raw bytes of a chunk; 0 for one that is not there.
@@ -129,6 +134,16 @@ impl Manifest {
     #[must_use]
     pub fn database_len(&self) -> u64 {
         u64::from(self.page_count) * u64::from(self.page_size.get())
+    }
+}
+
+fn name(bytes: &[u8; NAME_LEN]) -> ChunkName {
+    let (mut hash, mut token) = ([0; 32], [0; 8]);
+    hash.copy_from_slice(&bytes[..32]);
+    token.copy_from_slice(&bytes[32..]);
+    ChunkName {
+        hash: ChunkHash(hash),
+        token: u64::from_le_bytes(token),
     }
 }
 
@@ -198,7 +213,10 @@ mod tests {
                 checksum: [4, 5],
             },
             chunks: (0..chunk_count(page_size, page_count))
-                .map(|n| ChunkHash::of(&n.to_le_bytes()))
+                .map(|n| ChunkName {
+                    hash: ChunkHash::of(&n.to_le_bytes()),
+                    token: u64::from(n) << 32 | 7,
+                })
                 .collect(),
         }
     }
@@ -243,7 +261,7 @@ mod tests {
             let few = manifest(page_size, 5000);
             let len = few.encode().unwrap().len() as u64;
             let (most, now) = (chunk_count(size, u32::MAX), chunk_count(size, 5000));
-            assert_eq!(Manifest::max_bytes(size), len + 32 * u64::from(most - now));
+            assert_eq!(Manifest::max_bytes(size), len + NAME_LEN as u64 * u64::from(most - now));
         }
         let noise: Vec<u8> = (0..CHUNK_BYTES as u64 / 8)
             .flat_map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[..8].to_vec())

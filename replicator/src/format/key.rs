@@ -57,6 +57,22 @@ impl ChunkHash {
     }
 }
 
+/// The name of a chunk. Only who has put it there, and who found it in a manifest, may rely on it: one of the same hash and another token
+/// is another object, which may be about to be deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChunkName {
+    /// Of its raw pages.
+    pub hash: ChunkHash,
+    /// Drawn at random for all chunks that one making of an image puts into the store.
+    pub token: u64,
+}
+
+impl fmt::Display for ChunkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{:016x}", self.hash, self.token)
+    }
+}
+
 macro_rules! display_as_hex {
     ($($name:ident),*) => {$(
         impl fmt::Display for $name {
@@ -80,7 +96,7 @@ pub enum Key {
     /// The manifest of the image at this transaction.
     Image(Generation, Txid),
     /// Pages of images.
-    Chunk(ChunkHash),
+    Chunk(ChunkName),
 }
 
 const REPLICA: &str = "replvfs.json";
@@ -96,7 +112,7 @@ impl Key {
             Key::Generation(generation) => format!("{GENERATIONS}{generation}/generation.json"),
             Key::Log(generation, first) => format!("{}{:016x}", Key::log_prefix(*generation), first.0),
             Key::Image(generation, txid) => format!("{}{:016x}", Key::image_prefix(*generation), txid.0),
-            Key::Chunk(hash) => format!("{CHUNKS}{hash}"),
+            Key::Chunk(name) => format!("{CHUNKS}{name}"),
         }
     }
 
@@ -106,8 +122,12 @@ impl Key {
         if path == REPLICA {
             return Some(Key::Replica);
         }
-        if let Some(hash) = path.strip_prefix(CHUNKS) {
-            return Some(Key::Chunk(ChunkHash(parse_bytes(hash)?)));
+        if let Some(name) = path.strip_prefix(CHUNKS) {
+            let (hash, token) = name.split_once('-')?;
+            return Some(Key::Chunk(ChunkName {
+                hash: ChunkHash(parse_bytes(hash)?),
+                token: parse_number(token)?,
+            }));
         }
         let (generation, rest) = path.strip_prefix(GENERATIONS)?.split_once('/')?;
         let generation = Generation(parse_number(generation)?);
@@ -117,6 +137,12 @@ impl Key {
             Some(("image", txid)) => Some(Key::Image(generation, Txid(parse_number(txid)?))),
             _ => None,
         }
+    }
+
+    /// What the names of chunks start with.
+    #[must_use]
+    pub fn chunks_prefix() -> &'static str {
+        CHUNKS
     }
 
     /// What the names of everything in a generation start with.
@@ -177,7 +203,10 @@ mod tests {
 
     #[test]
     fn names_are_fixed() {
-        let hash = ChunkHash([0xab; 32]);
+        let chunk = ChunkName {
+            hash: ChunkHash([0xab; 32]),
+            token: 0x1f,
+        };
         let names = [
             (Key::Replica, "replvfs.json".to_owned()),
             (
@@ -192,7 +221,7 @@ mod tests {
                 Key::Image(Generation(0x1f), Txid(0)),
                 "gen/000000000000001f/image/0000000000000000".to_owned(),
             ),
-            (Key::Chunk(hash), format!("chunk/{}", "ab".repeat(32))),
+            (Key::Chunk(chunk), format!("chunk/{}-000000000000001f", "ab".repeat(32))),
         ];
         for (key, name) in names {
             assert_eq!(key.path(), name);
@@ -216,6 +245,10 @@ mod tests {
             "gen/0000000000000001/span/000000000000000a",
             "gen/0000000000000001/log/x/000000000000000a",
             "chunk/ab",
+            "chunk/abababababababababababababababababababababababababababababababab",
+            "chunk/abababababababababababababababababababababababababababababababab-",
+            "chunk/abababababababababababababababababababababababababababababababab-1f",
+            "chunk/abababababababababababababababababababababababababababababababab-000000000000001F",
             "chunk/éé",
         ] {
             assert_eq!(Key::parse(name), None, "{name}");

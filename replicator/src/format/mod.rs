@@ -13,7 +13,7 @@ mod wire;
 
 pub use error::FormatError;
 pub use image::{CHUNK_BYTES, Manifest, decode_chunk, encode_chunk, max_chunk_bytes};
-pub use key::{ChunkHash, DatabaseId, Generation, Key, ObjectHash};
+pub use key::{ChunkHash, ChunkName, DatabaseId, Generation, Key, ObjectHash};
 pub use meta::{GenerationMeta, MAX_META_BYTES, Parent, ReplicaMeta};
 pub use seal::Seal;
 pub use segment::{

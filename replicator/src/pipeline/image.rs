@@ -13,8 +13,9 @@ use replvfs_vfs::types::Pgno;
 use tokio::sync::mpsc;
 
 use super::Stopped;
+use super::generation;
 use super::uploader::{Backoff, Owner, Uploader};
-use crate::format::{CHUNK_BYTES, ChunkHash, FormatError, Generation, Key, Manifest, encode_chunk};
+use crate::format::{CHUNK_BYTES, ChunkHash, ChunkName, FormatError, Generation, Key, Manifest, encode_chunk};
 use crate::store::Body;
 
 /// Encoded chunks between the reader and the uploads, each about [`CHUNK_BYTES`] at most.
@@ -42,15 +43,10 @@ enum ReadError {
     Abandoned,
 }
 
-type Chunk = (ChunkHash, Bytes);
+type Chunk = (ChunkName, Bytes);
 
-/// Makes the image of `base`. `shared_chunks` tells whether the replica may have chunks already.
-pub(super) async fn make(
-    uploader: &Uploader,
-    base: Base,
-    generation: Generation,
-    shared_chunks: bool,
-) -> Result<Made, Stopped> {
+/// Makes the image of `base`.
+pub(super) async fn make(uploader: &Uploader, base: Base, generation: Generation) -> Result<Made, Stopped> {
     let shared = uploader.shared();
     let Base {
         txid,
@@ -60,15 +56,16 @@ pub(super) async fn make(
         ..
     } = base;
     let (page_size, page_count) = (snapshot.page_size(), snapshot.page_count());
+    let token = u64::from_ne_bytes(generation::random(uploader)?);
     let (sender, receiver) = mpsc::channel(READ_AHEAD);
     // The snapshot goes with the reader: its lock is let go as soon as all is read.
-    let reader = tokio::task::spawn_blocking(move || read(snapshot, &sender));
+    let reader = tokio::task::spawn_blocking(move || read(snapshot, token, &sender));
     let uploads = stream::unfold(receiver, |mut receiver: mpsc::Receiver<Chunk>| async move {
         let chunk = receiver.recv().await?;
         Some((chunk, receiver))
     });
     uploads
-        .map(|(hash, stored)| upload(uploader, hash, stored, shared_chunks))
+        .map(|(name, stored)| upload(uploader, name, stored))
         .buffer_unordered(UPLOADS_AT_ONCE)
         .try_collect::<()>()
         .await?;
@@ -135,37 +132,26 @@ async fn has_same_pages(uploader: &Uploader, key: Key, ours: &Manifest) -> Resul
     let theirs = Manifest::decode(&bytes).ok();
     Ok(theirs.is_some_and(|theirs| {
         (theirs.generation, theirs.txid, theirs.page_size) == (ours.generation, ours.txid, ours.page_size)
-            && (theirs.page_count, &theirs.chunks) == (ours.page_count, &ours.chunks)
+            && theirs.page_count == ours.page_count
+            && hashes(&theirs).eq(hashes(ours))
     }))
 }
 
-async fn upload(uploader: &Uploader, hash: ChunkHash, stored: Bytes, may_be_there: bool) -> Result<(), Stopped> {
-    let key = Key::Chunk(hash);
-    // Asking costs a request and saves sending the content: right only where chunks are likely to be shared.
-    if may_be_there {
-        let store = &uploader.shared().store;
-        let there = uploader
-            .until_answered(|| async {
-                match store.size(&key).await {
-                    Ok(_) => Ok(true),
-                    Err(error) if error.is_not_found() => Ok(false),
-                    Err(error) => Err(error),
-                }
-            })
-            .await?;
-        if there {
-            return Ok(());
-        }
-    }
-    uploader.create_named_by_content(key, &Body::Bytes(stored)).await
+fn hashes(manifest: &Manifest) -> impl Iterator<Item = ChunkHash> {
+    manifest.chunks.iter().map(|chunk| chunk.hash)
+}
+
+/// The token is this making's: whatever is there under the name can only be an attempt of its own.
+async fn upload(uploader: &Uploader, name: ChunkName, stored: Bytes) -> Result<(), Stopped> {
+    uploader.create_once(Key::Chunk(name), &Body::Bytes(stored)).await
 }
 
 /// Reads all pages in order, and sends each chunk that was not sent before.
-fn read(mut snapshot: Snapshot, uploads: &mpsc::Sender<Chunk>) -> Result<Vec<ChunkHash>, ReadError> {
+fn read(mut snapshot: Snapshot, token: u64, uploads: &mpsc::Sender<Chunk>) -> Result<Vec<ChunkName>, ReadError> {
     let page_bytes = snapshot.page_size().as_usize();
     let pages_a_chunk = u32::try_from(CHUNK_BYTES / page_bytes).unwrap_or(1);
     let mut buffer = vec![0; CHUNK_BYTES];
-    let mut hashes = Vec::new();
+    let mut chunks = Vec::new();
     let mut sent = HashSet::new();
     let mut done = 0;
     while done < snapshot.page_count() {
@@ -176,11 +162,12 @@ fn read(mut snapshot: Snapshot, uploads: &mpsc::Sender<Chunk>) -> Result<Vec<Chu
         };
         snapshot.read_pages(first, raw)?;
         let (hash, stored) = encode_chunk(raw, LEVEL)?;
-        if sent.insert(hash) && uploads.blocking_send((hash, stored.into())).is_err() {
+        let name = ChunkName { hash, token };
+        if sent.insert(hash) && uploads.blocking_send((name, stored.into())).is_err() {
             return Err(ReadError::Abandoned);
         }
-        hashes.push(hash);
+        chunks.push(name);
         done += pages;
     }
-    Ok(hashes)
+    Ok(chunks)
 }

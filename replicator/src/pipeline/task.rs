@@ -190,6 +190,7 @@ impl Task {
         match batch.or_else(|| self.shared.log.take(self.plan.segment_size)) {
             None => Ok(()),
             Some(Batch::Base(base)) => self.base(*base).await,
+            Some(Batch::Image(_)) => Ok(()),
             Some(Batch::Resumed(txid)) => self.resumed(txid).await,
             Some(Batch::Transactions(transactions)) => self.transactions(transactions).await,
         }
@@ -507,7 +508,7 @@ impl Task {
         let current = Arc::new(AtomicBool::new(true));
         let writes = Arc::clone(&current);
         let task = tokio::spawn(async move {
-            let making = image::make(&uploader, base, generation, generation > Generation(1));
+            let making = image::make(&uploader, base, generation);
             let made = AssertUnwindSafe(making).catch_unwind().await;
             if made.is_err() {
                 shared.fail("making an image panicked, which is a bug in replvfs");

@@ -126,8 +126,8 @@ impl Uploader {
         .await
     }
 
-    /// Creates an object whose name says what is in it: whoever made it, made the same.
-    pub(super) async fn create_named_by_content(&self, key: Key, body: &Body) -> Result<(), Stopped> {
+    /// Creates an object whose name nobody else can give to anything: what is there is an attempt of ours.
+    pub(super) async fn create_once(&self, key: Key, body: &Body) -> Result<(), Stopped> {
         let store = &self.shared.store;
         self.until_answered(|| store.create(&key, body.clone())).await.map(drop)
     }

@@ -21,7 +21,7 @@ use replvfs_vfs::types::{PageSize, Txid, UnixMillis};
 pub use error::RestoreError;
 pub(crate) use forward::put_over;
 
-use crate::format::{CHUNK_BYTES, ChunkHash, Generation, Key, LocalState, Manifest, decode_chunk, max_chunk_bytes};
+use crate::format::{CHUNK_BYTES, ChunkName, Generation, Key, LocalState, Manifest, decode_chunk, max_chunk_bytes};
 use crate::history::{History, HistoryError, Plan, Target};
 use crate::store::Store;
 use pages::{Applier, PageFile};
@@ -200,12 +200,12 @@ async fn write_image(
     let file = pages.clone();
     blocking(image, move || file.set_page_count(page_count)).await?;
     futures::stream::iter(manifest.chunks.iter().copied().enumerate())
-        .map(|(chunk, hash)| async move {
+        .map(|(chunk, name)| async move {
             let len = manifest.chunk_len(chunk);
             write_chunk(
                 store,
                 image,
-                hash,
+                name,
                 chunk as u64 * CHUNK_BYTES as u64,
                 len,
                 pages.clone(),
@@ -222,16 +222,16 @@ async fn write_image(
 async fn write_chunk(
     store: &Store,
     image: Key,
-    hash: ChunkHash,
+    name: ChunkName,
     offset: u64,
     len: usize,
     pages: PageFile,
 ) -> Result<(), RestoreError> {
-    let key = Key::Chunk(hash);
+    let key = Key::Chunk(name);
     let stored = crate::history::walk::read(store, key, max_chunk_bytes(len)).await?;
     let stored = stored.ok_or(HistoryError::Missing { key, needed_by: image })?;
     blocking(key, move || {
-        let raw = decode_chunk(hash, len, &stored).map_err(RestoreError::format(key))?;
+        let raw = decode_chunk(name.hash, len, &stored).map_err(RestoreError::format(key))?;
         pages.write_chunk(offset, &raw)
     })
     .await

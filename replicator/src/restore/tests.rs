@@ -9,8 +9,8 @@ use replvfs_vfs::types::{Pgno, Position, Salts};
 
 use super::*;
 use crate::format::{
-    DatabaseId, FORMAT_VERSION, GenerationMeta, ObjectHash, Parent, ReplicaMeta, Seal, SegmentHeader, SegmentWriter,
-    TransactionHeader, encode_chunk,
+    ChunkHash, DatabaseId, FORMAT_VERSION, GenerationMeta, ObjectHash, Parent, ReplicaMeta, Seal, SegmentHeader,
+    SegmentWriter, TransactionHeader, encode_chunk,
 };
 use crate::history::LogEntry;
 use crate::store::{Body, StoreOptions};
@@ -134,8 +134,10 @@ impl Replica {
         let mut chunks = Vec::new();
         for raw in state.chunks(CHUNK_BYTES) {
             let (hash, stored) = encode_chunk(raw, 1).unwrap();
-            self.put(Key::Chunk(hash), stored).await;
-            chunks.push(hash);
+            // As each making of an image draws one.
+            let name = ChunkName { hash, token: txid };
+            self.put(Key::Chunk(name), stored).await;
+            chunks.push(name);
         }
         let manifest = Manifest {
             generation: self.generation,
@@ -363,6 +365,12 @@ async fn a_clock_that_was_set_back_hides_no_later_transaction() {
     replica.check(Target::At(UnixMillis(1_000)), 1, 4).await;
 }
 
+/// The only chunk of the image of a small state.
+fn chunk_of(state: &[u8], txid: u64) -> Key {
+    let hash = ChunkHash::of(state);
+    Key::Chunk(ChunkName { hash, token: txid })
+}
+
 #[tokio::test]
 async fn a_missing_object_is_named() {
     let mut replica = Replica::new(512, 3, 8).await;
@@ -373,7 +381,7 @@ async fn a_missing_object_is_named() {
         keys.push(replica.segment(2).await);
     }
     let state = &replica.states[&(1, 0)];
-    keys.push(Key::Chunk(ChunkHash::of(state)));
+    keys.push(chunk_of(state, 0));
     keys.push(Key::Generation(Generation(1)));
     keys.push(Key::Replica);
     // Without the last segment its transactions are not there either; only a seal tells that they were.
@@ -720,7 +728,7 @@ async fn an_object_that_is_too_long_is_refused() {
     let mut replica = Replica::new(512, 3, 20).await;
     replica.begin_generation(None).await;
     replica.image().await;
-    let chunk = Key::Chunk(ChunkHash::of(&replica.states[&(1, 0)]));
+    let chunk = chunk_of(&replica.states[&(1, 0)], 0);
     for key in [chunk, Key::Image(Generation(1), Txid(0))] {
         let truth = std::fs::read(replica.path(key)).unwrap();
         std::fs::write(replica.path(key), [truth.clone(), vec![0; 1 << 20]].concat()).unwrap();

@@ -1,7 +1,7 @@
 //! One suite over every kind of store that needs no server.
 
 use super::*;
-use crate::format::{ChunkHash, Generation};
+use crate::format::{ChunkHash, ChunkName, Generation};
 use replvfs_vfs::types::Txid;
 
 type Made = (Store, Option<tempfile::TempDir>);
@@ -87,10 +87,9 @@ async fn a_listing_is_sorted_and_knows_only_our_names() {
             .create(&Key::Generation(Generation(10)), bytes("{}"))
             .await
             .expect("creates");
-        store
-            .create(&Key::Chunk(ChunkHash([7; 32])), bytes("c"))
-            .await
-            .expect("creates");
+        let hash = ChunkHash([7; 32]);
+        let chunk = Key::Chunk(ChunkName { hash, token: 8 });
+        store.create(&chunk, bytes("c")).await.expect("creates");
         store.0.operator.write("stray", "x").await.expect("writes");
         store
             .0

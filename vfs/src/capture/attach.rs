@@ -242,7 +242,7 @@ impl Database {
     }
 
     /// A base that is protected by a WAL read lock, as a reader takes it (`walTryBeginRead`).
-    fn mark(&self, region: IndexRegion) -> Result<Found, String> {
+    pub(super) fn mark(&self, region: IndexRegion) -> Result<Found, String> {
         let failed = |what: &str| {
             let what = what.to_owned();
             move |Code(code): Code| format!("{what} failed with SQLite code {code}")
@@ -334,6 +334,7 @@ impl Database {
         if self.holders.load(Ordering::Acquire) > own {
             return; // Another connection refuses it anyway.
         }
+        self.give_images_up("a connection wants the database file for itself");
         let mut patience = self.replica.close_timeout();
         if state.wal.is_some() && !state.taking_exclusive {
             // The last close, or the end of WAL mode: afterwards the WAL is gone.
@@ -385,7 +386,7 @@ impl Database {
     }
 
     /// All that may still be read: a second base can be asked for while the first is.
-    fn reading(&self) -> Vec<Arc<Shared>> {
+    pub(super) fn reading(&self) -> Vec<Arc<Shared>> {
         let snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
         snapshots.iter().filter_map(Weak::upgrade).collect()
     }
@@ -398,7 +399,9 @@ impl Database {
             return;
         }
         for shared in left {
-            if !shared.wait(patience) {
+            if shared.yields() {
+                shared.give_up(reason);
+            } else if !shared.wait(patience) {
                 patience = Duration::ZERO;
                 shared.give_up(reason);
                 self.log.request_base();

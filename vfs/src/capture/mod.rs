@@ -8,6 +8,7 @@ mod commit;
 mod continuity;
 mod database;
 mod header;
+mod image;
 mod mirror;
 mod page_set;
 mod pin;

@@ -200,7 +200,7 @@ impl Capturing for Database {
         let Ok(capture) = self.capture.try_lock() else {
             return false; // A connection of this process is at work there.
         };
-        if self.wants_attention() || capture.spill.is_some() {
+        if self.wants_attention() || capture.spill.is_some() || self.has_image_business() {
             return true;
         }
         let Some(cursor) = capture.cursor else { return false };
@@ -219,6 +219,7 @@ impl Capturing for Database {
 
     fn let_writers_by(&self) {
         self.give_up_held();
+        self.give_images_up("the store does not answer, and the WAL is not kept for an image that is merely due");
     }
 
     fn look(&self) {
@@ -262,6 +263,7 @@ impl Database {
             self.attach_shared(capture, region, wal);
         }
         self.sync_with(capture, region, wal);
+        self.attend_images(capture, region, wal);
         self.restart_for_others(capture, pin)
     }
 }

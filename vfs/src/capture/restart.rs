@@ -26,7 +26,7 @@ const CARRIED_PART: u64 = 4;
 const ALL_READERS: (i32, i32) = (FIRST_READ_SLOT + 1, 4);
 
 /// Whether the wal-index is where the cursor is. As long as a WAL has no frames its header keeps the checksum of the one before.
-fn is_at(cursor: Position, header: Position) -> bool {
+pub(super) fn is_at(cursor: Position, header: Position) -> bool {
     let same = (cursor.salts, cursor.frame) == (header.salts, header.frame);
     same && (header.frame == 0 || cursor.checksum == header.checksum)
 }
@@ -36,6 +36,9 @@ impl Database {
     /// return, until [`Database::after_restart`].
     pub(crate) fn before_restart(&self, connection: &Connection) -> bool {
         let state = connection.lock();
+        if state.checkpointing {
+            self.give_images_up("a checkpoint restarts the WAL");
+        }
         let mut capture = self.capture();
         if !self.may_restart(&mut capture, &state) {
             if state.checkpointing {

@@ -45,6 +45,11 @@ fn note_modes(connection: &Connection, name: &str, value: Option<&str>) {
     };
     match name {
         "journal_mode" => connection.lock().leaving_wal = !value.eq_ignore_ascii_case("wal"),
+        "wal_checkpoint" if !value.eq_ignore_ascii_case("passive") => {
+            connection
+                .database
+                .give_images_up("a checkpoint wants all readers to be gone");
+        }
         "locking_mode" => connection.lock().taking_exclusive = value.eq_ignore_ascii_case("exclusive"),
         _ => {}
     }

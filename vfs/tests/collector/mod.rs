@@ -37,6 +37,9 @@ pub(crate) struct Collector {
     states: Mutex<HashMap<u64, Vec<u8>>>,
     bases: Mutex<Vec<(u64, Continuity)>>,
     wrong: Mutex<Vec<String>>,
+    /// Taken, and read to their ends.
+    images: Mutex<(u64, u64)>,
+    pictured: Condvar,
     due: Mutex<bool>,
     woken: Condvar,
     kept: Condvar,
@@ -66,6 +69,8 @@ impl Host for Collecting {
             states: Mutex::default(),
             bases: Mutex::default(),
             wrong: Mutex::default(),
+            images: Mutex::default(),
+            pictured: Condvar::new(),
             due: Mutex::default(),
             woken: Condvar::new(),
             kept: Condvar::new(),
@@ -230,6 +235,12 @@ impl Collector {
                         self.note(base.txid, base.position);
                         self.apply_base(*base, &mut image);
                     }
+                    Batch::Image(base) => {
+                        let read = self.compare(*base, image.as_deref());
+                        let mut images = self.images.lock().unwrap();
+                        *images = (images.0 + 1, images.1 + u64::from(read));
+                        self.pictured.notify_all();
+                    }
                     Batch::Resumed(txid) => {
                         if let Some((from, state)) = self.resuming.lock().unwrap().take() {
                             assert_eq!(from, txid);
@@ -317,6 +328,34 @@ impl Collector {
         self.bases.lock().unwrap().push((base.txid.0, base.continuity));
         self.keep(base.txid.0, &read);
         *image = Some(read);
+    }
+
+    /// What an image would be made of is the state that the transactions lead to, or is given up.
+    fn compare(&self, mut base: Base, image: Option<&[u8]>) -> bool {
+        let size = base.snapshot.page_size().as_usize();
+        let mut read = vec![0; base.snapshot.page_count() as usize * size];
+        for (number, page) in (1..).zip(read.chunks_exact_mut(size)) {
+            if base.snapshot.read_pages(Pgno::new(number).unwrap(), page).is_err() {
+                return false;
+            }
+        }
+        if base.continuity != Continuity::Continued || image.is_some_and(|image| *image != read) {
+            let wrong = format!("the image at {} is not the state after transaction {0}", base.txid);
+            self.wrong.lock().unwrap().push(wrong);
+        }
+        true
+    }
+
+    /// Waits until so many were taken that images are made of, and tells how many of them could be read to their ends.
+    pub(crate) fn images(&self, taken: u64) -> u64 {
+        let images = self.images.lock().unwrap();
+        let few = |images: &mut (u64, u64)| images.0 < taken;
+        let (images, timeout) = self
+            .pictured
+            .wait_timeout_while(images, Duration::from_secs(30), few)
+            .unwrap();
+        assert!(!timeout.timed_out(), "{images:?} images");
+        images.1
     }
 
     fn apply(&self, transactions: &[Arc<Transaction>], image: &mut Option<Vec<u8>>) -> bool {
