@@ -2,6 +2,7 @@
 
 mod fencing;
 mod machine;
+mod merged;
 mod resuming;
 
 use std::path::Path;

@@ -1,0 +1,105 @@
+//! What is worth merging. Pure.
+
+use crate::history::path::Piece;
+
+/// A segment or a span that is larger is left alone: reading it takes far longer than asking for it.
+const PIECE_BYTES: u64 = 32 << 20;
+/// What is merged from segments has at most this many bytes before, and so has what is merged from spans.
+const FROM_SEGMENTS_BYTES: u64 = 64 << 20;
+const FROM_SPANS_BYTES: u64 = 256 << 20;
+/// Spans are merged with their like, or each small one that comes would have the large one before it written anew.
+const CLASSES_BYTES: [u64; 3] = [256 << 10, 2 << 20, PIECE_BYTES];
+
+/// Runs of at least `least` adjacent pieces to make a span of each, in the order in which that should be done. All are of the path as it is now: after
+/// one was merged the others are no longer right.
+pub(super) fn runs(path: &[Piece], least: usize) -> Vec<&[Piece]> {
+    let mut found = find(path, least, FROM_SEGMENTS_BYTES, |piece| {
+        piece.last.is_none() && piece.len <= PIECE_BYTES
+    });
+    for class in CLASSES_BYTES {
+        found.extend(find(path, least, FROM_SPANS_BYTES, |piece| {
+            piece.last.is_some() && piece.len <= class
+        }));
+    }
+    found
+}
+
+fn find(path: &[Piece], least: usize, most_bytes: u64, fits: impl Fn(&Piece) -> bool) -> Vec<&[Piece]> {
+    let mut found = Vec::new();
+    for like in path.chunk_by(|left, right| fits(left) == fits(right)) {
+        let mut rest = if like.first().is_some_and(&fits) { like } else { &[] };
+        while rest.len() >= least {
+            let mut bytes = 0u64;
+            let fitting = rest.iter().take_while(|piece| {
+                bytes = bytes.saturating_add(piece.len);
+                bytes <= most_bytes
+            });
+            let (run, others) = rest.split_at(fitting.count().max(1));
+            if run.len() >= least {
+                found.push(run);
+                rest = others;
+            } else {
+                rest = rest.get(1..).unwrap_or_default();
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use replvfs_vfs::types::Txid;
+
+    use super::*;
+
+    /// Pieces of these kilobytes: segments, or spans.
+    fn path(kinds: &[(bool, u64)]) -> Vec<Piece> {
+        let piece = |(at, (is_span, len)): (usize, &(bool, u64))| Piece {
+            first: Txid(10 * at as u64 + 1),
+            last: is_span.then_some(Txid(10 * at as u64 + 10)),
+            len: len << 10,
+        };
+        kinds.iter().enumerate().map(piece).collect()
+    }
+
+    /// From which piece to before which one.
+    fn found(kinds: &[(bool, u64)], least: usize) -> Vec<(u64, u64)> {
+        let path = path(kinds);
+        let places = |run: &[Piece]| {
+            let first = run.first().map_or(0, |piece| piece.first.0 / 10);
+            (first, first + run.len() as u64)
+        };
+        runs(&path, least).into_iter().map(places).collect()
+    }
+
+    #[test]
+    fn neighbours_of_one_kind_that_are_enough() {
+        let (segment, span) = ((false, 1), (true, 1));
+        assert_eq!(found(&[segment; 3], 4), []);
+        assert_eq!(found(&[segment; 9], 4), [(0, 9)]);
+        let mixed = [[segment; 4], [span; 4], [segment; 4]].concat();
+        // The same spans are of each class.
+        assert_eq!(found(&mixed, 4), [(0, 4), (8, 12), (4, 8), (4, 8), (4, 8)]);
+        assert_eq!(found(&mixed, 5), []);
+    }
+
+    #[test]
+    fn what_is_large_is_left_alone() {
+        let (small, large) = ((false, 1), (false, (32 << 10) + 1));
+        let mut kinds = [small; 9];
+        kinds[4] = large;
+        assert_eq!(found(&kinds, 4), [(0, 4), (5, 9)]);
+        // Together at most 64 MiB.
+        assert_eq!(found(&[(false, 16 << 10); 9], 4), [(0, 4), (4, 8)]);
+        assert_eq!(found(&[(false, 17 << 10); 9], 4), []);
+        assert_eq!(found(&[(true, 16 << 10); 20], 4), [(0, 16), (16, 20)]);
+    }
+
+    #[test]
+    fn a_large_span_is_not_written_anew_for_each_small_one() {
+        let kinds = [vec![(true, 1_000); 3], vec![(true, 100); 4]].concat();
+        assert_eq!(found(&kinds, 4)[0], (3, 7));
+        let kinds = [vec![(true, 1_000); 3], vec![(true, 100); 3]].concat();
+        assert_eq!(found(&kinds, 4)[0], (0, 6));
+    }
+}
