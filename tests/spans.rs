@@ -11,8 +11,8 @@ use replvfs::merge::{MergeOptions, merge, merge_next};
 use replvfs::restore::RestoreOptions;
 use replvfs::store::{Store, StoreOptions};
 use replvfs_tests::{
-    Scratch, block_on, check_integrity, compare_pages, flush, open, plain_image, pragma_number, restore_txid,
-    restore_with, status, try_restore, use_wal,
+    Scratch, block_on, check_integrity, compare_pages, flush, plain_image, pragma_number, restore_txid, restore_with,
+    status, try_restore, use_wal,
 };
 use replvfs_vfs::types::Txid;
 use rusqlite::Connection;
@@ -250,48 +250,6 @@ fn a_restored_copy_goes_on() {
     };
     restore_with(&scratch.replica(), place, &options).unwrap();
     let connection = scratch.open();
-    second(&connection);
-    assert_eq!(generations(&scratch), 1, "{}", status(&connection));
-}
-
-/// Another machine took over from a restored copy, and its log was merged: the first one, whose state names a segment in a span, is brought up
-/// to date.
-#[test]
-fn a_machine_that_is_behind_a_merged_log_catches_up() {
-    let scratch = Scratch::in_memory();
-    let connection = scratch.open();
-    begin(&connection);
-    for _ in 0..3 {
-        second(&connection);
-    }
-    drop(connection);
-    let other = scratch.file("other.db");
-    let options = RestoreOptions {
-        resumable: true,
-        ..RestoreOptions::default()
-    };
-    restore_with(&scratch.replica(), &other, &options).unwrap();
-    let uri = format!("file:{}?vfs=replvfs&replica={}", other.display(), scratch.replica());
-    let connection = open(&uri).unwrap();
-    for _ in 0..7 {
-        second(&connection);
-    }
-    let expected = plain_image(&other);
-    drop(connection);
-    let options = MergeOptions {
-        pieces: 2,
-        ..MergeOptions::default()
-    };
-    block_on(merge(&store(&scratch), None, &options)).unwrap();
-    delete_merged(&scratch);
-    assert_eq!((generations(&scratch), slots(&scratch).len()), (1, 1));
-
-    let connection = open(&scratch.uri_with("&restore=if-behind")).unwrap();
-    let rows: i64 = connection
-        .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
-        .unwrap();
-    assert_eq!(rows, 10);
-    compare_pages(&expected, &plain_image(&scratch.database())).unwrap();
     second(&connection);
     assert_eq!(generations(&scratch), 1, "{}", status(&connection));
 }
