@@ -2,6 +2,7 @@
 //! rule that damage is an error and never an older database. Leaves writing the database to [`restore`](crate::restore).
 
 mod beside;
+mod branches;
 mod error;
 mod plan;
 pub(crate) mod walk;

@@ -1,6 +1,8 @@
 //! Restores against a model: the database after every transaction, kept beside the replica that is made of it.
 #![allow(clippy::unwrap_used)]
 
+mod branches;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
