@@ -1,6 +1,5 @@
 //! `on_fenced=stop`: a machine that was replaced refuses writes, and takes nothing back.
 
-use replvfs_vfs::host::Replica;
 use replvfs_vfs::types::Txid;
 
 use super::machine::{Machine, Process, Wal};
