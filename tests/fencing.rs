@@ -30,13 +30,10 @@ fn machine() {
     println!("\nopen");
     let mut lines = std::io::stdin().lines();
     for row in first.. {
-        match lines.next() {
-            None => return,
-            Some(line) if line.unwrap() == LEARN => {
-                println!("learnt {}", learn(&connection));
-                continue;
-            }
-            Some(_) => {}
+        let Some(line) = lines.next() else { return };
+        if line.unwrap() == LEARN {
+            println!("learnt {}", learn(&connection));
+            continue;
         }
         let written = connection.execute_batch(&format!(
             "CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, b); INSERT INTO t VALUES({row}, randomblob(2000))"

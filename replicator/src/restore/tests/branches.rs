@@ -89,6 +89,43 @@ async fn what_no_branch_has_is_not_there() {
     assert!(replica.restore_with(options).await.is_err());
 }
 
+/// What a user is shown.
+#[tokio::test]
+async fn what_there_is_is_counted() {
+    let mut replica = with_branches().await;
+    replica.begin_generation(None).await;
+    let history = History::open(&replica.store).await.unwrap();
+    let objects = history.objects().await.unwrap();
+    let counts = objects.by_kind().map(|(_, count)| count.objects);
+    assert_eq!(counts[..3], [4, 1, 3], "segments, seals, images");
+    assert_eq!(counts[4], 1 + 4);
+    assert_eq!(objects.seals.bytes, Seal::LEN as u64);
+    let chunks = std::fs::read_dir(replica.folder.path().join("chunk")).unwrap();
+    assert_eq!(objects.chunks.objects, chunks.count() as u64);
+    let reaches = history.reaches().await.unwrap();
+    let told: Vec<_> = reaches
+        .iter()
+        .map(|reach| {
+            let newest = reach.newest.map(|newest| (newest.txid.0, newest.at.0));
+            let image = reach.image.map(|image| (image.txid.0, image.at.0));
+            (image, newest, reach.sealed_at.is_some(), reach.log.objects)
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (Some((0, 5)), Some((6, 60)), true, 2),
+            (Some((2, 25)), Some((9, 90)), false, 1),
+            (Some((4, 45)), Some((5, 50)), false, 1),
+            (None, None, false, 0),
+        ]
+    );
+    let left_by = [(Generation(2), Txid(2)), (Generation(3), Txid(4))];
+    assert_eq!(reaches[0].left_by, left_by);
+    let log: u64 = reaches.iter().map(|reach| reach.log.bytes).sum();
+    assert_eq!(log, objects.segments.bytes);
+}
+
 /// What cannot be read might have it, too.
 #[tokio::test]
 async fn a_branch_is_not_taken_beside_one_that_is_damaged() {
