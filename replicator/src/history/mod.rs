@@ -4,6 +4,7 @@
 mod beside;
 mod branches;
 mod error;
+mod overview;
 mod plan;
 pub(crate) mod walk;
 
@@ -13,6 +14,7 @@ use futures::StreamExt;
 use replvfs_vfs::types::{Txid, UnixMillis};
 
 pub use error::{HistoryError, LeftOut};
+pub use overview::{Count, Moment, Objects, Reach};
 pub use plan::Plan;
 
 use crate::format::{FormatError, Generation, GenerationMeta, Key, MAX_META_BYTES, ObjectHash, ReplicaMeta};

@@ -172,7 +172,7 @@ impl History {
         Ok(found)
     }
 
-    async fn manifest(
+    pub(super) async fn manifest(
         &self,
         generation: &GenerationHistory,
         txid: Option<&Txid>,
