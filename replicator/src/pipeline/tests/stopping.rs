@@ -1,10 +1,17 @@
 //! `on_fenced=stop`: a machine that was replaced refuses writes, and takes nothing back.
 
+use replvfs_vfs::api::SqliteApi;
+use replvfs_vfs::held::DatabaseFile;
+use replvfs_vfs::host::{Host, OpenRequest};
+use replvfs_vfs::log::Log;
 use replvfs_vfs::types::Txid;
 
 use super::machine::{Machine, Process, Wal};
 use super::resuming::{restore_to, with_history};
+use crate::Config;
 use crate::history::Target;
+use crate::pipeline::ReplicatingHost;
+use crate::pipeline::owner::{Ownership, lock_file};
 use crate::restore::{RestoreOptions, restore};
 
 /// A process with that setting.
@@ -205,4 +212,40 @@ async fn a_database_goes_on_from_its_own_end_of_a_generation() {
     assert!(!three.replica.refuses_writes());
     assert_eq!(machine.restored(Target::Newest).await, 4);
     three.kill().await;
+}
+
+/// Another process replicates the database just now, or is about to find out: nobody is asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_on_standby_reads_the_note_when_it_opens() {
+    let old = Machine::new();
+    let one = stopping_with_history(&old, 1..=2).await;
+    let new = old.beside();
+    restore_to(&new, Target::Newest).await;
+    let two = with_history(&new, 100..=100).await;
+    one.commit(&old, 3);
+    assert_stopped(&one, "another writer").await;
+    one.kill().await;
+    two.kill().await;
+    let path = old.database();
+    let _owner = Ownership::take(&lock_file(&path)).unwrap().unwrap();
+    let opened = |setting: &str| {
+        let parameters = [("replica", old.uri.as_str()), ("on_fenced", setting)];
+        let file = DatabaseFile::on_default_vfs(SqliteApi::linked(), &path).unwrap();
+        let request = OpenRequest {
+            path: &path,
+            uri_parameters: &parameters.map(|(key, value)| (key.to_owned(), value.to_owned())),
+            file: &file,
+        };
+        let log = Log::new();
+        let host = ReplicatingHost::new(Config::default());
+        let replica = tokio::task::block_in_place(|| host.open(&request, &log))
+            .unwrap()
+            .unwrap();
+        // Its runtime may not be ended in here.
+        std::mem::forget(host);
+        (replica.refuses_writes(), log.failure())
+    };
+    let (refuses, reason) = opened("stop");
+    assert!(refuses && reason.is_some_and(|reason| reason.contains("write transactions are refused")));
+    assert_eq!(opened("continue"), (false, None));
 }
