@@ -18,7 +18,10 @@ fn replica(folder: &Path) -> String {
         ("manifest", generation.join("image/0000000000000063")),
         ("segment", generation.join("log/0000000000000064")),
         ("seal", generation.join("log/0000000000000067")),
-        ("chunk", folder.join("chunk").join("ab".repeat(32))),
+        (
+            "chunk",
+            folder.join("chunk").join("ab".repeat(32) + "-0123456789abcdef"),
+        ),
     ] {
         std::fs::create_dir_all(to.parent().unwrap()).unwrap();
         std::fs::copy(Path::new(GOLDEN).join(from), to).unwrap();
@@ -111,8 +114,8 @@ fn the_status_of_a_replica_tells_how_far_it_goes_and_what_it_takes() {
     assert!(told["newest_age_seconds"].as_i64().unwrap() > 0);
     let of = |kind: &str| told["objects"][kind]["objects"].as_u64().unwrap();
     assert_eq!(
-        ["segments", "seals", "images", "chunks", "descriptions"].map(of),
-        [1, 1, 1, 1, 2]
+        ["segments", "spans", "seals", "images", "chunks", "descriptions"].map(of),
+        [1, 0, 1, 1, 1, 2]
     );
     let size = std::fs::metadata(Path::new(GOLDEN).join("segment")).unwrap().len();
     assert_eq!(told["objects"]["segments"]["bytes"], size);

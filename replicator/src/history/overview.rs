@@ -32,6 +32,8 @@ impl AddAssign<u64> for Count {
 pub struct Objects {
     /// Transactions.
     pub segments: Count,
+    /// Segments that were merged.
+    pub spans: Count,
     /// Ends of generations.
     pub seals: Count,
     /// Manifests of images.
@@ -51,6 +53,7 @@ impl Objects {
         match key {
             Key::Log(..) if bytes == Seal::LEN as u64 => &mut self.seals,
             Key::Log(..) => &mut self.segments,
+            Key::Span(..) => &mut self.spans,
             Key::Image(..) => &mut self.images,
             Key::Chunk(_) => &mut self.chunks,
             Key::Replica | Key::Generation(_) => &mut self.descriptions,
@@ -59,9 +62,10 @@ impl Objects {
 
     /// By name.
     #[must_use]
-    pub fn by_kind(&self) -> [(&'static str, Count); 5] {
+    pub fn by_kind(&self) -> [(&'static str, Count); 6] {
         [
             ("segments", self.segments),
+            ("spans", self.spans),
             ("seals", self.seals),
             ("images", self.images),
             ("chunks", self.chunks),

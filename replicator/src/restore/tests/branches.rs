@@ -97,8 +97,8 @@ async fn what_there_is_is_counted() {
     let history = History::open(&replica.store).await.unwrap();
     let objects = history.objects().await.unwrap();
     let counts = objects.by_kind().map(|(_, count)| count.objects);
-    assert_eq!(counts[..3], [4, 1, 3], "segments, seals, images");
-    assert_eq!(counts[4], 1 + 4);
+    assert_eq!(counts[..4], [4, 0, 1, 3], "segments, spans, seals, images");
+    assert_eq!(counts[5], 1 + 4);
     assert_eq!(objects.seals.bytes, Seal::LEN as u64);
     let chunks = std::fs::read_dir(replica.folder.path().join("chunk")).unwrap();
     assert_eq!(objects.chunks.objects, chunks.count() as u64);
