@@ -11,12 +11,16 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 
 use replvfs::restore::{RestoreOptions, Restored};
 use replvfs_tests::{Rng, Scratch, number, open, restore_with, use_wal};
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 
 const URI: &str = "REPLVFS_TEST_MACHINE";
 const FIRST_ROW: &str = "REPLVFS_TEST_FIRST_ROW";
+const STOP: &str = "&on_fenced=stop";
+/// What a machine is told instead of "go on": wait until it is known that it is fenced.
+const LEARN: &str = "learn";
 
-/// Writes a row and flushes it, again and again, and says which rows are in the replica; until it is replaced, or its input ends.
+/// Writes a row and flushes it, again and again, and says which rows are in the replica; until it is replaced, or its input ends. One that
+/// refuses writes when it is replaced goes on.
 #[test]
 fn machine() {
     let Ok(uri) = std::env::var(URI) else { return };
@@ -26,19 +30,45 @@ fn machine() {
     println!("\nopen");
     let mut lines = std::io::stdin().lines();
     for row in first.. {
-        if lines.next().is_none() {
-            return;
+        let Some(line) = lines.next() else { return };
+        if line.unwrap() == LEARN {
+            println!("learnt {}", learn(&connection));
+            continue;
         }
-        connection
-            .execute_batch(&format!(
-                "CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, b); INSERT INTO t VALUES({row}, randomblob(2000))"
-            ))
-            .unwrap();
+        let written = connection.execute_batch(&format!(
+            "CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, b); INSERT INTO t VALUES({row}, randomblob(2000))"
+        ));
+        if let Err(error) = written {
+            assert_eq!(error.sqlite_error_code(), Some(ErrorCode::ReadOnly), "{error}");
+            let rows: i64 = connection
+                .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+                .unwrap();
+            println!("readonly {rows}");
+            continue;
+        }
         println!("committed {row}");
         match connection.query_row("PRAGMA replvfs_flush", [], |_| Ok(())) {
             Ok(()) => println!("stored {row}"),
-            Err(error) => return println!("refused {error}"),
+            Err(error) => {
+                println!("refused {error}");
+                if !uri.contains(STOP) {
+                    return;
+                }
+            }
         }
+    }
+}
+
+/// The status, once it says that the machine is fenced.
+fn learn(connection: &Connection) -> String {
+    loop {
+        let status: String = connection
+            .query_row("PRAGMA replvfs_status", [], |row| row.get(0))
+            .unwrap();
+        if status.contains(r#""fenced":true"#) && status.contains("failed\":\"") {
+            return status;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
     }
 }
 
@@ -50,8 +80,13 @@ struct Machine {
 
 impl Machine {
     fn start(database: &Path, replica: &str, first_row: u64) -> Machine {
+        Machine::start_with(database, replica, first_row, "")
+    }
+
+    /// With more parameters.
+    fn start_with(database: &Path, replica: &str, first_row: u64, parameters: &str) -> Machine {
         let uri = format!(
-            "file:{}?vfs=replvfs&replica={replica}&timeout=60s&close_timeout=1s",
+            "file:{}?vfs=replvfs&replica={replica}&timeout=60s&close_timeout=1s{parameters}",
             database.display()
         );
         let mut process = Command::new(std::env::current_exe().unwrap())
@@ -87,6 +122,32 @@ impl Machine {
     fn row(&mut self) -> Result<u64, String> {
         self.go();
         self.answer()
+    }
+
+    /// Lets it try to write one row, which is refused: how many it reads then.
+    fn refused_write(&mut self) -> usize {
+        self.go();
+        let line = self.hear();
+        let rows = line.strip_prefix("readonly ").unwrap_or_else(|| panic!("{line}"));
+        rows.parse().unwrap()
+    }
+
+    /// Its status, once it knows that it is fenced.
+    fn learns(&mut self) -> String {
+        use std::io::Write;
+        let input = self.process.stdin.as_mut().unwrap();
+        input.write_all(format!("{LEARN}\n").as_bytes()).unwrap();
+        loop {
+            if let Some(status) = self.hear().strip_prefix("learnt ") {
+                return status.to_owned();
+            }
+        }
+    }
+
+    /// As an application that is stopped, with all its connections closed.
+    fn ends(mut self) {
+        drop(self.process.stdin.take());
+        assert!(self.process.wait().unwrap().success());
     }
 
     fn answer(&mut self) -> Result<u64, String> {
@@ -248,5 +309,76 @@ fn of_two_machines_that_write_at_once_one_is_fenced() {
             there.extend(rows(&out));
         }
         assert!(there.is_superset(&stored), "seed {seed}, round {round}");
+    }
+}
+
+/// A pair. The one that is replaced while it runs commits one row that it cannot store, and from then on none.
+#[test]
+fn the_loser_of_a_pair_refuses_writes_until_it_is_restored() {
+    let scratch = Scratch::new();
+    let mut one = Machine::start_with(&scratch.database(), &scratch.replica(), 0, STOP);
+    let mut stored = BTreeSet::from([one.row().unwrap(), one.row().unwrap()]);
+    let (copy, _) = restored(&scratch, "copy.db");
+    let mut two = Machine::start_with(&copy, &scratch.replica(), 1_000_000, STOP);
+    stored.insert(two.row().unwrap());
+    let refused = one.row().unwrap_err();
+    assert!(refused.contains("another writer"), "{refused}");
+    assert!(refused.contains("write transactions are refused"), "{refused}");
+    for _ in 0..3 {
+        assert_eq!(one.refused_write(), 3, "what it had, and the row that told it");
+    }
+    // Another process of the machine, and the next one.
+    let mut other = Machine::start_with(&one.database, &scratch.replica(), 10, STOP);
+    assert_eq!(other.refused_write(), 3);
+    other.ends();
+    one.ends();
+    let mut again = Machine::start_with(&scratch.database(), &scratch.replica(), 10, STOP);
+    assert_eq!(again.refused_write(), 3);
+    assert!(again.learns().contains(r#""refuses_writes":true"#));
+    again.ends();
+    stored.insert(two.row().unwrap());
+    two.ends();
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(scratch.file(&format!("app.db{suffix}")));
+    }
+    let (back, _) = restored(&scratch, "app.db");
+    let mut one = Machine::start_with(&back, &scratch.replica(), 20, STOP);
+    stored.insert(one.row().unwrap());
+    assert_eq!(rows(&back), stored, "nothing is lost, nothing is half");
+    one.ends();
+}
+
+/// One that was off meanwhile does not take over, and has lost nothing: it is brought up to date.
+#[test]
+fn a_machine_that_comes_back_does_not_take_over() {
+    for dies in [true, false] {
+        let scratch = Scratch::new();
+        let mut one = Machine::start_with(&scratch.database(), &scratch.replica(), 0, STOP);
+        let mut stored = BTreeSet::from([one.row().unwrap(), one.row().unwrap()]);
+        match dies {
+            true => drop(one),
+            false => one.ends(),
+        }
+        let (copy, _) = restored(&scratch, "copy.db");
+        let mut two = Machine::start_with(&copy, &scratch.replica(), 1_000_000, STOP);
+        stored.insert(two.row().unwrap());
+        let mut one = Machine::start_with(&scratch.database(), &scratch.replica(), 10, STOP);
+        let status = one.learns();
+        assert!(status.contains(r#""refuses_writes":true"#), "{status}");
+        assert!(status.contains(r#""diverged":false"#), "{status}");
+        assert_eq!(one.refused_write(), 2);
+        match dies {
+            true => drop(one),
+            false => one.ends(),
+        }
+        stored.insert(two.row().unwrap());
+        two.ends();
+        let forward = format!("{STOP}&restore=if-behind");
+        let mut one = Machine::start_with(&scratch.database(), &scratch.replica(), 20, &forward);
+        stored.insert(one.row().unwrap());
+        let (newest, said) = restored(&scratch, "newest.db");
+        assert_eq!(rows(&newest), stored, "{:?}", said.warnings);
+        assert_eq!(said.generation.0, 1);
+        one.ends();
     }
 }

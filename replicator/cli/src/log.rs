@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::io::Write;
 
+use indicatif::HumanBytes;
 use replvfs::format::Generation;
-use replvfs::history::{GenerationHistory, History, LogEntry};
+use replvfs::history::{GenerationHistory, History, LogEntry, Reach};
 use replvfs::store::{Store, StoreOptions};
 use replvfs_vfs::types::Txid;
 use serde::Serialize;
@@ -15,7 +16,9 @@ use crate::{Failure, about};
 
 /// Lists the transactions that are in a replica, oldest first.
 ///
-/// Each can be restored with `replvfs restore --txid`, those of older generations with `--generation` too.
+/// They are in generations: each begins with an image, and follows from the one that it left. A transaction can be restored with
+/// `replvfs restore --txid`, if it is not marked: what is before the first image of its generation cannot. Where
+/// two generations have one of the same number, `--generation` says which is meant.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Where the history is, as a URI.
@@ -47,6 +50,12 @@ struct GenerationReport {
     writer: String,
     page_size: u32,
     images: Vec<u64>,
+    newest_image_at: Option<String>,
+    left_by: Vec<ParentReport>,
+    /// It was ended: its writer is fenced.
+    sealed_at: Option<String>,
+    segments: u64,
+    segment_bytes: u64,
     transactions: Vec<TransactionReport>,
 }
 
@@ -62,12 +71,20 @@ struct TransactionReport {
     committed_at: String,
     pages_written: u32,
     database_pages: u32,
+    bytes_written: u64,
+    database_bytes: u64,
+    restorable: bool,
+    /// The object that it is in, with its neighbours.
+    segment: String,
+    segment_bytes: u64,
 }
 
 pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
     let store = Store::open(&arguments.replica, &StoreOptions::reading())?;
     let history = History::open(&store).await.map_err(about(&store))?;
     let listed = list(&history, arguments).await.map_err(about(&store))?;
+    let reaches = history.reaches().await.map_err(about(&store))?;
+    let reach = |generation| reaches.iter().find(|reach| reach.generation == number(generation));
 
     let mut out = std::io::stdout().lock();
     if arguments.json {
@@ -75,7 +92,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
             database_id: history.meta().database_id.to_string(),
             generations: listed
                 .iter()
-                .map(|(generation, entries)| report(generation, entries))
+                .filter_map(|(generation, entries)| Some(report(generation, reach(generation)?, entries)))
                 .collect(),
             warnings: history.warnings().to_vec(),
         };
@@ -84,7 +101,9 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Ok(());
     }
     for (generation, entries) in &listed {
-        print(&mut out, generation, entries)?;
+        if let Some(reach) = reach(generation) {
+            print(&mut out, generation, reach, entries)?;
+        }
     }
     out.flush()?;
     for warning in history.warnings() {
@@ -139,7 +158,16 @@ fn number(generation: &GenerationHistory) -> Generation {
     generation.meta().generation
 }
 
-fn report(generation: &GenerationHistory, entries: &VecDeque<LogEntry>) -> GenerationReport {
+/// Without an image before it there is nothing to apply it to.
+fn is_restorable(generation: &GenerationHistory, txid: Txid) -> bool {
+    generation.images().first().is_some_and(|image| *image <= txid)
+}
+
+fn bytes(generation: &GenerationHistory, pages: u32) -> u64 {
+    u64::from(generation.meta().page_size) * u64::from(pages)
+}
+
+fn report(generation: &GenerationHistory, reach: &Reach, entries: &VecDeque<LogEntry>) -> GenerationReport {
     let meta = generation.meta();
     GenerationReport {
         generation: meta.generation.to_string(),
@@ -151,6 +179,18 @@ fn report(generation: &GenerationHistory, entries: &VecDeque<LogEntry>) -> Gener
         writer: meta.writer.clone(),
         page_size: meta.page_size,
         images: generation.images().iter().map(|txid| txid.0).collect(),
+        newest_image_at: reach.image.map(|image| show(image.at)),
+        left_by: reach
+            .left_by
+            .iter()
+            .map(|(generation, txid)| ParentReport {
+                generation: generation.to_string(),
+                txid: txid.0,
+            })
+            .collect(),
+        sealed_at: reach.sealed_at.map(show),
+        segments: reach.log.objects,
+        segment_bytes: reach.log.bytes,
         transactions: entries
             .iter()
             .map(|entry| TransactionReport {
@@ -158,22 +198,33 @@ fn report(generation: &GenerationHistory, entries: &VecDeque<LogEntry>) -> Gener
                 committed_at: show(entry.committed_at),
                 pages_written: entry.pages,
                 database_pages: entry.page_count,
+                bytes_written: bytes(generation, entry.pages),
+                database_bytes: bytes(generation, entry.page_count),
+                restorable: is_restorable(generation, entry.txid),
+                segment: entry.segment.path(),
+                segment_bytes: entry.stored_bytes,
             })
             .collect(),
     }
 }
 
-fn print(out: &mut impl Write, generation: &GenerationHistory, entries: &VecDeque<LogEntry>) -> std::io::Result<()> {
+fn print(
+    out: &mut impl Write,
+    generation: &GenerationHistory,
+    reach: &Reach,
+    entries: &VecDeque<LogEntry>,
+) -> std::io::Result<()> {
     let meta = generation.meta();
     // The writer's name comes from the store: nothing in it may move the terminal's cursor.
     let writer: String = meta.writer.chars().filter(|c| !c.is_control()).collect();
     writeln!(out, "generation {}", meta.generation)?;
     writeln!(
         out,
-        "  begun {} by {writer}, {} bytes a page",
+        "  begun {}, {} bytes a page",
         show(meta.created_at),
         meta.page_size
     )?;
+    writeln!(out, "  by {writer}")?;
     if let Some(parent) = meta.parent {
         writeln!(
             out,
@@ -181,26 +232,58 @@ fn print(out: &mut impl Write, generation: &GenerationHistory, entries: &VecDequ
             parent.generation, parent.txid
         )?;
     }
-    let images: Vec<String> = generation.images().iter().map(Txid::to_string).collect();
-    match images.as_slice() {
-        [] => writeln!(out, "  no image: it cannot be restored from")?,
-        images => writeln!(out, "  image at transaction {}", images.join(", "))?,
+    print_images(out, generation, reach)?;
+    let (objects, size) = (reach.log.objects, HumanBytes(reach.log.bytes));
+    writeln!(
+        out,
+        "  {objects} {}, {size}",
+        if objects == 1 { "segment" } else { "segments" }
+    )?;
+    for (child, txid) in &reach.left_by {
+        writeln!(out, "  left by generation {child} at transaction {txid}")?;
+    }
+    if let Some(sealed_at) = reach.sealed_at {
+        writeln!(out, "  ended {}", show(sealed_at))?;
     }
     if entries.is_empty() {
         return writeln!(out, "  no transactions");
     }
     writeln!(
         out,
-        "  {:>12}  {:<24}  {:>13}  {:>14}",
-        "txid", "committed", "pages written", "database pages"
+        "  {:>12}  {:<24}  {:>8}  {:>11}  {:>11}",
+        "txid", "committed", "pages", "written", "database"
     )?;
     for entry in entries {
         let (txid, committed) = (entry.txid.0, show(entry.committed_at));
+        let size = |pages| HumanBytes(bytes(generation, pages)).to_string();
+        let mark = if is_restorable(generation, entry.txid) {
+            ""
+        } else {
+            "  not restorable"
+        };
         writeln!(
             out,
-            "  {txid:>12}  {committed:<24}  {:>13}  {:>14}",
-            entry.pages, entry.page_count
+            "  {txid:>12}  {committed:<24}  {:>8}  {:>11}  {:>11}{mark}",
+            entry.pages,
+            size(entry.pages),
+            size(entry.page_count)
         )?;
     }
     Ok(())
+}
+
+fn print_images(out: &mut impl Write, generation: &GenerationHistory, reach: &Reach) -> std::io::Result<()> {
+    let taken = reach.image.map(|newest| format!(", taken {}", show(newest.at)));
+    let taken = taken.unwrap_or_default();
+    match generation.images() {
+        [] => writeln!(out, "  no image: it cannot be restored from"),
+        [image] => writeln!(out, "  image at transaction {image}{taken}"),
+        images @ [first, .., last] => {
+            let count = images.len();
+            writeln!(
+                out,
+                "  {count} images from transaction {first} on, the newest at {last}{taken}"
+            )
+        }
+    }
 }

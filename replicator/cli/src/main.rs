@@ -3,9 +3,12 @@
 //! Owns arguments, what is printed, and exit codes. What it does, the crate `replvfs` does: a program can do all of it through
 //! the library.
 
+mod completions;
 mod generation;
 mod log;
+mod man;
 mod merge;
+mod replica_status;
 mod restore;
 mod status;
 mod time;
@@ -17,9 +20,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use replvfs::store::Store;
 
-/// Continuous replication for SQLite: lists and restores what is in a replica.
+/// Continuous replication for SQLite: tells and restores what is in a replica.
 #[derive(Debug, Parser)]
 #[command(
+    name = "replvfs",
     version,
     arg_required_else_help = true,
     after_help = "Exit codes: 0 done; 1 failed, with the reason on standard error; 2 wrong usage.\n\n\
@@ -37,6 +41,9 @@ enum Command {
     Log(log::Arguments),
     Merge(merge::Arguments),
     Status(status::Arguments),
+    Completions(completions::Arguments),
+    #[command(hide = true)]
+    Man(man::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -64,7 +71,9 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Restore(arguments) => restore::run(&arguments).await,
             Command::Log(arguments) => log::run(&arguments).await,
             Command::Merge(arguments) => merge::run(&arguments).await,
-            Command::Status(arguments) => status::run(&arguments),
+            Command::Status(arguments) => status::run(&arguments).await,
+            Command::Completions(arguments) => completions::run(&arguments),
+            Command::Man(arguments) => man::run(&arguments),
         }
     })
 }

@@ -1,4 +1,5 @@
-//! `replvfs status`: what this machine knows of a database's replication, without opening the database.
+//! `replvfs status` of a database: what this machine knows of its replication, without opening it. Leaves a replica's to
+//! [`replica_status`](crate::replica_status).
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -8,15 +9,18 @@ use replvfs::local_state::{is_owned, read, state_file};
 use replvfs_vfs::resume::Next;
 use serde::Serialize;
 
-use crate::Failure;
+use crate::{Failure, replica_status};
 
-/// Tells what is remembered beside a database, and whether a process replicates it.
+/// Tells how far a replica goes, or what is known beside a database.
 ///
-/// Reads two small files and nothing else. What the process itself knows is in `PRAGMA replvfs_status`.
+/// Of a replica: the newest transaction and its age, images, generations, and what all of it takes, for which all objects are listed. Of a
+/// database's file: what is remembered beside it, and whether a process replicates it; two small files are read and nothing else. What that
+/// process itself knows is in `PRAGMA replvfs_status`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The database's file.
-    database: PathBuf,
+    /// The URI of a replica, or the file of a database.
+    #[arg(value_name = "REPLICA|DATABASE")]
+    of: String,
     /// Prints JSON.
     #[arg(long)]
     json: bool,
@@ -39,6 +43,8 @@ struct StateReport {
     page_size: u32,
     txid: u64,
     wal_ended: Option<EndReport>,
+    /// Another machine has taken over.
+    fenced: bool,
 }
 
 #[derive(Serialize)]
@@ -47,8 +53,11 @@ struct EndReport {
     followed_by: &'static str,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let database = &arguments.database;
+pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
+    if arguments.of.contains("://") {
+        return replica_status::run(&arguments.of, arguments.json).await;
+    }
+    let database = &PathBuf::from(&arguments.of);
     let owned = is_owned(database)?;
     let state = read(&state_file(database))?;
     if !owned && state.is_none() && !database.exists() {
@@ -85,6 +94,7 @@ fn report(database: &Path, owned: bool, state: Option<&LocalState>) -> Report {
                 txid: left.mark.txid.0,
                 followed_by: followed_by(left.next),
             }),
+            fenced: state.fenced,
         }),
     }
 }
@@ -111,6 +121,12 @@ fn print(out: &mut impl Write, database: &Path, owned: bool, state: Option<&Loca
     row("database id", &state.database_id.to_string())?;
     row("generation", &state.generation.to_string())?;
     row("stored", &format!("up to transaction {}", state.stored.txid))?;
+    if state.fenced {
+        row(
+            "fenced",
+            "another machine has taken over: restore the database to go on here",
+        )?;
+    }
     match state.left.map(|left| (left.mark.txid, left.next)) {
         None => Ok(()),
         Some((txid, Next::Wal(_))) => row("WAL ended", &format!("with transaction {txid}; another one followed")),

@@ -45,9 +45,37 @@ pub(crate) fn show(time: UnixMillis) -> String {
     }
 }
 
+/// How long ago something was, in the two largest units that matter.
+pub(crate) fn show_age(ms: i64) -> String {
+    if ms < 0 {
+        return "ahead of this machine's clock".to_owned();
+    }
+    let seconds = ms / 1000;
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s ago"),
+        (0, 0, _) => format!("{minutes} min {} s ago", seconds % 60),
+        (0, _, _) => format!("{hours} h {minutes} min ago"),
+        _ => format!("{days} d {hours} h ago"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ages_are_shown_in_what_matters() {
+        for (ms, shown) in [
+            (-1, "ahead of this machine's clock"),
+            (999, "0 s ago"),
+            (61_000, "1 min 1 s ago"),
+            (3_600_000, "1 h 0 min ago"),
+            (90_000_000, "1 d 1 h ago"),
+        ] {
+            assert_eq!(show_age(ms), shown);
+        }
+    }
 
     #[test]
     fn times_are_read_and_shown() {

@@ -48,6 +48,10 @@ pub enum OnFenced {
     /// The database goes on locally, without replication, and says so.
     #[default]
     Continue,
+    /// Write transactions are refused with `SQLITE_READONLY`, in all processes of the machine that say the same; reads go on. And a database whose
+    /// replica was continued by another writer while it was closed is fenced when it is opened, where it would begin a generation of its own
+    /// otherwise. For machines that relieve each other.
+    Stop,
 }
 
 /// How long history is kept. This version deletes nothing.

@@ -110,6 +110,7 @@ pub(crate) struct Settings {
     pub(crate) close_timeout: Duration,
     pub(crate) wal_limit: u64,
     pub(crate) restore: Restore,
+    pub(crate) on_fenced: OnFenced,
     /// With the defaults filled in, for comparison with a later connection.
     effective: Given,
 }
@@ -211,7 +212,17 @@ impl Given {
                     }
                 });
             }
-            "on_fenced" => self.on_fenced = Some(choose(&at, value, ("continue", OnFenced::Continue), &["stop"])?),
+            "on_fenced" => {
+                self.on_fenced = Some(match value {
+                    "continue" => OnFenced::Continue,
+                    "stop" => OnFenced::Stop,
+                    _ => {
+                        return fail(format!(
+                            "{at}={value} is not understood: this version accepts continue and stop"
+                        ));
+                    }
+                });
+            }
             "retention" if parse::duration(value).is_some() => {
                 return fail(format!(
                     "{at}={value} is not built into this version yet, which deletes nothing: use forever, or leave it out"
@@ -302,6 +313,7 @@ impl Settings {
             segment_size: *effective.segment_size.get_or_insert(4 * MIB),
             close_timeout: *effective.close_timeout.get_or_insert(5 * 1000 * MS),
             restore: *effective.restore.get_or_insert_default(),
+            on_fenced: *effective.on_fenced.get_or_insert_default(),
             wal_limit: *effective.wal_limit.get_or_insert(GIB),
             effective,
         }))
@@ -323,6 +335,7 @@ impl Settings {
             ("wal_limit", differs(uri.wal_limit, ours.wal_limit)),
             ("close_timeout", differs(uri.close_timeout, ours.close_timeout)),
             ("restore", differs(uri.restore, ours.restore)),
+            ("on_fenced", differs(uri.on_fenced, ours.on_fenced)),
         ];
         match differing.iter().find(|(_, differs)| *differs) {
             None => Ok(()),

@@ -171,8 +171,8 @@ fn errors_of_a_uri() {
             "restore=yes is not understood: this version accepts if-missing, if-behind and never",
         ),
         (
-            "on_fenced=stop",
-            "on_fenced=stop is not built into this version yet: use continue",
+            "on_fenced=halt",
+            "on_fenced=halt is not understood: this version accepts continue and stop",
         ),
         (
             "retention=7d",
@@ -242,6 +242,7 @@ fn a_further_connection_may_repeat_or_leave_out_but_not_contradict() {
         "vfs=replvfs",
         "replica=memory://app.db&flush_interval=2000ms",
         "replica=memory://{name}&wal_limit=1GiB",
+        "on_fenced=continue",
     ] {
         settings.agree(path, &pairs(uri)).expect(uri);
     }
@@ -250,11 +251,31 @@ fn a_further_connection_may_repeat_or_leave_out_but_not_contradict() {
         ("flush_interval=1s", "another flush_interval"),
         ("segment_size=1MiB", "another segment_size"),
         ("wal_limit=2GiB", "another wal_limit"),
+        ("on_fenced=stop", "another on_fenced"),
         ("nolock=1", "nolock=1"),
         ("unknown=1", "not a URI parameter"),
     ] {
         let error = settings.agree(path, &pairs(uri)).expect_err(uri).to_string();
         assert!(error.contains(says), "{uri}: {error}");
+    }
+}
+
+#[test]
+fn what_is_done_when_fenced_can_be_chosen() {
+    for (config, uri, wanted) in [
+        (Config::default(), "", OnFenced::Continue),
+        (Config::default(), "on_fenced=stop", OnFenced::Stop),
+        (Config::default().on_fenced(OnFenced::Stop), "", OnFenced::Stop),
+        (
+            Config::default().on_fenced(OnFenced::Stop),
+            "on_fenced=continue",
+            OnFenced::Continue,
+        ),
+    ] {
+        let settings = resolve(&config.replica("memory://x"), uri)
+            .expect("valid")
+            .expect("a replica");
+        assert_eq!(settings.on_fenced, wanted, "{uri}");
     }
 }
 

@@ -2,8 +2,10 @@
 //! rule that damage is an error and never an older database. Leaves writing the database to [`restore`](crate::restore).
 
 mod beside;
+mod branches;
 mod error;
 pub(crate) mod find;
+mod overview;
 pub(crate) mod path;
 mod plan;
 pub(crate) mod walk;
@@ -14,6 +16,7 @@ use futures::StreamExt;
 use replvfs_vfs::types::{Txid, UnixMillis};
 
 pub use error::{HistoryError, LeftOut};
+pub use overview::{Count, Moment, Objects, Reach};
 pub use plan::Plan;
 
 use crate::format::{FormatError, Generation, GenerationMeta, Key, MAX_META_BYTES, ObjectHash, ReplicaMeta};

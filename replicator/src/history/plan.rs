@@ -30,7 +30,8 @@ pub struct Plan {
 
 impl History {
     /// Finds the image and the segments for a target. Without a generation it is looked for in the newest one that can be
-    /// restored from and, if it is older than that, where it was left: along the parents.
+    /// restored from and, if it is older than that, where it was left: along the parents. A transaction that is not there is taken from the one
+    /// other generation that has it, with a warning; where several have it, one must be named.
     ///
     /// [`Target::At`] a time T means, in the newest generation whose oldest image was taken at or before T: begin with the
     /// newest image, in the order of transactions, that was taken at or before T; then the last transaction, in the order of
@@ -42,6 +43,19 @@ impl History {
     /// [`HistoryError::NotInHistory`] when there is no such state; others when the store fails, or when an object that is
     /// needed to tell is damaged or missing.
     pub async fn plan(&self, target: Target, generation: Option<Generation>) -> Result<Plan, HistoryError> {
+        match (self.plan_in_line(target, generation).await, target, generation) {
+            (Err(error @ HistoryError::NotInHistory { .. }), Target::Txid(txid), None) => {
+                self.plan_in_a_branch(txid, error).await
+            }
+            (planned, ..) => planned,
+        }
+    }
+
+    pub(super) async fn plan_in_line(
+        &self,
+        target: Target,
+        generation: Option<Generation>,
+    ) -> Result<Plan, HistoryError> {
         let found = match generation {
             Some(number) => self.generation(number)?,
             None => self.choose(target).await?,
@@ -159,7 +173,7 @@ impl History {
         Ok(found)
     }
 
-    async fn manifest(
+    pub(super) async fn manifest(
         &self,
         generation: &GenerationHistory,
         txid: Option<&Txid>,

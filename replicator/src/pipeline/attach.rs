@@ -9,7 +9,6 @@ use replvfs_vfs::types::{PageSize, Position, Txid};
 use super::Stopped;
 use super::generation;
 use super::local::{Start, Stored};
-use super::task::FENCED;
 use super::uploader::Uploader;
 use crate::format::{Generation, Key, LocalState, Manifest, Parent, Seal};
 use crate::history::find::{Found, FoundSegment, find};
@@ -55,6 +54,11 @@ pub(super) struct Attached {
 /// Compares. Nothing of the database's own need be known yet.
 pub(super) async fn attach(uploader: &Uploader, start: &Start) -> Result<Attached, Stopped> {
     let shared = uploader.shared();
+    let is_fenced = start.known.as_ref().is_some_and(|known| known.fenced);
+    if is_fenced && shared.refusal.stops() {
+        shared.stays_fenced();
+        return Err(Stopped);
+    }
     let id = generation::look(uploader).await?;
     if let (Some(known), Some(id)) = (&start.known, id)
         && known.database_id != id
@@ -67,13 +71,8 @@ pub(super) async fn attach(uploader: &Uploader, start: &Start) -> Result<Attache
         ));
         return Err(Stopped);
     }
-    if start.known.as_ref().is_some_and(|known| known.fenced) && id.is_some() {
-        shared.status.fenced();
-        shared.fail(&format!(
-            "another machine has taken over the history in the replica {} from {}, which is not replicated any more. {FENCED}",
-            shared.store.replica(),
-            shared.database
-        ));
+    if is_fenced && id.is_some() {
+        shared.stays_fenced();
         return Err(Stopped);
     }
     let told = uploader.until_told(|| compare(&shared.store, start)).await?;

@@ -112,6 +112,9 @@ pub(super) async fn begin(
                     root: GenerationMeta::root(&bytes),
                 });
             }
+            Owner::Another if shared.refusal.stops() => {
+                return Err(super::fenced::yields(shared, &format!("generation {generation} has just begun")).await);
+            }
             // Somebody else has just begun one, which has to end before ours begins.
             Owner::Another if generation.next() > generation => ended = end_newest(uploader, None).await?,
             Owner::Another => {

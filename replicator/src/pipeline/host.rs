@@ -17,7 +17,7 @@ use super::replica::DatabaseReplica;
 use super::shared::{self, Shared};
 use super::task::{Plan, Task};
 use super::{behind, missing};
-use crate::config::{Config, Restore, Settings, Target, is_immutable};
+use crate::config::{Config, OnFenced, Restore, Settings, Target, is_immutable};
 use crate::store::{Store, StoreOptions};
 
 /// The replicating side of one registered VFS.
@@ -196,6 +196,11 @@ fn start(
         segment_size: settings.segment_size,
         folder: path.parent().unwrap_or(Path::new("/")).to_owned(),
     };
+    if settings.on_fenced == OnFenced::Stop {
+        shared.refusal.stop();
+    }
+    // Whoever replicates it: no process of this machine writes.
+    let is_fenced = shared.refusal.stops() && !missing::is_new(path) && shared.local.is_noted_as_fenced();
     if missing::is_new(path) {
         // Perhaps the file will not be made: who owns it is asked when somebody reads it.
         shared.local.is_new();
@@ -205,6 +210,9 @@ fn start(
     }
     if let Some(reason) = log.failure() {
         return Err(reason);
+    }
+    if is_fenced {
+        shared.stays_fenced();
     }
     spawn(runtime, Arc::clone(&shared), plan);
     let replica = DatabaseReplica::new(

@@ -80,6 +80,12 @@ impl Local {
         }
     }
 
+    /// Whether the state says that another machine has taken over. What is wrong with one that cannot be read is told when it counts.
+    pub(super) fn is_noted_as_fenced(&self) -> bool {
+        let noted = local_state::read(&self.state_file).ok().flatten();
+        noted.is_some_and(|state| state.fenced && state.place == self.place)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -9,7 +9,7 @@
 //! open wait for the store, by [`waiting`].
 //!
 //! Between processes: [`local`] keeps, with [`owner`], what this machine knows of the replica, [`attach`] compares it with what
-//! is there, and [`adopt`] takes over what an earlier process had uploaded.
+//! is there, and [`adopt`] takes over what an earlier process had uploaded. [`fenced`] is what follows when another writer has the history.
 //!
 //! Leaves to the log what a commit is, to [`format`](crate::format) the bytes, to [`store`](crate::store) how one request is made.
 //! Trouble with the store ends up in the status, never in a commit.
@@ -17,6 +17,7 @@
 mod adopt;
 mod attach;
 mod behind;
+mod fenced;
 mod generation;
 mod host;
 mod image;

@@ -220,6 +220,10 @@ impl Replica for DatabaseReplica {
         self.close_timeout
     }
 
+    fn refuses_writes(&self) -> bool {
+        self.shared.refusal.refuses()
+    }
+
     fn status(&self) -> String {
         self.shared.status()
     }

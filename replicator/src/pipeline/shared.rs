@@ -9,6 +9,7 @@ use replvfs_vfs::log::Log;
 use replvfs_vfs::types::UnixMillis;
 use tokio::sync::Notify;
 
+use super::fenced::Refusal;
 use super::local::{Local, Taken};
 use super::status::Status;
 use crate::store::Store;
@@ -22,6 +23,7 @@ pub(super) struct Shared {
     /// The lock and the state file.
     pub(super) local: Local,
     pub(super) status: Status,
+    pub(super) refusal: Refusal,
     /// Wakes the task.
     pub(super) wake: Notify,
     /// From now on the database is looked at now and then.
@@ -65,6 +67,7 @@ impl Shared {
             store,
             database: database.display().to_string(),
             status: Status::default(),
+            refusal: Refusal::default(),
             wake: Notify::new(),
             open_again: Notify::new(),
             hurry: Notify::new(),
@@ -161,7 +164,12 @@ impl Shared {
                 Taken::No | Taken::Still | Taken::Again => {}
                 // Nobody else can have replicated it before: what was captured up to now is the beginning.
                 Taken::From(None) if self.undecided.load(Ordering::Acquire) => {}
-                Taken::From(Some(state)) => self.log.resume_from(state.resume()),
+                Taken::From(Some(state)) => {
+                    if state.fenced && self.refusal.stops() {
+                        self.knows_it_is_fenced();
+                    }
+                    self.log.resume_from(state.resume());
+                }
                 Taken::From(None) => self.log.begin_anew(),
             }
             self.owner.store(!matches!(taken, Taken::No), Ordering::Release);

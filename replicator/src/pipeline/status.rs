@@ -167,6 +167,7 @@ pub(super) fn report(shared: &Shared) -> String {
             "discontinuities": state.discontinuities,
             "diverged": state.diverged,
             "fenced": state.fenced,
+            "refuses_writes": shared.refusal.refuses(),
             "fencing": fencing,
             "last_error": state.trouble.as_ref().map(|trouble| json!({
                 "message": trouble.message,

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::Stopped;
 use super::adopt::{self, Found};
 use super::attach::{self, End, Verdict};
+use super::fenced::{self, fenced};
 use super::generation::{self, Ended};
 use super::image::{self, Made};
 use super::local::{Identity, Stored};
@@ -32,10 +33,6 @@ use super::status::Image;
 use super::uploader::{Backoff, Owner, Uploader};
 use crate::format::{Generation, Key, ObjectHash, Parent};
 use crate::history::walk::SegmentEnd;
-
-/// What is to be done about it.
-pub(super) const FENCED: &str = "Let one machine write. To go on here with what is in the replica, restore it in this database's place, or, if nothing \
-     was committed here since, open it with restore=if-behind; to keep what is here, give it a replica of its own";
 
 /// So many gaps without a segment between them are no accident.
 const GAPS_IN_A_ROW: u32 = 3;
@@ -277,6 +274,9 @@ impl Task {
                     left: None,
                 });
             }
+            Verdict::Diverged(_, how) if self.shared.refusal.stops() => {
+                return Err(fenced::yields(&self.shared, &how).await);
+            }
             Verdict::Diverged(parent, how) => {
                 self.found.parent = Some(parent);
                 self.gap = true;
@@ -401,6 +401,7 @@ impl Task {
             if self.found.was_empty {
                 self.is_still_empty().await?;
             }
+            fenced::is_still_ours(&self.uploader).await?;
             return generation::end_newest(&self.uploader, tail).await;
         };
         match ending::create(&self.uploader, tail).await? {
@@ -653,7 +654,7 @@ impl Task {
     }
 
     async fn not_ours(&mut self, key: Key, why: &str) -> Result<(), Stopped> {
-        if !self.proved {
+        if !self.proved && !self.shared.refusal.stops() {
             self.diverged(&format!("{key}: {why}"));
             self.gap = true;
             self.shared.log.request_base();
@@ -680,22 +681,6 @@ impl Task {
         self.shared.log.request_base();
         Ok(())
     }
-}
-
-/// Another writer has this process's turn. Noted, so that no other process of this machine takes it back by itself.
-async fn fenced(shared: &Arc<Shared>, key: Key, why: &str) -> Stopped {
-    let noting = Arc::clone(shared);
-    let noted = tokio::task::spawn_blocking(move || noting.local.fenced()).await;
-    if let Ok(Err(problem)) = noted {
-        shared.trouble(&problem);
-    }
-    shared.status.fenced();
-    shared.fail(&format!(
-        "another writer continues the history in the replica {}: {key}, which was this process's turn, is not its own ({why}). Nothing that is \
-         committed here since is in the replica. {FENCED}",
-        shared.store.replica()
-    ));
-    Stopped
 }
 
 /// Whether no generation has begun after this one, whose image is in the store now: what is acknowledged is a part of the newest history.

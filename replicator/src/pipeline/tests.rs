@@ -4,6 +4,7 @@ mod fencing;
 mod machine;
 mod merged;
 mod resuming;
+mod stopping;
 
 use std::path::Path;
 use std::sync::Arc;

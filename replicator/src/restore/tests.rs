@@ -1,6 +1,7 @@
 //! Restores against a model: the database after every transaction, kept beside the replica that is made of it.
 #![allow(clippy::unwrap_used)]
 
+mod branches;
 mod spans;
 
 use std::collections::BTreeMap;

@@ -12,6 +12,7 @@ use libsqlite3_sys as ffi;
 use super::continuity::Fingerprint;
 use super::mirror::Mirror;
 use super::pin::Pin;
+use super::refusal::WriteState;
 use super::rollback::RollbackState;
 use super::settle::Known;
 use crate::api::report;
@@ -114,6 +115,10 @@ pub(crate) struct Connection {
     /// Its barriers can publish a commit: it has the write lock, or the file for itself. Readers, whose barriers cannot, take no lock for
     /// them.
     publishes: AtomicBool,
+    /// It has a read lock of the WAL.
+    pub(super) reading: AtomicBool,
+    /// That its write transactions are refused was said.
+    pub(super) told: AtomicBool,
 }
 
 pub(crate) struct ConnectionState {
@@ -142,6 +147,7 @@ pub(crate) struct ConnectionState {
     pub(crate) keeps_wal: bool,
     /// What it does while it has no WAL.
     pub(crate) rollback: RollbackState,
+    pub(crate) writes: WriteState,
 }
 
 // SAFETY: the file and region pointers are used only by the thread that SQLite lets use the connection, under the mutex.
@@ -176,11 +182,14 @@ impl Connection {
             waited: false,
             keeps_wal: false,
             rollback: RollbackState::default(),
+            writes: WriteState::default(),
         };
         Connection {
             database,
             state: Mutex::new(state),
             publishes: AtomicBool::new(false),
+            reading: AtomicBool::new(false),
+            told: AtomicBool::new(false),
         }
     }
 
@@ -190,7 +199,9 @@ impl Connection {
     }
 
     pub(crate) fn wal_opened(&self, wal: FileRef) {
-        self.database.wal_opened(&mut self.lock(), wal);
+        let mut state = self.lock();
+        state.writes.ended();
+        self.database.wal_opened(&mut state, wal);
         self.database.wal_connections.fetch_add(1, Ordering::AcqRel);
     }
 

@@ -12,6 +12,7 @@ mod image;
 mod mirror;
 mod page_set;
 mod pin;
+mod refusal;
 mod restart;
 mod resume;
 mod rollback;

@@ -6,7 +6,7 @@ use libsqlite3_sys as ffi;
 
 use super::file::{Methods, ShimFile, forward, forwarded};
 use super::pragma;
-use super::wal_file::observe;
+use super::wal_file::{observe, refuses};
 use crate::base::{CHECKPOINT_SLOT, FIRST_READ_SLOT, FileRef, IndexRegion, WRITE_SLOT};
 use crate::capture::{Connection, is_ok};
 use crate::guard::guard;
@@ -74,6 +74,14 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
     if let Some(connection) = unsafe { connection(file) } {
         // SAFETY: as above.
         let real = unsafe { ShimFile::of(file).real() };
+        // SAFETY: the connection's own file, on its thread; SQLite gives amount readable bytes.
+        let refused = refuses("xWrite", connection, || unsafe {
+            let data = std::slice::from_raw_parts(data.cast::<u8>(), usize::try_from(amount).unwrap_or(0));
+            connection.refuses_change(real, offset, Some(data))
+        });
+        if refused {
+            return ffi::SQLITE_READONLY;
+        }
         observe("xWrite", connection, || {
             before_change(connection, real, offset, Some(offset + i64::from(amount)))
         });
@@ -87,6 +95,13 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int 
     if let Some(connection) = unsafe { connection(file) } {
         // SAFETY: as above.
         let real = unsafe { ShimFile::of(file).real() };
+        // SAFETY: the connection's own file, on its thread.
+        let refused = refuses("xTruncate", connection, || unsafe {
+            connection.refuses_change(real, size, None)
+        });
+        if refused {
+            return ffi::SQLITE_READONLY;
+        }
         observe("xTruncate", connection, || before_change(connection, real, size, None));
     }
     // SAFETY: SQLite's arguments are passed on as they came.
@@ -103,6 +118,9 @@ fn before_change(connection: &Connection, real: FileRef, from: i64, to: Option<i
     unsafe { database.before_change(real, from, to.unwrap_or(i64::MAX as u64)) };
     let mut state = connection.lock();
     if state.wal.is_none() {
+        if !database.replica.refuses_writes() {
+            state.writes.wrote_file();
+        }
         // SAFETY: as above.
         unsafe { database.rollback_write(&mut state, real, from, to) };
     }
@@ -111,6 +129,12 @@ fn before_change(connection: &Connection, real: FileRef, from: i64, to: Option<i
 unsafe extern "C" fn lock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
     // SAFETY: an open file of ours.
     let connection = unsafe { connection(file) };
+    if let Some(connection) = connection
+        && level == ffi::SQLITE_LOCK_RESERVED
+        && refuses("xLock", connection, || connection.refuses())
+    {
+        return ffi::SQLITE_READONLY;
+    }
     if let Some(connection) = connection
         && level == ffi::SQLITE_LOCK_EXCLUSIVE
     {
@@ -129,6 +153,10 @@ unsafe extern "C" fn lock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
                 }
             } else if level > state.file_lock {
                 database.count_holder(state.file_lock, level);
+                if level == ffi::SQLITE_LOCK_EXCLUSIVE && state.wal.is_none() {
+                    let before = state.file_lock;
+                    state.writes.takes_file(before);
+                }
                 state.file_lock = level;
                 connection.locks_changed(&state);
                 if level == ffi::SQLITE_LOCK_SHARED && state.wal.is_none() && database.wants_attention() {
@@ -204,6 +232,7 @@ fn lock_goes_down(connection: &Connection, level: c_int, step_down: impl FnOnce(
         connection.database.leave_file(&mut state, step_down);
     }
     state.file_lock = level;
+    state.writes.ended();
     connection.locks_changed(&state);
 }
 
@@ -236,7 +265,10 @@ unsafe extern "C" fn file_control(file: *mut ffi::sqlite3_file, op: c_int, argum
                 (Some(_), Some(_)) => {}
                 (None, _) => connection.database.rollback_commit(&mut state),
             }
+            state.writes.ended();
         }),
+        // Without a WAL a commit, a rollback and a recovery end with this, also where nothing is synced.
+        ffi::SQLITE_FCNTL_SYNC => observe("xFileControl", connection, || connection.lock().writes.ended()),
         ffi::SQLITE_FCNTL_VFSNAME if !argument.is_null() => {
             // SAFETY: for this control the argument is a char**.
             observe("xFileControl", connection, || unsafe {
@@ -286,6 +318,12 @@ unsafe extern "C" fn shm_lock(file: *mut ffi::sqlite3_file, offset: c_int, n: c_
     let write_lock = exclusive && offset == WRITE_SLOT;
     let restart = exclusive && (offset, n) == RESTART_SLOTS;
     if let Some(connection) = connection {
+        if write_lock && locks && refuses("xShmLock", connection, || connection.refuses_wal_lock()) {
+            return ffi::SQLITE_READONLY;
+        }
+        if !exclusive && !locks && offset >= FIRST_READ_SLOT {
+            connection.reads(false);
+        }
         if restart && locks {
             let allowed = guard("xShmLock", || connection.database.before_restart(connection));
             if allowed == Some(false) {
@@ -299,6 +337,7 @@ unsafe extern "C" fn shm_lock(file: *mut ffi::sqlite3_file, offset: c_int, n: c_
             observe("xShmLock", connection, || {
                 let mut state = connection.lock();
                 state.writing = false;
+                state.writes.ended();
                 connection.locks_changed(&state);
                 state.mirror.clear();
             });
@@ -323,10 +362,13 @@ unsafe extern "C" fn shm_lock(file: *mut ffi::sqlite3_file, offset: c_int, n: c_
                 connection.locks_changed(&state);
                 connection.database.write_lock_taken(&mut state);
             });
-        } else if !exclusive && offset >= FIRST_READ_SLOT && connection.database.wants_attention() {
-            observe("xShmLock", connection, || {
-                connection.database.attach(&mut connection.lock())
-            });
+        } else if !exclusive && offset >= FIRST_READ_SLOT {
+            connection.reads(true);
+            if connection.database.wants_attention() {
+                observe("xShmLock", connection, || {
+                    connection.database.attach(&mut connection.lock())
+                });
+            }
         }
     }
     code

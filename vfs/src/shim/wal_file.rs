@@ -49,6 +49,9 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
     // SAFETY: an open file of ours.
     let connection = unsafe { ShimFile::of(file).connection() };
     if let Some(connection) = connection {
+        if refuses("wal xWrite", connection, || connection.refuses_wal_write(offset)) {
+            return ffi::SQLITE_READONLY;
+        }
         // SAFETY: SQLite gives amount readable bytes.
         let head = unsafe { std::slice::from_raw_parts(data.cast::<u8>(), usize::try_from(amount).unwrap_or(0)) };
         observe("wal xWrite", connection, || before_write(connection, offset, head));
@@ -61,6 +64,7 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
         observe("wal xWrite", connection, || {
             let mut state = connection.lock();
             if is_ok(code) {
+                state.writes.wrote_wal(offset);
                 state.mirror.write(offset, data);
             } else {
                 // SQLite rolls the transaction back. Its frames may stand in the file, the commit frame among them.
@@ -130,6 +134,17 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int 
     }
     // SAFETY: SQLite's arguments are passed on as they came.
     unsafe { forward!(file, xTruncate, ffi::SQLITE_IOERR_TRUNCATE, size) }
+}
+
+/// As [`observe`], for a question that is answered "no" when it cannot be told.
+pub(super) fn refuses(callback: &'static str, connection: &Connection, body: impl FnOnce() -> bool) -> bool {
+    let mut refused = false;
+    observe(callback, connection, || {
+        if connection.database.replica.refuses_writes() {
+            refused = body();
+        }
+    });
+    refused
 }
 
 /// Runs replication's part of a callback. If it panics, SQLite goes on, and replication of this database does not.

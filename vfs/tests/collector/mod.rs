@@ -5,7 +5,7 @@ pub(crate) mod faults;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, Once};
 use std::time::Duration;
 
@@ -58,6 +58,7 @@ pub(crate) struct Collector {
     paused: Mutex<bool>,
     resumed: Condvar,
     close_timeout_ms: AtomicU64,
+    refusing: AtomicBool,
 }
 
 struct Collecting;
@@ -86,6 +87,7 @@ impl Host for Collecting {
             paused: Mutex::default(),
             resumed: Condvar::new(),
             close_timeout_ms: AtomicU64::new(60_000),
+            refusing: AtomicBool::new(false),
         });
         if let Some((resume, state)) = PREPARED.lock().unwrap().remove(request.path) {
             *collector.resuming.lock().unwrap() = Some((resume.stored.txid, state));
@@ -161,6 +163,10 @@ impl Replica for Collector {
         Duration::from_millis(self.close_timeout_ms.load(Ordering::Relaxed))
     }
 
+    fn refuses_writes(&self) -> bool {
+        self.refusing.load(Ordering::Relaxed)
+    }
+
     fn status(&self) -> String {
         "{}".into()
     }
@@ -169,6 +175,11 @@ impl Replica for Collector {
 impl Collector {
     pub(crate) fn of(path: &Path) -> Arc<Collector> {
         Arc::clone(&COLLECTORS.lock().unwrap()[&path.canonicalize().unwrap()])
+    }
+
+    /// From here on write transactions are refused.
+    pub(crate) fn refuse(&self) {
+        self.refusing.store(true, Ordering::Relaxed);
     }
 
     /// Nothing more is taken from the log, nor read from a base, until [`Collector::resume`].
