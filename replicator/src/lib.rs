@@ -16,6 +16,7 @@ pub mod config;
 mod error;
 pub mod format;
 pub mod history;
+pub mod image;
 pub mod local_state;
 mod pipeline;
 pub mod restore;

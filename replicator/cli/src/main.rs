@@ -4,6 +4,7 @@
 //! the library.
 
 mod generation;
+mod image;
 mod log;
 mod restore;
 mod status;
@@ -34,6 +35,7 @@ struct Arguments {
 enum Command {
     Restore(restore::Arguments),
     Log(log::Arguments),
+    Image(image::Arguments),
     Status(status::Arguments),
 }
 
@@ -61,6 +63,7 @@ fn run(command: Command) -> Result<(), Failure> {
         match command {
             Command::Restore(arguments) => restore::run(&arguments).await,
             Command::Log(arguments) => log::run(&arguments).await,
+            Command::Image(arguments) => image::run(&arguments).await,
             Command::Status(arguments) => status::run(&arguments),
         }
     })
