@@ -5,6 +5,7 @@
 
 mod completions;
 mod generation;
+mod image;
 mod log;
 mod man;
 mod merge;
@@ -40,6 +41,7 @@ enum Command {
     Restore(restore::Arguments),
     Log(log::Arguments),
     Merge(merge::Arguments),
+    Image(image::Arguments),
     Status(status::Arguments),
     Completions(completions::Arguments),
     #[command(hide = true)]
@@ -74,6 +76,7 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Status(arguments) => status::run(&arguments).await,
             Command::Completions(arguments) => completions::run(&arguments),
             Command::Man(arguments) => man::run(&arguments),
+            Command::Image(arguments) => image::run(&arguments).await,
         }
     })
 }

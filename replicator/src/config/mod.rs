@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use opendal::Operator;
 
+use crate::pipeline::due::Rule;
 pub(crate) use settings::{Given, Settings, Target, is_immutable};
 
 /// A setting that cannot be used: which, from where, and what is accepted.
@@ -80,6 +81,7 @@ pub struct Config {
     pub(crate) make_default: bool,
     pub(crate) operator: Option<Operator>,
     pub(crate) given: Given,
+    pub(crate) images: Rule,
 }
 
 impl Default for Config {
@@ -89,6 +91,7 @@ impl Default for Config {
             make_default: false,
             operator: None,
             given: Given::default(),
+            images: Rule::default(),
         }
     }
 }
@@ -203,6 +206,20 @@ impl Config {
     #[must_use]
     pub fn retention(mut self, retention: Retention) -> Config {
         self.given.retention = Some(retention);
+        self
+    }
+
+    /// When images are due, for tests: after so many raw page bytes, or by age; and so long after one was given up. `check` reads what is believed to be
+    /// unchanged all the same, and stops replication where it is not.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn images_for_test(mut self, least: u64, age: Duration, pause: Duration, check: bool) -> Config {
+        self.images = Rule {
+            least,
+            age,
+            pause,
+            check,
+        };
         self
     }
 

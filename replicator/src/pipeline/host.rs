@@ -13,6 +13,7 @@ use replvfs_vfs::log::Log;
 use replvfs_vfs::types::UnixMillis;
 use tokio::runtime::{Builder, Runtime};
 
+use super::due::Rule;
 use super::replica::DatabaseReplica;
 use super::shared::{self, Shared};
 use super::task::{Plan, Task};
@@ -74,7 +75,7 @@ impl ReplicatingHost {
         self.reserve(path, &store)?;
         let started = self
             .runtime()
-            .and_then(|runtime| start(runtime, request.file, &settings, store, log));
+            .and_then(|runtime| start(runtime, request.file, &settings, store, log, self.config.images));
         let (shared, replica) = match started {
             Ok(started) => started,
             Err(error) => {
@@ -179,6 +180,7 @@ fn start(
     settings: &Settings,
     store: Store,
     log: &Arc<Log>,
+    images: Rule,
 ) -> Result<Started, String> {
     let path = file.path();
     match settings.restore {
@@ -195,6 +197,7 @@ fn start(
         flush_interval: settings.flush_interval,
         segment_size: settings.segment_size,
         folder: path.parent().unwrap_or(Path::new("/")).to_owned(),
+        images,
     };
     if settings.on_fenced == OnFenced::Stop {
         shared.refusal.stop();

@@ -1,7 +1,8 @@
 //! The replication of one database: from its log into its replica.
 //!
 //! Told by its files, in the order of the data: [`host`] decides how a database is replicated when it is opened, [`replica`] is what its
-//! connections see, [`task`] takes from the log when [`pace`] says so, [`generation`] begins a history, [`image`] and [`sealer`] make objects,
+//! connections see, [`task`] takes from the log when [`pace`] says so, [`generation`] begins a history, [`image`] and [`sealer`] make objects:
+//! the first one is made in any case, others by [`making`] when [`due`], after a [`basis`], of the chunks that [`changed`], which [`images`] remembers;
 //! [`uploader`] gets them into the store, and [`progress`] tells what is restorable. [`shared`] is what they all have in common, [`status`]
 //! what of it is shown.
 //!
@@ -16,12 +17,17 @@
 
 mod adopt;
 mod attach;
+pub(crate) mod basis;
 mod behind;
+mod changed;
+pub(crate) mod due;
 mod fenced;
 mod generation;
 mod host;
-mod image;
+pub(crate) mod image;
+mod images;
 mod local;
+mod making;
 mod missing;
 mod owner;
 mod pace;
