@@ -6,6 +6,7 @@
 mod generation;
 mod log;
 mod merge;
+mod prune;
 mod restore;
 mod status;
 mod time;
@@ -36,6 +37,7 @@ enum Command {
     Restore(restore::Arguments),
     Log(log::Arguments),
     Merge(merge::Arguments),
+    Prune(prune::Arguments),
     Status(status::Arguments),
 }
 
@@ -64,6 +66,7 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Restore(arguments) => restore::run(&arguments).await,
             Command::Log(arguments) => log::run(&arguments).await,
             Command::Merge(arguments) => merge::run(&arguments).await,
+            Command::Prune(arguments) => prune::run(&arguments).await,
             Command::Status(arguments) => status::run(&arguments),
         }
     })

@@ -9,7 +9,7 @@ use replvfs_vfs::types::{PageSize, Position, Txid};
 use super::Stopped;
 use super::generation;
 use super::local::{Start, Stored};
-use super::task::FENCED;
+use super::turn::FENCED;
 use super::uploader::Uploader;
 use crate::format::{Generation, Key, LocalState, Manifest, Parent, Seal};
 use crate::history::find::{Found, FoundSegment, find};
@@ -22,6 +22,8 @@ use crate::store::Store;
 pub(super) struct End {
     pub(super) generation: Generation,
     pub(super) page_size: PageSize,
+    /// The first slot of the generation.
+    pub(super) first: Txid,
     pub(super) stored: Stored,
     /// The transaction of an image in it.
     pub(super) image: Option<Txid>,
@@ -195,6 +197,7 @@ async fn compare_with(
         verdict: Verdict::GoesOn(End {
             generation: known.generation,
             page_size: known.page_size,
+            first: ours.meta().first_image.next(),
             stored: Stored {
                 mark: known.stored,
                 slot: known.slot,
@@ -295,6 +298,7 @@ pub(super) async fn end_of(store: &Store, found: &GenerationHistory) -> Result<E
     Ok(End {
         generation,
         page_size,
+        first,
         stored,
         image: found.images().first().copied(),
         sealed,

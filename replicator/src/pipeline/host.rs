@@ -16,6 +16,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::replica::DatabaseReplica;
 use super::shared::{self, Shared};
 use super::task::{Plan, Task};
+use super::upkeep::Schedule;
 use super::{behind, missing};
 use crate::config::{Config, Restore, Settings, Target, is_immutable};
 use crate::store::{Store, StoreOptions};
@@ -195,6 +196,11 @@ fn start(
         flush_interval: settings.flush_interval,
         segment_size: settings.segment_size,
         folder: path.parent().unwrap_or(Path::new("/")).to_owned(),
+        upkeep: Schedule {
+            segments: settings.upkeep.0,
+            retention: settings.retention,
+            grace: settings.upkeep.1,
+        },
     };
     if missing::is_new(path) {
         // Perhaps the file will not be made: who owns it is asked when somebody reads it.

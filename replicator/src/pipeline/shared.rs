@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 
 use super::local::{Local, Taken};
 use super::status::Status;
+use super::upkeep::Upkeep;
 use crate::store::Store;
 
 #[derive(Debug)]
@@ -22,6 +23,7 @@ pub(super) struct Shared {
     /// The lock and the state file.
     pub(super) local: Local,
     pub(super) status: Status,
+    pub(super) upkeep: Upkeep,
     /// Wakes the task.
     pub(super) wake: Notify,
     /// From now on the database is looked at now and then.
@@ -65,6 +67,7 @@ impl Shared {
             store,
             database: database.display().to_string(),
             status: Status::default(),
+            upkeep: Upkeep::default(),
             wake: Notify::new(),
             open_again: Notify::new(),
             hurry: Notify::new(),
@@ -189,6 +192,7 @@ impl Shared {
 
     /// Lets another process take over.
     pub(super) fn let_go(&self) {
+        self.upkeep.stop();
         self.local.release(|| {
             self.owner.store(false, Ordering::Release);
             true
@@ -200,6 +204,7 @@ impl Shared {
         self.local.release(|| {
             let closed = !self.is_open();
             if closed {
+                self.upkeep.stop();
                 self.owner.store(false, Ordering::Release);
             }
             closed
@@ -247,6 +252,7 @@ impl Shared {
     /// The log has failed.
     pub(super) fn failed(&self) {
         self.failed.store(true, Ordering::Release);
+        self.upkeep.stop();
         self.hurry.notify_waiters();
         self.wake.notify_one();
     }

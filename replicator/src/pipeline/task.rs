@@ -29,13 +29,11 @@ use super::seal::{self as ending, Tail};
 use super::sealer::{self, SealError, Segment};
 use super::shared::Shared;
 use super::status::Image;
-use super::uploader::{Backoff, Owner, Uploader};
+use super::turn::{self, Before, Turn, fenced, is_newest};
+use super::upkeep::Schedule;
+use super::uploader::{Backoff, Uploader};
 use crate::format::{Generation, Key, ObjectHash, Parent};
 use crate::history::walk::SegmentEnd;
-
-/// What is to be done about it.
-pub(super) const FENCED: &str = "Let one machine write. To go on here with what is in the replica, restore it in this database's place, or, if nothing \
-     was committed here since, open it with restore=if-behind; to keep what is here, give it a replica of its own";
 
 /// So many gaps without a segment between them are no accident.
 const GAPS_IN_A_ROW: u32 = 3;
@@ -47,6 +45,7 @@ pub(super) struct Plan {
     pub(super) segment_size: u64,
     /// The folder of the database, for temporary files.
     pub(super) folder: PathBuf,
+    pub(super) upkeep: Schedule,
 }
 
 pub(super) struct Task {
@@ -94,6 +93,7 @@ struct Chain {
     last: Txid,
     /// What the next segment follows.
     previous: ObjectHash,
+    before: Before,
     image: Option<Making>,
 }
 
@@ -110,12 +110,14 @@ impl Chain {
             generation: self.generation,
             slot: self.last.next(),
             previous: self.previous,
+            before: self.before,
         }
     }
 
     fn advance(&mut self, stored: &Stored) {
         self.last = stored.mark.txid;
         self.previous = stored.previous;
+        self.before.slot = stored.slot;
     }
 }
 
@@ -330,6 +332,10 @@ impl Task {
             page_size: end.page_size,
             last,
             previous: end.stored.previous,
+            before: Before {
+                first: end.first,
+                slot: end.stored.slot,
+            },
             image: None,
         });
         self.shared.status.generation(end.generation);
@@ -404,11 +410,12 @@ impl Task {
             return generation::end_newest(&self.uploader, tail).await;
         };
         match ending::create(&self.uploader, tail).await? {
-            Owner::Us => Ok(tail.ended()),
-            Owner::Another => {
+            Turn::Ours => Ok(tail.ended()),
+            Turn::Another => {
                 let why = "it was taken before this process could end its generation";
                 Err(fenced(&self.shared, tail.key(), why).await)
             }
+            Turn::Over(why) => Err(fenced(&self.shared, tail.key(), &why).await),
         }
     }
 
@@ -480,6 +487,10 @@ impl Task {
             page_size,
             last: base.txid,
             previous: begun.root,
+            before: Before {
+                first: base.txid.next(),
+                slot: None,
+            },
             image: None,
         })
     }
@@ -564,7 +575,12 @@ impl Task {
                 Err(error) => return self.gap(&error.to_string()),
             };
             let key = Key::Log(chain.generation, first);
-            if self.uploader.create(key, &segment.body).await? == Owner::Us {
+            let place = (chain.generation, first);
+            let turn = turn::take(&self.uploader, place, chain.before, &segment.body).await?;
+            if let Turn::Over(why) = turn {
+                return Err(fenced(&self.shared, key, &why).await);
+            }
+            if turn == Turn::Ours {
                 if let Some(last) = transactions.last() {
                     self.stored(&Stored {
                         mark: Mark {
@@ -597,6 +613,8 @@ impl Task {
         self.shared.log.stored(stored.mark.txid);
         self.shared.status.uploading(0, None);
         self.progress.segment(stored.mark.txid);
+        let shared = &self.shared;
+        shared.upkeep.stored(&self.plan.upkeep, &shared.store, &shared.database);
     }
 
     /// A slot that was this process's turn is taken. If what is in it is ours, its transactions are done, and leave `transactions`; else says
@@ -680,46 +698,6 @@ impl Task {
         self.shared.log.request_base();
         Ok(())
     }
-}
-
-/// Another writer has this process's turn. Noted, so that no other process of this machine takes it back by itself.
-async fn fenced(shared: &Arc<Shared>, key: Key, why: &str) -> Stopped {
-    let noting = Arc::clone(shared);
-    let noted = tokio::task::spawn_blocking(move || noting.local.fenced()).await;
-    if let Ok(Err(problem)) = noted {
-        shared.trouble(&problem);
-    }
-    shared.status.fenced();
-    shared.fail(&format!(
-        "another writer continues the history in the replica {}: {key}, which was this process's turn, is not its own ({why}). Nothing that is \
-         committed here since is in the replica. {FENCED}",
-        shared.store.replica()
-    ));
-    Stopped
-}
-
-/// Whether no generation has begun after this one, whose image is in the store now: what is acknowledged is a part of the newest history.
-async fn is_newest(uploader: &Uploader, generation: Generation, current: &AtomicBool) -> Result<bool, Stopped> {
-    let (shared, next) = (uploader.shared(), Key::Generation(generation.next()));
-    if generation.next() == generation {
-        return Ok(true); // There is no number behind it.
-    }
-    let begun = uploader
-        .until_answered(|| async {
-            match shared.store.size(&next).await {
-                Ok(_) => Ok(true),
-                Err(error) if error.is_not_found() => Ok(false),
-                Err(error) => Err(error),
-            }
-        })
-        .await?;
-    if !current.load(Ordering::Acquire) {
-        return Ok(false); // By this process itself, if at all.
-    }
-    if begun {
-        return Err(fenced(shared, next, "another generation has begun").await);
-    }
-    Ok(true)
 }
 
 /// While connections are open, looks at the database once an interval, whatever the uploads are doing: what other processes committed, and

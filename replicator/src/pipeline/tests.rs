@@ -4,6 +4,8 @@ mod fencing;
 mod machine;
 mod merged;
 mod resuming;
+mod turn;
+mod upkeep;
 
 use std::path::Path;
 use std::sync::Arc;

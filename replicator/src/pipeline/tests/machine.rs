@@ -14,12 +14,15 @@ use replvfs_vfs::transaction::Transaction;
 use replvfs_vfs::types::{PageSize, Pgno, Position, Salts, Txid, UnixMillis};
 use tokio::task::JoinHandle;
 
+use crate::config::Retention;
 use crate::format::LocalState;
 use crate::history::Target;
 use crate::local_state;
 use crate::pipeline::replica::DatabaseReplica;
 use crate::pipeline::shared::Shared;
 use crate::pipeline::task::{Plan, Task};
+use crate::pipeline::upkeep::Schedule;
+use crate::prune::GRACE;
 use crate::restore::{RestoreOptions, restore};
 use crate::store::{Store, StoreOptions};
 
@@ -96,6 +99,7 @@ pub(super) struct Machine {
     folder: tempfile::TempDir,
     pub(super) wal: Arc<Mutex<Wal>>,
     pub(super) uri: String,
+    pub(super) upkeep: Schedule,
 }
 
 impl Machine {
@@ -124,6 +128,11 @@ impl Machine {
             uri: format!("fs://{}/replica", folder.path().display()),
             wal: Arc::new(Mutex::new(Wal::new(1, 0))),
             folder,
+            upkeep: Schedule {
+                segments: 64,
+                retention: Retention::Forever,
+                grace: GRACE,
+            },
         }
     }
 
@@ -180,6 +189,7 @@ impl Machine {
             flush_interval: Duration::from_millis(10),
             segment_size,
             folder: self.folder.path().to_owned(),
+            upkeep: self.upkeep,
         };
         let timeout = Duration::from_secs(20);
         let replica: Arc<dyn Replica> = Arc::new(DatabaseReplica::new(Arc::clone(&shared), timeout, timeout, 1 << 30));
