@@ -17,6 +17,7 @@ pub mod config;
 mod error;
 pub mod format;
 pub mod history;
+pub mod image;
 pub mod local_state;
 pub mod merge;
 mod pipeline;

@@ -4,6 +4,7 @@
 //! the library.
 
 mod generation;
+mod image;
 mod log;
 mod merge;
 mod prune;
@@ -38,6 +39,7 @@ enum Command {
     Log(log::Arguments),
     Merge(merge::Arguments),
     Prune(prune::Arguments),
+    Image(image::Arguments),
     Status(status::Arguments),
 }
 
@@ -67,6 +69,7 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Log(arguments) => log::run(&arguments).await,
             Command::Merge(arguments) => merge::run(&arguments).await,
             Command::Prune(arguments) => prune::run(&arguments).await,
+            Command::Image(arguments) => image::run(&arguments).await,
             Command::Status(arguments) => status::run(&arguments),
         }
     })

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use opendal::Operator;
 
+use crate::pipeline::due::Rule;
 pub(crate) use settings::{Given, Settings, Target, is_immutable};
 
 /// A duration as settings have it: a whole number with `ms`, `s`, `m`, `h` or `d`.
@@ -91,6 +92,7 @@ pub struct Config {
     pub(crate) operator: Option<Operator>,
     pub(crate) given: Given,
     pub(crate) upkeep: (u64, Duration),
+    pub(crate) images: Rule,
 }
 
 impl Default for Config {
@@ -101,6 +103,7 @@ impl Default for Config {
             operator: None,
             given: Given::default(),
             upkeep: (64, crate::prune::GRACE),
+            images: Rule::default(),
         }
     }
 }
@@ -223,6 +226,20 @@ impl Config {
     #[must_use]
     pub fn upkeep_for_tests(mut self, segments: u64, grace: Duration) -> Config {
         self.upkeep = (segments, grace);
+        self
+    }
+
+    /// When images are due, for tests: after so many raw page bytes, or by age; and so long after one was given up. `check` reads what is believed to be
+    /// unchanged all the same, and stops replication where it is not.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn images_for_test(mut self, least: u64, age: Duration, pause: Duration, check: bool) -> Config {
+        self.images = Rule {
+            least,
+            age,
+            pause,
+            check,
+        };
         self
     }
 

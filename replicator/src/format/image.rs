@@ -116,6 +116,15 @@ impl Manifest {
         })
     }
 
+    /// Whether it is of the same state of the same generation, made at another time: its chunks may have other names.
+    #[must_use]
+    pub fn has_same_pages(&self, other: &Manifest) -> bool {
+        let hashes = |manifest: &Manifest| manifest.chunks.iter().map(|chunk| chunk.hash).collect::<Vec<_>>();
+        (self.generation, self.txid, self.page_size, self.page_count)
+            == (other.generation, other.txid, other.page_size, other.page_count)
+            && hashes(self) == hashes(other)
+    }
+
     /// No manifest of a database with such pages is longer.
     #[must_use]
     pub fn max_bytes(page_size: PageSize) -> u64 {
@@ -231,6 +240,22 @@ mod tests {
                 .sum();
             assert_eq!(total as u64, manifest.database_len());
         }
+    }
+
+    #[test]
+    fn the_same_pages_may_have_other_names() {
+        let one = manifest(512, 2049);
+        let mut other = one.clone();
+        other.chunks[1].token += 1;
+        other.taken_at.0 += 1;
+        assert!(one.has_same_pages(&other));
+        other.chunks[1].hash.0[31] ^= 1;
+        assert!(!one.has_same_pages(&other));
+        let last = Txid(one.txid.0 + 1);
+        assert!(!one.has_same_pages(&Manifest {
+            txid: last,
+            ..one.clone()
+        }));
     }
 
     #[test]

@@ -4,11 +4,13 @@
 mod beside;
 mod error;
 pub(crate) mod find;
+pub(crate) mod images;
 pub(crate) mod path;
 mod plan;
 pub(crate) mod walk;
 
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use futures::StreamExt;
 use replvfs_vfs::types::{Txid, UnixMillis};
@@ -20,6 +22,10 @@ use crate::format::{FormatError, Generation, GenerationMeta, Key, MAX_META_BYTES
 use crate::store::Store;
 use path::{Listing, LogPath};
 use walk::{SegmentEnd, Walk, fetch_end, read, segment_end, size};
+
+/// A chunk that no image names is not deleted before it is older than this, by the store's clock; and an image whose chunks could become that old while it
+/// is made is given up long before.
+pub(crate) const GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Requests at the same time when many small objects are read.
 const PARALLEL: usize = 16;

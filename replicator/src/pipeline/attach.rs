@@ -27,6 +27,10 @@ pub(super) struct End {
     pub(super) stored: Stored,
     /// The transaction of an image in it.
     pub(super) image: Option<Txid>,
+    /// That of the newest one.
+    pub(super) newest_image: Option<Txid>,
+    /// The generation that it follows from.
+    pub(super) parent: Option<Generation>,
     /// No segment can follow any more.
     pub(super) sealed: bool,
 }
@@ -204,6 +208,8 @@ async fn compare_with(
                 previous: known.previous,
             },
             image: ours.images().first().copied(),
+            newest_image: ours.images().last().copied(),
+            parent: ours.meta().parent.map(|parent| parent.generation),
             sealed: behind.sealed,
         }),
     })
@@ -301,6 +307,8 @@ pub(super) async fn end_of(store: &Store, found: &GenerationHistory) -> Result<E
         first,
         stored,
         image: found.images().first().copied(),
+        newest_image: found.images().last().copied(),
+        parent: meta.parent.map(|parent| parent.generation),
         sealed,
     })
 }

@@ -13,6 +13,7 @@ use replvfs_vfs::log::Log;
 use replvfs_vfs::types::UnixMillis;
 use tokio::runtime::{Builder, Runtime};
 
+use super::due::Rule;
 use super::replica::DatabaseReplica;
 use super::shared::{self, Shared};
 use super::task::{Plan, Task};
@@ -75,7 +76,7 @@ impl ReplicatingHost {
         self.reserve(path, &store)?;
         let started = self
             .runtime()
-            .and_then(|runtime| start(runtime, request.file, &settings, store, log));
+            .and_then(|runtime| start(runtime, request.file, &settings, store, log, self.config.images));
         let (shared, replica) = match started {
             Ok(started) => started,
             Err(error) => {
@@ -180,6 +181,7 @@ fn start(
     settings: &Settings,
     store: Store,
     log: &Arc<Log>,
+    images: Rule,
 ) -> Result<Started, String> {
     let path = file.path();
     match settings.restore {
@@ -201,6 +203,7 @@ fn start(
             retention: settings.retention,
             grace: settings.upkeep.1,
         },
+        images,
     };
     if missing::is_new(path) {
         // Perhaps the file will not be made: who owns it is asked when somebody reads it.

@@ -1,7 +1,7 @@
-//! From a snapshot to an image in the store: chunks first, then the manifest that names them.
+//! From a snapshot to an image in the store: the chunks that are not there yet, then the manifest that names them all.
 //!
 //! Runs beside the uploads of segments. Owns the bound on what is read ahead of the store: when the store does not answer, the
-//! reading stalls. Leaves to the task when an image is due and what it is good for.
+//! reading stalls. Leaves to [`images`](super::images) when an image is due, to [`basis`] what it is made after, and to the task what it is good for.
 
 use std::collections::HashSet;
 
@@ -13,24 +13,35 @@ use replvfs_vfs::types::Pgno;
 use tokio::sync::mpsc;
 
 use super::Stopped;
-use super::generation;
-use super::uploader::{Backoff, Owner, Uploader};
-use crate::format::{CHUNK_BYTES, ChunkHash, ChunkName, FormatError, Generation, Key, Manifest, encode_chunk};
+use super::basis::{self, Basis, Wanted};
+use super::images::{Sent, Ticket};
+use super::uploader::{Owner, Uploader};
+use crate::format::{CHUNK_BYTES, ChunkHash, ChunkName, FormatError, Key, Manifest, encode_chunk};
 use crate::store::Body;
 
 /// Encoded chunks between the reader and the uploads, each about [`CHUNK_BYTES`] at most.
 const READ_AHEAD: usize = 12;
 const UPLOADS_AT_ONCE: usize = 4;
 /// zstd's: an image is made once and read in an emergency, but making it holds a lock on the database.
-const LEVEL: i32 = 1;
+pub(crate) const LEVEL: i32 = 1;
 
 /// What came of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Made {
     /// The manifest is in the store.
-    Stored,
-    /// The snapshot could not be read to its end, and a new base was asked for.
+    Stored(Counts),
+    /// The snapshot could not be read to its end; whoever has it for a reason of its own has asked for another base.
     GivenUp,
+    /// It will not come to its end, for another reason.
+    Failed,
+}
+
+/// How many chunks an image has, how many of them were read for it, and how many were sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Counts {
+    pub(super) chunks: usize,
+    pub(super) read: usize,
+    pub(super) sent: usize,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -39,14 +50,21 @@ enum ReadError {
     Snapshot(#[from] SnapshotError),
     #[error(transparent)]
     Format(#[from] FormatError),
+    #[error("chunk {0} was changed, though nothing that was logged did it")]
+    Unlike(usize),
     #[error("nobody uploads what is read")]
     Abandoned,
 }
 
-type Chunk = (ChunkName, Bytes);
+type Chunk = (ChunkHash, Bytes);
 
 /// Makes the image of `base`.
-pub(super) async fn make(uploader: &Uploader, base: Base, generation: Generation) -> Result<Made, Stopped> {
+pub(super) async fn make(uploader: &Uploader, base: Base, ticket: &Ticket) -> Result<Made, Stopped> {
+    let making = tokio::time::timeout(ticket.sent.time_left(), make_in_time(uploader, base, ticket));
+    making.await.unwrap_or_else(|_| Ok(too_late(uploader)))
+}
+
+async fn make_in_time(uploader: &Uploader, base: Base, ticket: &Ticket) -> Result<Made, Stopped> {
     let shared = uploader.shared();
     let Base {
         txid,
@@ -56,31 +74,44 @@ pub(super) async fn make(uploader: &Uploader, base: Base, generation: Generation
         ..
     } = base;
     let (page_size, page_count) = (snapshot.page_size(), snapshot.page_count());
-    let token = u64::from_ne_bytes(generation::random(uploader)?);
+    let wanted = Wanted {
+        generation: ticket.generation,
+        parent: ticket.parent,
+        txid,
+        page_count,
+    };
+    let basis = find_basis(uploader, wanted, ticket).await?;
+    let (named, key) = (!basis.names.is_empty(), basis.key);
     let (sender, receiver) = mpsc::channel(READ_AHEAD);
     // The snapshot goes with the reader: its lock is let go as soon as all is read.
-    let reader = tokio::task::spawn_blocking(move || read(snapshot, token, &sender));
+    let reading = Reading {
+        basis,
+        ticket: ticket.clone(),
+        uploads: sender,
+    };
+    let reader = tokio::task::spawn_blocking(move || reading.read(snapshot));
     let uploads = stream::unfold(receiver, |mut receiver: mpsc::Receiver<Chunk>| async move {
         let chunk = receiver.recv().await?;
         Some((chunk, receiver))
     });
     uploads
-        .map(|(name, stored)| upload(uploader, name, stored))
+        .map(|(hash, stored)| upload(uploader, &ticket.sent, hash, stored))
         .buffer_unordered(UPLOADS_AT_ONCE)
         .try_collect::<()>()
         .await?;
-    let chunks = match reader.await {
-        Ok(Ok(chunks)) => chunks,
+    let (chunks, counts) = match reader.await {
+        Ok(Ok(read)) => read,
         Ok(Err(ReadError::Snapshot(SnapshotError::GivenUp(reason)))) => {
-            // Whoever gave it up has asked for another base already.
             tracing::debug!(database = %shared.database, reason, "an image was given up; another will be made");
             return Ok(Made::GivenUp);
         }
+        Ok(Err(error @ ReadError::Unlike(_))) => {
+            shared.fail(&format!("{error}, which is a bug in replvfs"));
+            return Err(Stopped);
+        }
         Ok(Err(error)) => {
             shared.trouble(&format!("making an image of {}: {error}", shared.database));
-            Backoff::new().pause(shared).await?;
-            shared.log.request_base();
-            return Ok(Made::GivenUp);
+            return Ok(Made::Failed);
         }
         Err(stopped) => {
             shared.fail(&format!(
@@ -89,8 +120,17 @@ pub(super) async fn make(uploader: &Uploader, base: Base, generation: Generation
             return Err(Stopped);
         }
     };
+    if let Some(key) = key.filter(|_| named)
+        && !is_there(uploader, key).await?
+    {
+        tracing::debug!(database = %shared.database, "{key} was deleted while an image was made after it; another will be made");
+        return Ok(Made::Failed);
+    }
+    if ticket.sent.time_left().is_zero() {
+        return Ok(too_late(uploader));
+    }
     let manifest = Manifest {
-        generation,
+        generation: ticket.generation,
         txid,
         page_size,
         page_count,
@@ -98,10 +138,45 @@ pub(super) async fn make(uploader: &Uploader, base: Base, generation: Generation
         position,
         chunks,
     };
-    store_manifest(uploader, &manifest).await
+    store_manifest(uploader, &manifest).await.map(|()| Made::Stored(counts))
 }
 
-async fn store_manifest(uploader: &Uploader, manifest: &Manifest) -> Result<Made, Stopped> {
+fn too_late(uploader: &Uploader) -> Made {
+    let shared = uploader.shared();
+    shared.trouble(&format!(
+        "making an image of {} has taken so long that it is begun again",
+        shared.database
+    ));
+    Made::Failed
+}
+
+/// One that cannot be used is as none: everything is read and sent.
+async fn find_basis(uploader: &Uploader, wanted: Wanted, ticket: &Ticket) -> Result<Basis, Stopped> {
+    let shared = uploader.shared();
+    let find = || basis::find(&shared.store, wanted, ticket.known_from, ticket.touched.clone());
+    match uploader.until_told(find).await? {
+        Ok(basis) => Ok(basis),
+        Err(error) => {
+            tracing::warn!(database = %shared.database, "an image is made of all pages, since the one before it cannot be used: {error}");
+            Ok(Basis::default())
+        }
+    }
+}
+
+async fn is_there(uploader: &Uploader, key: Key) -> Result<bool, Stopped> {
+    let store = &uploader.shared().store;
+    uploader
+        .until_answered(|| async {
+            match store.size(&key).await {
+                Ok(_) => Ok(true),
+                Err(error) if error.is_not_found() => Ok(false),
+                Err(error) => Err(error),
+            }
+        })
+        .await
+}
+
+async fn store_manifest(uploader: &Uploader, manifest: &Manifest) -> Result<(), Stopped> {
     let shared = uploader.shared();
     let key = Key::Image(manifest.generation, manifest.txid);
     let bytes = match manifest.encode() {
@@ -112,8 +187,8 @@ async fn store_manifest(uploader: &Uploader, manifest: &Manifest) -> Result<Made
         }
     };
     match uploader.create(key, &Body::Bytes(bytes.into())).await? {
-        Owner::Us => Ok(Made::Stored),
-        Owner::Another if has_same_pages(uploader, key, manifest).await? => Ok(Made::Stored),
+        Owner::Us => Ok(()),
+        Owner::Another if has_same_pages(uploader, key, manifest).await? => Ok(()),
         Owner::Another => {
             shared.fail(&format!(
                 "{key} in the replica {} is from another writer of the same generation: give each database a replica of its own",
@@ -130,44 +205,72 @@ async fn has_same_pages(uploader: &Uploader, key: Key, ours: &Manifest) -> Resul
     let limit = Manifest::max_bytes(ours.page_size);
     let bytes = uploader.until_answered(|| store.read_up_to(&key, limit)).await?;
     let theirs = Manifest::decode(&bytes).ok();
-    Ok(theirs.is_some_and(|theirs| {
-        (theirs.generation, theirs.txid, theirs.page_size) == (ours.generation, ours.txid, ours.page_size)
-            && theirs.page_count == ours.page_count
-            && hashes(&theirs).eq(hashes(ours))
-    }))
-}
-
-fn hashes(manifest: &Manifest) -> impl Iterator<Item = ChunkHash> {
-    manifest.chunks.iter().map(|chunk| chunk.hash)
+    Ok(theirs.is_some_and(|theirs| theirs.has_same_pages(ours)))
 }
 
 /// The token is this making's: whatever is there under the name can only be an attempt of its own.
-async fn upload(uploader: &Uploader, name: ChunkName, stored: Bytes) -> Result<(), Stopped> {
-    uploader.create_once(Key::Chunk(name), &Body::Bytes(stored)).await
+async fn upload(uploader: &Uploader, sent: &Sent, hash: ChunkHash, stored: Bytes) -> Result<(), Stopped> {
+    let token = sent.token;
+    let key = Key::Chunk(ChunkName { hash, token });
+    uploader.create_once(key, &Body::Bytes(stored)).await?;
+    sent.add(hash);
+    Ok(())
 }
 
-/// Reads all pages in order, and sends each chunk that was not sent before.
-fn read(mut snapshot: Snapshot, token: u64, uploads: &mpsc::Sender<Chunk>) -> Result<Vec<ChunkName>, ReadError> {
-    let page_bytes = snapshot.page_size().as_usize();
-    let pages_a_chunk = u32::try_from(CHUNK_BYTES / page_bytes).unwrap_or(1);
-    let mut buffer = vec![0; CHUNK_BYTES];
-    let mut chunks = Vec::new();
-    let mut sent = HashSet::new();
-    let mut done = 0;
-    while done < snapshot.page_count() {
-        let pages = pages_a_chunk.min(snapshot.page_count() - done);
-        let raw = &mut buffer[..pages as usize * page_bytes];
-        let Some(first) = Pgno::new(done + 1) else {
-            return Err(ReadError::Abandoned);
-        };
-        snapshot.read_pages(first, raw)?;
-        let (hash, stored) = encode_chunk(raw, LEVEL)?;
-        let name = ChunkName { hash, token };
-        if sent.insert(hash) && uploads.blocking_send((name, stored.into())).is_err() {
-            return Err(ReadError::Abandoned);
+/// Goes through the pages in order, on the blocking pool.
+struct Reading {
+    basis: Basis,
+    ticket: Ticket,
+    uploads: mpsc::Sender<Chunk>,
+}
+
+impl Reading {
+    /// The names of all chunks, after those that are not in the store were sent.
+    fn read(self, mut snapshot: Snapshot) -> Result<(Vec<ChunkName>, Counts), ReadError> {
+        let page_bytes = snapshot.page_size().as_usize();
+        let pages_a_chunk = u32::try_from(CHUNK_BYTES / page_bytes).unwrap_or(1);
+        let token = self.ticket.sent.token;
+        let mut buffer = vec![0; CHUNK_BYTES];
+        let mut chunks = Vec::new();
+        let mut on_their_way = HashSet::new();
+        let mut counts = Counts::default();
+        let mut done = 0;
+        while done < snapshot.page_count() {
+            let pages = pages_a_chunk.min(snapshot.page_count() - done);
+            let Some(first) = Pgno::new(done + 1) else {
+                return Err(ReadError::Abandoned);
+            };
+            done += pages;
+            let untouched = self.basis.untouched(chunks.len());
+            if let Some(name) = untouched.filter(|_| !self.ticket.check) {
+                chunks.push(name);
+                continue;
+            }
+            let raw = &mut buffer[..pages as usize * page_bytes];
+            snapshot.read_pages(first, raw)?;
+            let hash = ChunkHash::of(raw);
+            if let Some(name) = untouched {
+                if name.hash != hash {
+                    return Err(ReadError::Unlike(chunks.len()));
+                }
+                chunks.push(name);
+                continue;
+            }
+            counts.read += 1;
+            if let Some(name) = self.basis.names.get(&hash) {
+                chunks.push(*name);
+                continue;
+            }
+            if on_their_way.insert(hash) && !self.ticket.sent.has(hash) {
+                let (_, stored) = encode_chunk(raw, LEVEL)?;
+                counts.sent += 1;
+                if self.uploads.blocking_send((hash, stored.into())).is_err() {
+                    return Err(ReadError::Abandoned);
+                }
+            }
+            chunks.push(ChunkName { hash, token });
         }
-        chunks.push(name);
-        done += pages;
+        counts.chunks = chunks.len();
+        Ok((chunks, counts))
     }
-    Ok(chunks)
 }

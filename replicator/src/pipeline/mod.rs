@@ -1,8 +1,10 @@
 //! The replication of one database: from its log into its replica.
 //!
 //! Told by its files, in the order of the data: [`host`] decides how a database is replicated when it is opened, [`replica`] is what its
-//! connections see, [`task`] takes from the log when [`pace`] says so, [`generation`] begins a history, [`image`] and [`sealer`] make objects,
-//! [`uploader`] gets them into the store, [`turn`] asks whether it is still this process's, and [`progress`] tells what is restorable. [`upkeep`] keeps the replica small. [`shared`] is what they all have in common, [`status`]
+//! connections see, [`task`] takes from the log when [`pace`] says so, [`generation`] begins a history, [`image`] and [`sealer`] make objects:
+//! the first one is made in any case, others by [`making`] when [`due`], after a [`basis`], of the chunks that [`changed`], which [`images`] remembers;
+//! [`uploader`] gets them into the store, [`turn`] asks whether it is still this process's, and [`progress`] tells what is restorable. [`upkeep`]
+//! keeps the replica small. [`shared`] is what they all have in common, [`status`]
 //! what of it is shown.
 //!
 //! [`missing`] restores a database whose file is not there, [`behind`] brings one up to date that is older than its replica: the two that make an
@@ -16,11 +18,16 @@
 
 mod adopt;
 mod attach;
+pub(crate) mod basis;
 mod behind;
+mod changed;
+pub(crate) mod due;
 mod generation;
 mod host;
-mod image;
+pub(crate) mod image;
+mod images;
 mod local;
+mod making;
 mod missing;
 mod owner;
 mod pace;

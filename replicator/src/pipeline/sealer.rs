@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use replvfs_vfs::transaction::{FrameError, Transaction};
 
+use super::changed::Touched;
 use crate::format::{FormatError, Generation, ObjectHash, SegmentHeader, SegmentWriter, TransactionHeader};
 use crate::store::Body;
 
@@ -23,6 +24,8 @@ const LEVEL: i32 = 1;
 pub(super) struct Segment {
     pub(super) body: Body,
     pub(super) hash: ObjectHash,
+    /// By its transactions.
+    pub(super) touched: Touched,
 }
 
 /// Why there is no segment.
@@ -69,19 +72,21 @@ pub(super) fn seal(
     };
     let wal_bytes: u64 = transactions.iter().map(|transaction| transaction.wal_bytes()).sum();
     if wal_bytes <= IN_MEMORY_BYTES {
-        let (bytes, hash) = write(Vec::new(), header, transactions)?;
+        let (bytes, hash, touched) = write(Vec::new(), header, transactions)?;
         return Ok(Segment {
             body: Body::Bytes(bytes.into()),
             hash,
+            touched,
         });
     }
     let file = tempfile::tempfile_in(folder).or_else(|_| tempfile::tempfile())?;
-    let (out, hash) = write(BufWriter::with_capacity(1 << 20, file), header, transactions)?;
+    let (out, hash, touched) = write(BufWriter::with_capacity(1 << 20, file), header, transactions)?;
     let file: File = out.into_inner().map_err(io::IntoInnerError::into_error)?;
     let len = file.metadata()?.len();
     Ok(Segment {
         body: Body::File(Arc::new(file), len),
         hash,
+        touched,
     })
 }
 
@@ -89,7 +94,8 @@ fn write<W: Write>(
     out: W,
     header: SegmentHeader,
     transactions: &[Arc<Transaction>],
-) -> Result<(W, ObjectHash), SealError> {
+) -> Result<(W, ObjectHash, Touched), SealError> {
+    let mut touched = Touched::nothing(header.page_size);
     let mut writer = SegmentWriter::new(out, header, LEVEL)?;
     for transaction in transactions {
         writer.begin(TransactionHeader {
@@ -97,8 +103,12 @@ fn write<W: Write>(
             page_count: transaction.page_count,
             end: transaction.end,
         })?;
-        transaction.for_each_page(|pgno, page| writer.page(pgno, page).map_err(SealError::from))?;
+        touched.begin(transaction.page_count);
+        transaction.for_each_page(|pgno, page| {
+            touched.page(pgno);
+            writer.page(pgno, page).map_err(SealError::from)
+        })?;
     }
     let (out, sealed) = writer.finish()?;
-    Ok((out, sealed.hash))
+    Ok((out, sealed.hash, touched))
 }

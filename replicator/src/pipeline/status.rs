@@ -2,9 +2,10 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use replvfs_vfs::types::UnixMillis;
+use replvfs_vfs::types::{Txid, UnixMillis};
 use serde_json::json;
 
+use super::image::Counts;
 use super::shared::{Shared, now};
 use crate::format::Generation;
 use crate::store::Fencing;
@@ -19,6 +20,9 @@ struct State {
     /// Since when something waits in the log.
     waiting_since: Option<UnixMillis>,
     image: Image,
+    /// Another image is being made, on which nothing depends.
+    another: bool,
+    last_image: Option<LastImage>,
     trouble: Option<Trouble>,
     discontinuities: u64,
     diverged: bool,
@@ -41,6 +45,14 @@ pub(super) enum Image {
     Stored,
 }
 
+/// The newest image that this process has made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LastImage {
+    pub(super) txid: Txid,
+    pub(super) taken_at: UnixMillis,
+    pub(super) counts: Counts,
+}
+
 #[derive(Debug, Clone)]
 struct Trouble {
     message: String,
@@ -61,11 +73,24 @@ impl Status {
         self.change(|state| state.image = image);
     }
 
-    pub(super) fn is_making_image(&self) -> bool {
-        self.change(|state| state.image == Image::Making)
+    /// One that is due is being made, or not any more.
+    pub(super) fn making_another(&self, making: bool) {
+        self.change(|state| state.another = making);
     }
 
-    /// Nothing is on its way to the store.
+    /// An image is in the store.
+    pub(super) fn stored(&self, image: LastImage) {
+        self.change(|state| {
+            state.image = Image::Stored;
+            state.last_image = Some(image);
+        });
+    }
+
+    pub(super) fn is_making_image(&self) -> bool {
+        self.change(|state| state.image == Image::Making || state.another)
+    }
+
+    /// Nothing that anything depends on is on its way to the store.
     pub(super) fn is_at_rest(&self) -> bool {
         self.change(|state| state.image != Image::Making && state.uploading.wal_bytes == 0)
     }
@@ -160,6 +185,14 @@ pub(super) fn report(shared: &Shared) -> String {
                 Image::Making => "making",
                 Image::Stored => "stored",
             },
+            "making_image": state.image == Image::Making || state.another,
+            "last_image": state.last_image.map(|last| json!({
+                "txid": last.txid.0,
+                "taken_at": rfc3339(last.taken_at),
+                "chunks": last.counts.chunks,
+                "chunks_read": last.counts.read,
+                "chunks_sent": last.counts.sent,
+            })),
             "pinned": log.is_pinned(),
             "memory_bytes": memory_bytes,
             "wal_bytes": wal_bytes,

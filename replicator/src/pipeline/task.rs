@@ -3,33 +3,32 @@
 //! Owns the state of the generation that is being written, and the decisions: a new generation, another image, a gap, the end. At
 //! rest it waits to be woken: no timer runs and no request is made.
 
-use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures::FutureExt;
 use replvfs_vfs::log::{Base, Batch, Continuity};
 use replvfs_vfs::resume::Mark;
 use replvfs_vfs::transaction::Transaction;
 use replvfs_vfs::types::{PageSize, Txid};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::Stopped;
 use super::adopt::{self, Found};
 use super::attach::{self, End, Verdict};
+use super::changed::Touched;
+use super::due::Rule;
 use super::generation::{self, Ended};
-use super::image::{self, Made};
+use super::images::{Beginning, Images};
 use super::local::{Identity, Stored};
+use super::making::{Maker, Making};
 use super::pace::{self, Situation};
 use super::progress::Progress;
 use super::seal::{self as ending, Tail};
 use super::sealer::{self, SealError, Segment};
 use super::shared::Shared;
 use super::status::Image;
-use super::turn::{self, Before, Turn, fenced, is_newest};
+use super::turn::{self, Before, Turn, fenced};
 use super::upkeep::Schedule;
 use super::uploader::{Backoff, Uploader};
 use crate::format::{Generation, Key, ObjectHash, Parent};
@@ -46,12 +45,15 @@ pub(super) struct Plan {
     /// The folder of the database, for temporary files.
     pub(super) folder: PathBuf,
     pub(super) upkeep: Schedule,
+    /// When images are due.
+    pub(super) images: Rule,
 }
 
 pub(super) struct Task {
     shared: Arc<Shared>,
     uploader: Uploader,
     progress: Arc<Progress>,
+    images: Arc<Images>,
     plan: Plan,
     /// What was taken up last, and whose turn it was then: see [`Local`](super::local::Local).
     epoch: u64,
@@ -121,26 +123,12 @@ impl Chain {
     }
 }
 
-/// The making of an image. Ends with its owner.
-#[derive(Debug)]
-struct Making {
-    task: JoinHandle<()>,
-    /// Its generation is still the one that this process writes. What runs on another thread may be ahead of the end.
-    current: Arc<AtomicBool>,
-}
-
-impl Drop for Making {
-    fn drop(&mut self) {
-        self.current.store(false, Ordering::Release);
-        self.task.abort();
-    }
-}
-
 impl Task {
     pub(super) fn new(shared: Arc<Shared>, plan: Plan) -> Task {
         Task {
             uploader: Uploader::new(Arc::clone(&shared)),
             progress: Arc::new(Progress::new(Arc::clone(&shared.log))),
+            images: Arc::new(Images::new(plan.images)),
             shared,
             plan,
             epoch: 0,
@@ -192,7 +180,7 @@ impl Task {
         match batch.or_else(|| self.shared.log.take(self.plan.segment_size)) {
             None => Ok(()),
             Some(Batch::Base(base)) => self.base(*base).await,
-            Some(Batch::Image(_)) => Ok(()),
+            Some(Batch::Image(base)) => self.image(*base),
             Some(Batch::Resumed(txid)) => self.resumed(txid).await,
             Some(Batch::Transactions(transactions)) => self.transactions(transactions).await,
         }
@@ -358,6 +346,13 @@ impl Task {
             "the history goes on"
         );
         self.progress.begin(end.generation, last);
+        self.images.begin(Beginning {
+            generation: end.generation,
+            parent: end.parent,
+            page_size: end.page_size,
+            from: last,
+            newest: end.newest_image,
+        });
         match end.image {
             Some(image) => {
                 self.shared.status.image(Image::Stored);
@@ -396,9 +391,33 @@ impl Task {
         };
         self.gap = false;
         self.found = Expected::default();
-        chain.image = Some(self.make_image(base, chain.generation));
+        // The one before, which this one replaces, is over first.
+        chain.image = None;
+        chain.image = self.maker().begin(base, false)?;
         self.chain = Some(chain);
         Ok(())
+    }
+
+    /// What an image can be made of that is due.
+    fn image(&mut self, base: Base) -> Result<(), Stopped> {
+        let page_size = base.snapshot.page_size();
+        let is_free = !self.gap && !self.images.is_making() && self.progress.has_image();
+        let maker = self.maker();
+        if let Some(chain) = self.chain.as_mut().filter(|_| is_free)
+            && (chain.last, chain.page_size) == (base.txid, page_size)
+        {
+            chain.image = None;
+            chain.image = maker.begin(base, true)?;
+        }
+        Ok(())
+    }
+
+    fn maker(&self) -> Maker {
+        Maker {
+            uploader: self.uploader.clone(),
+            progress: Arc::clone(&self.progress),
+            images: Arc::clone(&self.images),
+        }
     }
 
     /// Ends the newest generation, unless that is a successor's: whoever has lost his turn does not get it back by a generation of his own.
@@ -481,6 +500,13 @@ impl Task {
         // Before anything is put into it: who finds it empty takes it for what a crash left.
         self.begun(identity, stored).await?;
         self.progress.begin(begun.generation, base.txid);
+        self.images.begin(Beginning {
+            generation: begun.generation,
+            parent: parent.map(|parent| parent.generation),
+            page_size,
+            from: base.txid,
+            newest: None,
+        });
         self.proved = true;
         Ok(Chain {
             generation: begun.generation,
@@ -509,37 +535,6 @@ impl Task {
             ));
             Stopped
         })
-    }
-
-    fn make_image(&self, base: Base, generation: Generation) -> Making {
-        let (uploader, progress) = (self.uploader.clone(), Arc::clone(&self.progress));
-        let shared = Arc::clone(&self.shared);
-        let txid = base.txid;
-        shared.status.image(Image::Making);
-        let current = Arc::new(AtomicBool::new(true));
-        let writes = Arc::clone(&current);
-        let task = tokio::spawn(async move {
-            let making = image::make(&uploader, base, generation);
-            let made = AssertUnwindSafe(making).catch_unwind().await;
-            if made.is_err() {
-                shared.fail("making an image panicked, which is a bug in replvfs");
-            } else if matches!(made, Ok(Ok(Made::Stored))) {
-                if !matches!(is_newest(&uploader, generation, &writes).await, Ok(true)) {
-                    return;
-                }
-                shared.status.image(Image::Stored);
-                // What came before and could not be uploaded is in it.
-                shared.log.stored(txid);
-                progress.image(generation, txid);
-            } else if !progress.has_image() {
-                shared.status.image(Image::None);
-            } else {
-                shared.status.image(Image::Stored);
-            }
-            // It may have been what kept the task from letting go of the database.
-            shared.wake.notify_one();
-        });
-        Making { task, current }
     }
 
     async fn transactions(&mut self, transactions: Vec<Arc<Transaction>>) -> Result<(), Stopped> {
@@ -582,6 +577,7 @@ impl Task {
             }
             if turn == Turn::Ours {
                 if let Some(last) = transactions.last() {
+                    self.images.logged(&segment.touched, last.page_count);
                     self.stored(&Stored {
                         mark: Mark {
                             txid: last.txid,
@@ -592,7 +588,7 @@ impl Task {
                     });
                 }
                 self.proved = true;
-                return Ok(());
+                return self.maker().look().await;
             }
             if let Err(why) = self.adopt(key, &mut transactions).await? {
                 return self.not_ours(key, &why).await;
@@ -648,6 +644,9 @@ impl Task {
             database = %self.shared.database,
             "{key} is what an earlier process uploaded; the history goes on behind it"
         );
+        let page_count = end.index.transactions().last().map(|last| last.header.page_count);
+        self.images
+            .logged(&Touched::by(&end.index, Txid::ZERO), page_count.unwrap_or(0));
         transactions.drain(..end.index.transactions().len());
         self.stored(&stored);
         Ok(Ok(()))
@@ -659,6 +658,8 @@ impl Task {
         while transactions.len() < end.index.transactions().len() && self.ahead.is_none() {
             match self.shared.log.take(self.plan.segment_size) {
                 Some(Batch::Transactions(more)) => transactions.extend(more),
+                // Another comes of the next request.
+                Some(Batch::Image(_)) => {}
                 Some(other) => self.ahead = Some(other),
                 None if looked => break,
                 None => {

@@ -19,7 +19,7 @@ use crate::history::HistoryError;
 use crate::store::{Store, StoreError};
 
 /// How long what is not needed any more stays, for those who read or write it at that moment.
-pub const GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+pub const GRACE: Duration = crate::history::GRACE;
 
 /// Deletions at a time of what has no order among itself.
 const PARALLEL: usize = 8;

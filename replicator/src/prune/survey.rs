@@ -101,7 +101,7 @@ type Judged<T> = Result<Result<T, HistoryError>, HistoryError>;
 async fn image(store: &Store, meta: Option<&GenerationMeta>, object: Dated, txid: Txid) -> Judged<Option<ImageObject>> {
     let key = object.key;
     let longest = meta.and_then(|meta| PageSize::new(meta.page_size));
-    let longest = longest.or(PageSize::new(512)).map_or(0, Manifest::max_bytes);
+    let longest = longest.or(PageSize::new(65_536)).map_or(0, Manifest::max_bytes);
     let Some(bytes) = read(store, key, longest).await? else {
         return Ok(Ok(None));
     };

@@ -11,12 +11,13 @@ mod target;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::{StreamExt, TryStreamExt};
-use replvfs_vfs::types::{PageSize, Txid, UnixMillis};
+use replvfs_vfs::types::{PageSize, Position, Txid, UnixMillis};
 
 pub use error::RestoreError;
 pub(crate) use forward::put_over;
@@ -136,6 +137,16 @@ impl Aside {
     /// What it is.
     pub(crate) fn restored(&self) -> &Restored {
         &self.restored
+    }
+
+    /// Its last transaction's place in the WAL.
+    pub(crate) fn position(&self) -> Position {
+        self.state.stored.position
+    }
+
+    /// The database.
+    pub(crate) fn file(&self) -> Arc<File> {
+        self.target.file()
     }
 }
 

@@ -18,6 +18,7 @@ use crate::config::Retention;
 use crate::format::LocalState;
 use crate::history::Target;
 use crate::local_state;
+use crate::pipeline::due::Rule;
 use crate::pipeline::replica::DatabaseReplica;
 use crate::pipeline::shared::Shared;
 use crate::pipeline::task::{Plan, Task};
@@ -100,6 +101,7 @@ pub(super) struct Machine {
     pub(super) wal: Arc<Mutex<Wal>>,
     pub(super) uri: String,
     pub(super) upkeep: Schedule,
+    pub(super) images: Rule,
 }
 
 impl Machine {
@@ -126,6 +128,12 @@ impl Machine {
         std::fs::write(folder.path().join("app.db"), content(0)).unwrap();
         Machine {
             uri: format!("fs://{}/replica", folder.path().display()),
+            images: Rule {
+                // What the clock of a capture here says is long ago.
+                age: Duration::MAX,
+                check: true,
+                ..Rule::default()
+            },
             wal: Arc::new(Mutex::new(Wal::new(1, 0))),
             folder,
             upkeep: Schedule {
@@ -190,6 +198,7 @@ impl Machine {
             segment_size,
             folder: self.folder.path().to_owned(),
             upkeep: self.upkeep,
+            images: self.images,
         };
         let timeout = Duration::from_secs(20);
         let replica: Arc<dyn Replica> = Arc::new(DatabaseReplica::new(Arc::clone(&shared), timeout, timeout, 1 << 30));
@@ -286,6 +295,11 @@ impl Capture {
             },
         }
         self.push(&wal, &mut captured);
+        if self.log.image_wanted()
+            && let Some(txid) = self.log.last_txid()
+        {
+            self.log.push_image(self.state(&wal, txid, Continuity::Continued));
+        }
     }
 
     fn proof(&self, wal: &Wal, resume: Resume) -> Option<usize> {
@@ -301,15 +315,18 @@ impl Capture {
     }
 
     fn base(&self, wal: &Wal, txid: Txid, continuity: Continuity) {
+        self.log.answer_for_test(Ok(self.state(wal, txid, continuity)));
+    }
+
+    fn state(&self, wal: &Wal, txid: Txid, continuity: Continuity) -> Base {
         let last = wal.commits.last().copied().unwrap_or(wal.before);
-        let position = wal.places().last().copied().unwrap();
-        self.log.answer_for_test(Ok(Base {
+        Base {
             txid,
-            position,
+            position: wal.places().last().copied().unwrap(),
             taken_at: UnixMillis(self.number),
             continuity,
             snapshot: Snapshot::for_test(page_size(), content(last)),
-        }));
+        }
     }
 
     fn push(&self, wal: &Wal, captured: &mut usize) {

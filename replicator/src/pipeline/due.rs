@@ -1,0 +1,87 @@
+//! When another image is due. Pure: owns the rule, knows no clock.
+
+use std::time::Duration;
+
+use replvfs_vfs::types::UnixMillis;
+
+/// The bounds of the rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rule {
+    /// Raw page bytes: no image is due for less, as long as the last one is not older than `age`.
+    pub(crate) least: u64,
+    /// What is logged is restored commit by commit from an image that is no older than this.
+    pub(crate) age: Duration,
+    /// After an image was given up the next one is not begun before this is over.
+    pub(crate) pause: Duration,
+    /// Reads what is believed to be unchanged all the same, and stops replication where it is not. For tests.
+    pub(crate) check: bool,
+}
+
+impl Default for Rule {
+    fn default() -> Rule {
+        Rule {
+            least: 64 << 20,
+            age: Duration::from_secs(24 * 60 * 60),
+            pause: Duration::from_secs(60),
+            check: false,
+        }
+    }
+}
+
+/// What is known when a segment was stored.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Situation {
+    /// Raw page bytes that were logged since the last image.
+    pub(super) logged: u64,
+    /// Bytes of the database.
+    pub(super) database: u64,
+    /// When the last image was taken.
+    pub(super) taken_at: UnixMillis,
+    pub(super) now: UnixMillis,
+}
+
+/// An image is due when what a restore has to write behind the last one outweighs half of the database, or when that image is old. A clock that was set
+/// back makes none due.
+pub(super) fn is_due(rule: &Rule, situation: &Situation) -> bool {
+    let age = u64::try_from(situation.now.0.saturating_sub(situation.taken_at.0)).unwrap_or(0);
+    situation.logged > rule.least.max(situation.database / 2) || u128::from(age) > rule.age.as_millis()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: i64 = 24 * 60 * 60 * 1000;
+
+    fn due(logged: u64, database: u64, age: i64) -> bool {
+        let situation = Situation {
+            logged,
+            database,
+            taken_at: UnixMillis(5 * DAY),
+            now: UnixMillis(5 * DAY + age),
+        };
+        is_due(&Rule::default(), &situation)
+    }
+
+    #[test]
+    fn what_was_logged_outweighs_half_of_the_database_and_64_mib() {
+        assert!(!due(64 << 20, 1 << 20, 0));
+        assert!(due((64 << 20) + 1, 1 << 20, 0));
+        assert!(!due(500 << 20, 1000 << 20, 0));
+        assert!(due((500 << 20) + 1, 1000 << 20, 0));
+    }
+
+    #[test]
+    fn the_last_image_is_more_than_a_day_old() {
+        assert!(!due(4096, 1 << 40, DAY));
+        assert!(due(4096, 1 << 40, DAY + 1));
+        assert!(!due(4096, 1 << 40, -10 * DAY));
+        let far = Situation {
+            logged: 1,
+            database: 1,
+            taken_at: UnixMillis(i64::MIN),
+            now: UnixMillis(i64::MAX),
+        };
+        assert!(is_due(&Rule::default(), &far));
+    }
+}

@@ -1,0 +1,124 @@
+//! An image on its way: the task that makes it, and what follows from its end.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures::FutureExt;
+use replvfs_vfs::log::Base;
+use replvfs_vfs::types::Txid;
+use tokio::task::JoinHandle;
+
+use super::image::{self, Made};
+use super::images::{Images, Ticket};
+use super::progress::Progress;
+use super::shared::Shared;
+use super::status::{Image, LastImage};
+use super::turn::is_newest;
+use super::uploader::{Backoff, Uploader};
+use super::{Stopped, generation};
+use crate::format::Generation;
+use crate::history::images::manifest_at;
+
+/// The making of an image. Ends with its owner.
+#[derive(Debug)]
+pub(super) struct Making {
+    task: JoinHandle<()>,
+    /// Its generation is still the one that this process writes. What runs on another thread may be ahead of the end.
+    current: Arc<AtomicBool>,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        self.current.store(false, Ordering::Release);
+        self.task.abort();
+        self.shared.status.making_another(false);
+    }
+}
+
+/// Who makes images, and who is told of them.
+#[derive(Debug, Clone)]
+pub(super) struct Maker {
+    pub(super) uploader: Uploader,
+    pub(super) progress: Arc<Progress>,
+    pub(super) images: Arc<Images>,
+}
+
+impl Maker {
+    /// Begins to make the image of `base`, the state after all that was told to [`Images::logged`]. `due`: nothing depends on it.
+    pub(super) fn begin(&self, base: Base, due: bool) -> Result<Option<Making>, Stopped> {
+        let token = u64::from_ne_bytes(generation::random(&self.uploader)?);
+        let Some(ticket) = self.images.make(token) else {
+            return Ok(None);
+        };
+        let shared = Arc::clone(self.uploader.shared());
+        if due {
+            shared.status.making_another(true);
+        } else {
+            shared.status.image(Image::Making);
+        }
+        let current = Arc::new(AtomicBool::new(true));
+        let (maker, writes) = (self.clone(), Arc::clone(&current));
+        let task = tokio::spawn(async move { maker.make(base, ticket, due, &writes).await });
+        Ok(Some(Making { task, current, shared }))
+    }
+
+    async fn make(self, base: Base, ticket: Ticket, due: bool, current: &AtomicBool) {
+        let shared = self.uploader.shared();
+        let (txid, taken_at, generation) = (base.txid, base.taken_at, ticket.generation);
+        let making = image::make(&self.uploader, base, &ticket);
+        match AssertUnwindSafe(making).catch_unwind().await {
+            Err(_) => shared.fail("making an image panicked, which is a bug in replvfs"),
+            Ok(Ok(Made::Stored(counts))) => {
+                if !matches!(is_newest(&self.uploader, generation, current).await, Ok(true)) {
+                    return;
+                }
+                self.images.stored(&ticket, txid, taken_at);
+                shared.status.stored(LastImage { txid, taken_at, counts });
+                // What came before and could not be uploaded is in it.
+                shared.log.stored(txid);
+                self.progress.image(generation, txid);
+            }
+            Ok(made) => {
+                self.images.given_up(&ticket);
+                if !due && !self.progress.has_image() {
+                    shared.status.image(Image::None);
+                } else {
+                    shared.status.image(Image::Stored);
+                }
+                if !due && matches!(made, Ok(Made::Failed)) && Backoff::new().pause(shared).await.is_ok() {
+                    shared.log.request_base();
+                }
+            }
+        }
+        shared.status.making_another(false);
+        // It may have been what kept the task from letting go of the database.
+        shared.wake.notify_one();
+    }
+
+    /// A segment was stored: asks for another image if it is due.
+    pub(super) async fn look(&self) -> Result<(), Stopped> {
+        let shared = self.uploader.shared();
+        if let Some((generation, txid)) = self.images.unknown() {
+            self.learn(generation, txid).await?;
+        }
+        if self.progress.has_image() && self.images.is_due() {
+            shared.log.request_image();
+        }
+        Ok(())
+    }
+
+    /// When the newest image of an earlier process was taken.
+    async fn learn(&self, generation: Generation, txid: Txid) -> Result<(), Stopped> {
+        let store = &self.uploader.shared().store;
+        let told = self
+            .uploader
+            .until_told(|| manifest_at(store, generation, txid))
+            .await?;
+        // One that cannot be read is worth no more than none.
+        let manifest = told.ok().flatten();
+        self.images.learned(txid, manifest.map(|manifest| manifest.taken_at));
+        Ok(())
+    }
+}
