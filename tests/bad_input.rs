@@ -53,7 +53,7 @@ fn wrong_parameters_refuse_the_open_and_say_why() {
         ("&close_timeout=1d", "out of bounds"),
         ("&durability=strict", "not built into this version"),
         ("&durability=best", "not understood"),
-        ("&retention=7d", "not built into this version"),
+        ("&retention=7", "neither forever nor a duration"),
         ("&memory_limit=64MiB", "whole process"),
         ("&nolock=1", "nolock=1"),
     ] {

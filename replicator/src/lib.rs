@@ -9,7 +9,7 @@
 //! # Ok::<(), replvfs::Error>(())
 //! ```
 //!
-//! The modules in the order of the data: [`config`] → `pipeline` → [`mod@format`] → [`store`] → [`history`] → [`restore`]; [`merge`] works on what is
+//! The modules in the order of the data: [`config`] → `pipeline` → [`mod@format`] → [`store`] → [`history`] → [`restore`]; [`merge`] and [`prune`] work on what is
 //! stored.
 #![forbid(unsafe_code)]
 
@@ -21,6 +21,7 @@ pub mod image;
 pub mod local_state;
 pub mod merge;
 mod pipeline;
+pub mod prune;
 pub mod restore;
 pub mod store;
 

@@ -9,6 +9,7 @@ mod image;
 mod log;
 mod man;
 mod merge;
+mod prune;
 mod replica_status;
 mod restore;
 mod status;
@@ -41,6 +42,7 @@ enum Command {
     Restore(restore::Arguments),
     Log(log::Arguments),
     Merge(merge::Arguments),
+    Prune(prune::Arguments),
     Image(image::Arguments),
     Status(status::Arguments),
     Completions(completions::Arguments),
@@ -76,6 +78,7 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Status(arguments) => status::run(&arguments).await,
             Command::Completions(arguments) => completions::run(&arguments),
             Command::Man(arguments) => man::run(&arguments),
+            Command::Prune(arguments) => prune::run(&arguments).await,
             Command::Image(arguments) => image::run(&arguments).await,
         }
     })

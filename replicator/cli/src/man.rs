@@ -55,7 +55,10 @@ mod tests {
             found,
             [
                 "replvfs-completions.1",
+                "replvfs-image.1",
                 "replvfs-log.1",
+                "replvfs-merge.1",
+                "replvfs-prune.1",
                 "replvfs-restore.1",
                 "replvfs-status.1",
                 "replvfs.1"

@@ -14,6 +14,12 @@ use opendal::Operator;
 use crate::pipeline::due::Rule;
 pub(crate) use settings::{Given, Settings, Target, is_immutable};
 
+/// A duration as settings have it: a whole number with `ms`, `s`, `m`, `h` or `d`.
+#[must_use]
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    parse::duration(text)
+}
+
 /// A setting that cannot be used: which, from where, and what is accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -55,13 +61,21 @@ pub enum OnFenced {
     Stop,
 }
 
-/// How long history is kept. This version deletes nothing.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// How long history is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Retention {
     /// For ever. Needs no right to delete in the store.
-    #[default]
     Forever,
+    /// Every state of this time back from now can be restored. What is older is deleted now and then by the process that replicates the database.
+    For(Duration),
+}
+
+/// 7 days.
+impl Default for Retention {
+    fn default() -> Retention {
+        Retention::For(Duration::from_secs(7 * 24 * 60 * 60))
+    }
 }
 
 /// How replvfs is registered, and the settings of the databases that do not say otherwise in their URI.
@@ -81,6 +95,7 @@ pub struct Config {
     pub(crate) make_default: bool,
     pub(crate) operator: Option<Operator>,
     pub(crate) given: Given,
+    pub(crate) upkeep: (u64, Duration),
     pub(crate) images: Rule,
 }
 
@@ -91,6 +106,7 @@ impl Default for Config {
             make_default: false,
             operator: None,
             given: Given::default(),
+            upkeep: (64, crate::prune::GRACE),
             images: Rule::default(),
         }
     }
@@ -202,10 +218,18 @@ impl Config {
         self
     }
 
-    /// How long history is kept. Default: [`Retention::Forever`].
+    /// How long history is kept. 1 min to 100 years, or for ever. Default: 7 days.
     #[must_use]
     pub fn retention(mut self, retention: Retention) -> Config {
         self.given.retention = Some(retention);
+        self
+    }
+
+    /// How often the owner looks after its replica, and how long what is not needed stays: for tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn upkeep_for_tests(mut self, segments: u64, grace: Duration) -> Config {
+        self.upkeep = (segments, grace);
         self
     }
 

@@ -46,6 +46,7 @@ const TIB: u64 = 1 << 40;
 const MS: Duration = Duration::from_millis(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
+const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// What one source says; `None` where it says nothing.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -111,6 +112,8 @@ pub(crate) struct Settings {
     pub(crate) wal_limit: u64,
     pub(crate) restore: Restore,
     pub(crate) on_fenced: OnFenced,
+    pub(crate) retention: Retention,
+    pub(crate) upkeep: (u64, Duration),
     /// With the defaults filled in, for comparison with a later connection.
     effective: Given,
 }
@@ -223,12 +226,15 @@ impl Given {
                     }
                 });
             }
-            "retention" if parse::duration(value).is_some() => {
-                return fail(format!(
-                    "{at}={value} is not built into this version yet, which deletes nothing: use forever, or leave it out"
-                ));
-            }
-            "retention" => self.retention = Some(choose(&at, value, ("forever", Retention::Forever), &[])?),
+            "retention" if value == "forever" => self.retention = Some(Retention::Forever),
+            "retention" => match parse::duration(value) {
+                Some(length) => self.retention = Some(Retention::For(length)),
+                None => {
+                    return fail(format!(
+                        "{at}={value} is neither forever nor a duration: write {DURATION_FORMS}"
+                    ));
+                }
+            },
             "timeout" => self.timeout = Some(read_duration(&at, value)?),
             "flush_interval" => self.flush_interval = Some(read_duration(&at, value)?),
             "close_timeout" => self.close_timeout = Some(read_duration(&at, value)?),
@@ -257,6 +263,13 @@ impl Given {
             "timeout" => bound(at, self.timeout, (MS, HOUR), show_duration),
             "flush_interval" => bound(at, self.flush_interval, (10 * MS, HOUR), show_duration),
             "close_timeout" => bound(at, self.close_timeout, (Duration::ZERO, 10 * MINUTE), show_duration),
+            "retention" => {
+                let length = match self.retention {
+                    Some(Retention::For(length)) => Some(length),
+                    Some(Retention::Forever) | None => None,
+                };
+                bound(at, length, (MINUTE, CENTURY), show_duration)
+            }
             "segment_size" => bound(at, self.segment_size, (64 * KIB, 256 * MIB), show_size),
             "memory_limit" => bound(at, self.memory_limit, (MIB, TIB), show_size),
             "wal_limit" => bound(at, self.wal_limit, (MIB, TIB), show_size),
@@ -314,6 +327,8 @@ impl Settings {
             close_timeout: *effective.close_timeout.get_or_insert(5 * 1000 * MS),
             restore: *effective.restore.get_or_insert_default(),
             on_fenced: *effective.on_fenced.get_or_insert_default(),
+            retention: *effective.retention.get_or_insert_default(),
+            upkeep: config.upkeep,
             wal_limit: *effective.wal_limit.get_or_insert(GIB),
             effective,
         }))
@@ -336,6 +351,7 @@ impl Settings {
             ("close_timeout", differs(uri.close_timeout, ours.close_timeout)),
             ("restore", differs(uri.restore, ours.restore)),
             ("on_fenced", differs(uri.on_fenced, ours.on_fenced)),
+            ("retention", differs(uri.retention, ours.retention)),
         ];
         match differing.iter().find(|(_, differs)| *differs) {
             None => Ok(()),

@@ -44,6 +44,7 @@ fn the_defaults() {
     assert_eq!(settings.segment_size, 4 << 20);
     assert_eq!(settings.timeout, Duration::from_secs(30));
     assert_eq!(settings.close_timeout, Duration::from_secs(5));
+    assert_eq!(settings.retention, Retention::For(Duration::from_secs(7 * 86_400)));
     assert_eq!(Config::default().given.memory_limit(), 64 << 20);
     assert!(
         resolve(&Config::default(), "vfs=replvfs&mode=rwc&_txlock=immediate")
@@ -174,11 +175,11 @@ fn errors_of_a_uri() {
             "on_fenced=halt",
             "on_fenced=halt is not understood: this version accepts continue and stop",
         ),
+        ("retention=59s", "retention=59s is out of bounds: from 1m to 876000h"),
         (
-            "retention=7d",
-            "retention=7d is not built into this version yet, which deletes nothing: use forever",
+            "retention=long",
+            "retention=long is neither forever nor a duration: write",
         ),
-        ("retention=long", "not understood: this version accepts forever"),
         ("nolock=1", "nolock=1 takes away the locks"),
         ("nolock=on", "nolock=1 takes away the locks"),
         ("timeout=1s&timeout=2s", "timeout is given twice"),
@@ -252,6 +253,7 @@ fn a_further_connection_may_repeat_or_leave_out_but_not_contradict() {
         ("segment_size=1MiB", "another segment_size"),
         ("wal_limit=2GiB", "another wal_limit"),
         ("on_fenced=stop", "another on_fenced"),
+        ("retention=forever", "another retention"),
         ("nolock=1", "nolock=1"),
         ("unknown=1", "not a URI parameter"),
     ] {

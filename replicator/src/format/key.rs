@@ -164,6 +164,12 @@ impl Key {
         GENERATIONS
     }
 
+    /// What the names of everything in one generation start with.
+    #[must_use]
+    pub fn generation_prefix(generation: Generation) -> String {
+        format!("{GENERATIONS}{generation}/")
+    }
+
     /// What the names of a generation's slots start with.
     #[must_use]
     pub fn log_prefix(generation: Generation) -> String {

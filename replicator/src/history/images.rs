@@ -42,7 +42,7 @@ pub(crate) async fn manifest_at(
     Ok(Some(manifest))
 }
 
-/// Calls `visit` with the ends of all segments that have transactions behind `after`, up to `last`; they may have others too.
+/// Calls `visit` with the ends of all segments and spans that have transactions behind `after`, up to `last`; they may have others too.
 ///
 /// # Errors
 ///

@@ -205,9 +205,13 @@ impl History {
         mut visit: impl FnMut(LogEntry),
     ) -> Result<(), HistoryError> {
         let found = self.generation(generation)?;
-        let oldest = found.images.first().copied().unwrap_or(found.meta.first_image).next();
-        let range = oldest.max(*range.start())..=*range.end();
         let listing = self.listing(found).await?;
+        let oldest = match found.images.first() {
+            Some(image) => image.next(),
+            // Its images may have been deleted, and then its log from the beginning on.
+            None => found.meta.first_image.next().max(listing.oldest().unwrap_or_default()),
+        };
+        let range = oldest.max(*range.start())..=*range.end();
         let (start, path) = self.path_at(found, &listing, *range.start()).await?;
         self.visit_ends(found, start, path, *range.end(), |segment, end| {
             for entry in end

@@ -98,6 +98,12 @@ impl Listing {
         }
     }
 
+    /// The first transaction of all that is listed.
+    pub(crate) fn oldest(&self) -> Option<Txid> {
+        let slot = self.slots.first().map(|(first, _)| *first);
+        slot.into_iter().chain(self.spans.first().map(|span| span.first)).min()
+    }
+
     pub(crate) fn newest(&self) -> Option<Piece> {
         let slot = self.slots.last().map(|(first, len)| slot(*first, *len));
         let span = self.spans.iter().max_by_key(|span| span.reach()).copied();

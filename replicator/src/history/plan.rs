@@ -145,7 +145,11 @@ impl History {
         while found.images.first().is_none_or(|image| *image > txid) {
             let not_there = |why: String| HistoryError::NotInHistory {
                 target: Target::Txid(txid),
-                range: format!("generation {} begins after it, {why}", found.number()),
+                range: format!(
+                    "generation {} begins after it, {why}{}",
+                    found.number(),
+                    self.pruned(found)
+                ),
                 left_out: self.left_out.clone(),
             };
             let Some(parent) = found.meta.parent else {
@@ -273,14 +277,26 @@ impl History {
         Ok(last)
     }
 
+    /// Whether something that was there before is not there any more, or could never be restored, in words.
+    fn pruned(&self, generation: &GenerationHistory) -> &'static str {
+        let before = |other: &&GenerationHistory| other.number() <= generation.number();
+        let mut earlier = self.generations.iter().filter(before);
+        let is_whole = |other: &GenerationHistory| other.images.first() == Some(&other.meta.first_image);
+        match earlier.all(is_whole) {
+            true => "",
+            false => "; older history was pruned, as the setting retention says",
+        }
+    }
+
     async fn before(&self, generation: &GenerationHistory, target: Target) -> Result<HistoryError, HistoryError> {
         let oldest = self.manifest(generation, generation.images.first()).await?;
         let range = match oldest {
             Some(oldest) => format!(
-                "generation {} begins with the image of transaction {}, taken at {}",
+                "generation {} begins with the image of transaction {}, taken at {}{}",
                 generation.number(),
                 oldest.txid,
-                show_time(oldest.taken_at)
+                show_time(oldest.taken_at),
+                self.pruned(generation)
             ),
             None => format!("generation {} has no image", generation.number()),
         };

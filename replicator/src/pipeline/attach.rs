@@ -21,6 +21,8 @@ use crate::store::Store;
 pub(super) struct End {
     pub(super) generation: Generation,
     pub(super) page_size: PageSize,
+    /// The first slot of the generation.
+    pub(super) first: Txid,
     pub(super) stored: Stored,
     /// The transaction of an image in it.
     pub(super) image: Option<Txid>,
@@ -198,6 +200,7 @@ async fn compare_with(
         verdict: Verdict::GoesOn(End {
             generation: known.generation,
             page_size: known.page_size,
+            first: ours.meta().first_image.next(),
             stored: Stored {
                 mark: known.stored,
                 slot: known.slot,
@@ -300,6 +303,7 @@ pub(super) async fn end_of(store: &Store, found: &GenerationHistory) -> Result<E
     Ok(End {
         generation,
         page_size,
+        first,
         stored,
         image: found.images().first().copied(),
         newest_image: found.images().last().copied(),

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use replvfs_vfs::types::{PageSize, Txid};
 
 use super::Stopped;
-use super::seal::{Tail, seal};
+use super::seal::{Sealing, Tail, seal};
 use super::shared::now;
 use super::uploader::{Owner, Uploader};
 use crate::format::{
@@ -140,19 +140,26 @@ pub(super) struct Ended {
 }
 
 /// Makes sure that nobody writes to the newest generation any more. `known`: where this process would go on writing, if it wrote that one.
-pub(super) async fn end_newest(uploader: &Uploader, known: Option<Tail>) -> Result<Ended, Stopped> {
+pub(super) async fn end_newest(uploader: &Uploader, mut known: Option<Tail>) -> Result<Ended, Stopped> {
     let store = &uploader.shared().store;
-    let listed = match uploader.until_told(|| list_generations(store)).await? {
-        Ok(listed) => listed,
-        Err(error) => return Err(fail(uploader, &error.to_string())),
-    };
-    // A folder in which nothing is has not begun, and may never: what matters is the one before.
-    for newest in listed.into_iter().rev() {
-        if let Some(ended) = seal(uploader, newest, known).await? {
-            return Ok(ended);
+    'newest: loop {
+        let listed = match uploader.until_told(|| list_generations(store)).await? {
+            Ok(listed) => listed,
+            Err(error) => return Err(fail(uploader, &error.to_string())),
+        };
+        // A folder in which nothing is has not begun, and may never: what matters is the one before.
+        for newest in listed.into_iter().rev() {
+            match seal(uploader, newest, known).await? {
+                Sealing::Done(ended) => return Ok(ended),
+                Sealing::Nothing => {}
+                Sealing::Overtaken => {
+                    known = None;
+                    continue 'newest;
+                }
+            }
         }
+        return Ok(Ended::default());
     }
-    Ok(Ended::default())
 }
 
 /// Tries to create what was just created, with other bytes, where a server decides. Returns the bytes that are in the store then:

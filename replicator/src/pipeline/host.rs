@@ -17,6 +17,7 @@ use super::due::Rule;
 use super::replica::DatabaseReplica;
 use super::shared::{self, Shared};
 use super::task::{Plan, Task};
+use super::upkeep::Schedule;
 use super::{behind, missing};
 use crate::config::{Config, OnFenced, Restore, Settings, Target, is_immutable};
 use crate::store::{Store, StoreOptions};
@@ -197,6 +198,11 @@ fn start(
         flush_interval: settings.flush_interval,
         segment_size: settings.segment_size,
         folder: path.parent().unwrap_or(Path::new("/")).to_owned(),
+        upkeep: Schedule {
+            segments: settings.upkeep.0,
+            retention: settings.retention,
+            grace: settings.upkeep.1,
+        },
         images,
     };
     if settings.on_fenced == OnFenced::Stop {

@@ -14,7 +14,7 @@ use super::images::{Images, Ticket};
 use super::progress::Progress;
 use super::shared::Shared;
 use super::status::{Image, LastImage};
-use super::task::is_newest;
+use super::turn::is_newest;
 use super::uploader::{Backoff, Uploader};
 use super::{Stopped, generation};
 use crate::format::Generation;

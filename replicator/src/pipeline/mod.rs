@@ -3,7 +3,8 @@
 //! Told by its files, in the order of the data: [`host`] decides how a database is replicated when it is opened, [`replica`] is what its
 //! connections see, [`task`] takes from the log when [`pace`] says so, [`generation`] begins a history, [`image`] and [`sealer`] make objects:
 //! the first one is made in any case, others by [`making`] when [`due`], after a [`basis`], of the chunks that [`changed`], which [`images`] remembers;
-//! [`uploader`] gets them into the store, and [`progress`] tells what is restorable. [`shared`] is what they all have in common, [`status`]
+//! [`uploader`] gets them into the store, [`turn`] asks whether it is still this process's, and [`progress`] tells what is restorable. [`upkeep`]
+//! keeps the replica small. [`shared`] is what they all have in common, [`status`]
 //! what of it is shown.
 //!
 //! [`missing`] restores a database whose file is not there, [`behind`] brings one up to date that is older than its replica: the two that make an
@@ -38,6 +39,8 @@ mod sealer;
 mod shared;
 mod status;
 mod task;
+mod turn;
+mod upkeep;
 mod uploader;
 mod waiting;
 

@@ -9,7 +9,8 @@ use super::Stopped;
 use super::attach::end_of;
 use super::generation::{Ended, random};
 use super::shared::now;
-use super::uploader::{Owner, Uploader};
+use super::turn::{self, Before, Turn};
+use super::uploader::Uploader;
 use crate::format::{Generation, Key, ObjectHash, Seal};
 use crate::history::find::{Found, find as find_segment};
 use crate::history::{HistoryError, load_generation};
@@ -22,6 +23,7 @@ pub(super) struct Tail {
     pub(super) slot: Txid,
     /// What it would follow.
     pub(super) previous: ObjectHash,
+    pub(super) before: Before,
 }
 
 impl Tail {
@@ -38,26 +40,49 @@ impl Tail {
     }
 }
 
-/// Seals a generation. `known`: where this process would go on writing, if it wrote that generation. `None` where there is none.
-pub(super) async fn seal(
-    uploader: &Uploader,
-    generation: Generation,
-    known: Option<Tail>,
-) -> Result<Option<Ended>, Stopped> {
-    let store = &uploader.shared().store;
-    let known = known.filter(|tail| tail.generation == generation);
-    let told = match known {
-        Some(tail) => Ok(Some(tail)),
-        None => uploader.until_told(|| find(uploader, generation)).await?,
-    };
-    let mut tail = match told {
-        Ok(Some(tail)) => tail,
-        Ok(None) => return Ok(None),
-        Err(error) => return Ok(Some(cannot(uploader, generation, &error))),
-    };
+/// What came of an attempt to end a generation.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Sealing {
+    Done(Ended),
+    /// There is no such generation.
+    Nothing,
+    /// It is not the newest one any more.
+    Overtaken,
+}
+
+/// Seals a generation. `known`: where this process would go on writing, if it wrote that generation.
+pub(super) async fn seal(uploader: &Uploader, generation: Generation, known: Option<Tail>) -> Result<Sealing, Stopped> {
+    let mut known = known.filter(|tail| tail.generation == generation);
     loop {
-        if create(uploader, tail).await? == Owner::Us {
-            return Ok(Some(tail.ended()));
+        let told = match known.take() {
+            Some(tail) => Ok(Some(tail)),
+            None => uploader.until_told(|| find(uploader, generation)).await?,
+        };
+        let tail = match told {
+            Ok(Some(tail)) => tail,
+            Ok(None) => return Ok(Sealing::Nothing),
+            Err(error) => return Ok(Sealing::Done(cannot(uploader, generation, &error))),
+        };
+        match behind(uploader, tail).await? {
+            Ok(Some(ended)) => return Ok(Sealing::Done(ended)),
+            Err(error) => return Ok(Sealing::Done(cannot(uploader, generation, &error))),
+            // The first slot is given up to a newer generation only.
+            Ok(None) if tail.slot == tail.before.first => return Ok(Sealing::Overtaken),
+            // While this process slept the log went on, and what it had found was deleted.
+            Ok(None) => {}
+        }
+    }
+}
+
+/// Seals the generation in the first slot from `tail` on that is free. `None` when the history had gone past that slot.
+async fn behind(uploader: &Uploader, mut tail: Tail) -> Result<Result<Option<Ended>, HistoryError>, Stopped> {
+    let store = &uploader.shared().store;
+    let generation = tail.generation;
+    loop {
+        match create(uploader, tail).await? {
+            Turn::Ours => return Ok(Ok(Some(tail.ended()))),
+            Turn::Over(_) => return Ok(Ok(None)),
+            Turn::Another => {}
         }
         let told = uploader
             .until_told(|| async {
@@ -66,6 +91,10 @@ pub(super) async fn seal(
                         generation,
                         slot: segment.last().next(),
                         previous: segment.hash(store).await?,
+                        before: Before {
+                            slot: Some(tail.slot),
+                            ..tail.before
+                        },
                     }),
                     Some(Found::Seal) => None,
                     // A store that shows late what it has: it is asked again.
@@ -75,14 +104,14 @@ pub(super) async fn seal(
             .await?;
         match told {
             Ok(Some(next)) => tail = next,
-            Ok(None) => return Ok(Some(tail.ended())),
-            Err(error) => return Ok(Some(cannot(uploader, generation, &error))),
+            Ok(None) => return Ok(Ok(Some(tail.ended()))),
+            Err(error) => return Ok(Err(error)),
         }
     }
 }
 
-/// Puts a seal into the slot. [`Owner::Another`] when something else is in it.
-pub(super) async fn create(uploader: &Uploader, tail: Tail) -> Result<Owner, Stopped> {
+/// Puts a seal into the slot.
+pub(super) async fn create(uploader: &Uploader, tail: Tail) -> Result<Turn, Stopped> {
     let seal = Seal {
         generation: tail.generation,
         slot: tail.slot,
@@ -90,7 +119,8 @@ pub(super) async fn create(uploader: &Uploader, tail: Tail) -> Result<Owner, Sto
         sealed_at: now(),
         token: random(uploader)?,
     };
-    uploader.create(tail.key(), &Body::Bytes(seal.encode().into())).await
+    let body = Body::Bytes(seal.encode().into());
+    turn::take(uploader, (tail.generation, tail.slot), tail.before, &body).await
 }
 
 async fn find(uploader: &Uploader, generation: Generation) -> Result<Option<Tail>, HistoryError> {
@@ -103,6 +133,10 @@ async fn find(uploader: &Uploader, generation: Generation) -> Result<Option<Tail
         generation,
         slot: end.stored.mark.txid.next(),
         previous: end.stored.previous,
+        before: Before {
+            first: end.first,
+            slot: end.stored.slot,
+        },
     }))
 }
 

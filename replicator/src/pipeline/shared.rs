@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use super::fenced::Refusal;
 use super::local::{Local, Taken};
 use super::status::Status;
+use super::upkeep::Upkeep;
 use crate::store::Store;
 
 #[derive(Debug)]
@@ -24,6 +25,7 @@ pub(super) struct Shared {
     pub(super) local: Local,
     pub(super) status: Status,
     pub(super) refusal: Refusal,
+    pub(super) upkeep: Upkeep,
     /// Wakes the task.
     pub(super) wake: Notify,
     /// From now on the database is looked at now and then.
@@ -68,6 +70,7 @@ impl Shared {
             database: database.display().to_string(),
             status: Status::default(),
             refusal: Refusal::default(),
+            upkeep: Upkeep::default(),
             wake: Notify::new(),
             open_again: Notify::new(),
             hurry: Notify::new(),
@@ -197,6 +200,7 @@ impl Shared {
 
     /// Lets another process take over.
     pub(super) fn let_go(&self) {
+        self.upkeep.stop();
         self.local.release(|| {
             self.owner.store(false, Ordering::Release);
             true
@@ -208,6 +212,7 @@ impl Shared {
         self.local.release(|| {
             let closed = !self.is_open();
             if closed {
+                self.upkeep.stop();
                 self.owner.store(false, Ordering::Release);
             }
             closed
@@ -255,6 +260,7 @@ impl Shared {
     /// The log has failed.
     pub(super) fn failed(&self) {
         self.failed.store(true, Ordering::Release);
+        self.upkeep.stop();
         self.hurry.notify_waiters();
         self.wake.notify_one();
     }

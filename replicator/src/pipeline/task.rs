@@ -5,7 +5,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use replvfs_vfs::log::{Base, Batch, Continuity};
@@ -30,7 +29,9 @@ use super::seal::{self as ending, Tail};
 use super::sealer::{self, SealError, Segment};
 use super::shared::Shared;
 use super::status::Image;
-use super::uploader::{Backoff, Owner, Uploader};
+use super::turn::{self, Before, Turn};
+use super::upkeep::Schedule;
+use super::uploader::{Backoff, Uploader};
 use crate::format::{Generation, Key, ObjectHash, Parent};
 use crate::history::walk::SegmentEnd;
 
@@ -44,6 +45,7 @@ pub(super) struct Plan {
     pub(super) segment_size: u64,
     /// The folder of the database, for temporary files.
     pub(super) folder: PathBuf,
+    pub(super) upkeep: Schedule,
     /// When images are due.
     pub(super) images: Rule,
 }
@@ -94,6 +96,7 @@ struct Chain {
     last: Txid,
     /// What the next segment follows.
     previous: ObjectHash,
+    before: Before,
     image: Option<Making>,
 }
 
@@ -110,12 +113,14 @@ impl Chain {
             generation: self.generation,
             slot: self.last.next(),
             previous: self.previous,
+            before: self.before,
         }
     }
 
     fn advance(&mut self, stored: &Stored) {
         self.last = stored.mark.txid;
         self.previous = stored.previous;
+        self.before.slot = stored.slot;
     }
 }
 
@@ -319,6 +324,10 @@ impl Task {
             page_size: end.page_size,
             last,
             previous: end.stored.previous,
+            before: Before {
+                first: end.first,
+                slot: end.stored.slot,
+            },
             image: None,
         });
         self.shared.status.generation(end.generation);
@@ -425,11 +434,12 @@ impl Task {
             return generation::end_newest(&self.uploader, tail).await;
         };
         match ending::create(&self.uploader, tail).await? {
-            Owner::Us => Ok(tail.ended()),
-            Owner::Another => {
+            Turn::Ours => Ok(tail.ended()),
+            Turn::Another => {
                 let why = "it was taken before this process could end its generation";
                 Err(fenced(&self.shared, tail.key(), why).await)
             }
+            Turn::Over(why) => Err(fenced(&self.shared, tail.key(), &why).await),
         }
     }
 
@@ -508,6 +518,10 @@ impl Task {
             page_size,
             last: base.txid,
             previous: begun.root,
+            before: Before {
+                first: base.txid.next(),
+                slot: None,
+            },
             image: None,
         })
     }
@@ -561,7 +575,12 @@ impl Task {
                 Err(error) => return self.gap(&error.to_string()),
             };
             let key = Key::Log(chain.generation, first);
-            if self.uploader.create(key, &segment.body).await? == Owner::Us {
+            let place = (chain.generation, first);
+            let turn = turn::take(&self.uploader, place, chain.before, &segment.body).await?;
+            if let Turn::Over(why) = turn {
+                return Err(fenced(&self.shared, key, &why).await);
+            }
+            if turn == Turn::Ours {
                 if let Some(last) = transactions.last() {
                     self.images.logged(&segment.touched, last.page_count);
                     self.stored(&Stored {
@@ -595,6 +614,8 @@ impl Task {
         self.shared.log.stored(stored.mark.txid);
         self.shared.status.uploading(0, None);
         self.progress.segment(stored.mark.txid);
+        let shared = &self.shared;
+        shared.upkeep.stored(&self.plan.upkeep, &shared.store, &shared.database);
     }
 
     /// A slot that was this process's turn is taken. If what is in it is ours, its transactions are done, and leave `transactions`; else says
@@ -683,34 +704,6 @@ impl Task {
         self.shared.log.request_base();
         Ok(())
     }
-}
-
-/// Whether no generation has begun after this one, whose image is in the store now: what is acknowledged is a part of the newest history.
-pub(super) async fn is_newest(
-    uploader: &Uploader,
-    generation: Generation,
-    current: &AtomicBool,
-) -> Result<bool, Stopped> {
-    let (shared, next) = (uploader.shared(), Key::Generation(generation.next()));
-    if generation.next() == generation {
-        return Ok(true); // There is no number behind it.
-    }
-    let begun = uploader
-        .until_answered(|| async {
-            match shared.store.size(&next).await {
-                Ok(_) => Ok(true),
-                Err(error) if error.is_not_found() => Ok(false),
-                Err(error) => Err(error),
-            }
-        })
-        .await?;
-    if !current.load(Ordering::Acquire) {
-        return Ok(false); // By this process itself, if at all.
-    }
-    if begun {
-        return Err(fenced(shared, next, "another generation has begun").await);
-    }
-    Ok(true)
 }
 
 /// While connections are open, looks at the database once an interval, whatever the uploads are doing: what other processes committed, and

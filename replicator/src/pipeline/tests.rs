@@ -5,6 +5,8 @@ mod machine;
 mod merged;
 mod resuming;
 mod stopping;
+mod turn;
+mod upkeep;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -114,16 +114,18 @@ impl Uploader {
 
     /// Creates an object whose bytes nobody else would write.
     pub(super) async fn create(&self, key: Key, body: &Body) -> Result<Owner, Stopped> {
+        self.until_answered(|| self.try_create(key, body)).await
+    }
+
+    /// The same, once.
+    pub(super) async fn try_create(&self, key: Key, body: &Body) -> Result<Owner, StoreError> {
         let store = &self.shared.store;
-        self.until_answered(|| async {
-            match store.create(&key, body.clone()).await? {
-                Created::New => Ok(Owner::Us),
-                // Perhaps by an attempt of ours whose answer was lost.
-                Created::Exists if store.holds(&key, body).await? => Ok(Owner::Us),
-                Created::Exists => Ok(Owner::Another),
-            }
-        })
-        .await
+        match store.create(&key, body.clone()).await? {
+            Created::New => Ok(Owner::Us),
+            // Perhaps by an attempt of ours whose answer was lost.
+            Created::Exists if store.holds(&key, body).await? => Ok(Owner::Us),
+            Created::Exists => Ok(Owner::Another),
+        }
     }
 
     /// Creates an object whose name nobody else can give to anything: what is there is an attempt of ours.

@@ -19,10 +19,10 @@ use crate::history::LogEntry;
 use crate::history::path::{Listing, LogPath};
 use crate::store::{Body, StoreOptions};
 
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -31,18 +31,18 @@ impl Random {
 }
 
 /// A replica in a folder, and what must come out of it.
-struct Replica {
-    folder: tempfile::TempDir,
-    store: Store,
-    generation: Generation,
+pub(crate) struct Replica {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) store: Store,
+    pub(crate) generation: Generation,
     page_size: PageSize,
     database: Vec<Vec<u8>>,
-    txid: u64,
+    pub(crate) txid: u64,
     frame: u32,
     previous: ObjectHash,
     /// The database after each transaction of each generation.
-    states: BTreeMap<(u64, u64), Vec<u8>>,
-    random: Random,
+    pub(crate) states: BTreeMap<(u64, u64), Vec<u8>>,
+    pub(crate) random: Random,
 }
 
 fn position(frame: u32) -> Position {
@@ -54,12 +54,12 @@ fn position(frame: u32) -> Position {
 }
 
 /// A transaction commits at ten times its number, the image after it is taken five later.
-fn committed_at(txid: u64) -> UnixMillis {
+pub(crate) fn committed_at(txid: u64) -> UnixMillis {
     UnixMillis(10 * txid as i64)
 }
 
 impl Replica {
-    async fn new(page_size: u32, pages: usize, seed: u64) -> Replica {
+    pub(crate) async fn new(page_size: u32, pages: usize, seed: u64) -> Replica {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&format!("fs://{}", folder.path().display()), &StoreOptions::default()).unwrap();
         let mut replica = Replica {
@@ -86,11 +86,11 @@ impl Replica {
         replica
     }
 
-    async fn put(&self, key: Key, bytes: Vec<u8>) {
+    pub(crate) async fn put(&self, key: Key, bytes: Vec<u8>) {
         self.store.create(&key, Body::Bytes(Bytes::from(bytes))).await.unwrap();
     }
 
-    fn path(&self, key: Key) -> PathBuf {
+    pub(crate) fn path(&self, key: Key) -> PathBuf {
         self.folder.path().join(key.path())
     }
 
@@ -111,7 +111,7 @@ impl Replica {
             .insert((self.generation.0, self.txid), self.database.concat());
     }
 
-    async fn begin_generation(&mut self, parent: Option<Parent>) {
+    pub(crate) async fn begin_generation(&mut self, parent: Option<Parent>) {
         self.generation = self.generation.next();
         let meta = GenerationMeta {
             format: FORMAT_VERSION,
@@ -129,11 +129,11 @@ impl Replica {
     }
 
     /// An image of the present state.
-    async fn image(&self) {
+    pub(crate) async fn image(&self) {
         self.image_of(self.txid).await;
     }
 
-    async fn image_of(&self, txid: u64) {
+    pub(crate) async fn image_of(&self, txid: u64) {
         let state = &self.states[&(self.generation.0, txid)];
         let mut chunks = Vec::new();
         for raw in state.chunks(CHUNK_BYTES) {
@@ -190,7 +190,7 @@ impl Replica {
     }
 
     /// A segment of random commits.
-    async fn segment(&mut self, transactions: usize) -> Key {
+    pub(crate) async fn segment(&mut self, transactions: usize) -> Key {
         let start = position(self.frame);
         let commits: Vec<_> = (0..transactions).map(|_| self.commit()).collect();
         self.seal(start, &commits).await
@@ -221,7 +221,7 @@ impl Replica {
     }
 
     /// Another writer takes over.
-    async fn end_generation(&mut self) -> Key {
+    pub(crate) async fn end_generation(&mut self) -> Key {
         let seal = Seal {
             generation: self.generation,
             slot: Txid(self.txid).next(),
@@ -234,7 +234,7 @@ impl Replica {
         key
     }
 
-    async fn restore(&self, target: Target) -> Result<(Restored, Vec<u8>), RestoreError> {
+    pub(crate) async fn restore(&self, target: Target) -> Result<(Restored, Vec<u8>), RestoreError> {
         self.restore_with(RestoreOptions {
             target,
             ..RestoreOptions::default()
@@ -264,7 +264,7 @@ impl Replica {
         }
     }
 
-    async fn check(&self, target: Target, generation: u64, txid: u64) {
+    pub(crate) async fn check(&self, target: Target, generation: u64, txid: u64) {
         let (restored, bytes) = self
             .restore(target)
             .await

@@ -28,6 +28,7 @@ pub(super) enum Action {
     Read,
     Stat,
     List,
+    Delete,
 }
 
 impl Action {
@@ -38,6 +39,7 @@ impl Action {
             Action::Read => "reading",
             Action::Stat => "looking up",
             Action::List => "listing",
+            Action::Delete => "deleting",
         }
     }
 }
@@ -63,7 +65,8 @@ impl StoreError {
     }
 
     pub(super) fn from_opendal(action: Action, object: Option<&str>, replica: &str, error: &opendal::Error) -> Self {
-        let (cause, reason) = explain_opendal(error);
+        let (cause, mut reason) = explain_opendal(error);
+        reason.push_str(refusal(action, cause));
         StoreError(Box::new(Inner {
             action,
             object: object.map(str::to_owned),
@@ -89,8 +92,14 @@ impl StoreError {
             object: object.map(str::to_owned),
             replica: replica.to_owned(),
             cause,
-            reason: format!("{}{advice}", scrub(&error.to_string())),
+            reason: format!("{}{advice}{}", scrub(&error.to_string()), refusal(action, cause)),
         }))
+    }
+
+    /// What was asked for is not allowed.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        self.0.cause == Cause::Denied
     }
 
     /// The object does not exist.
@@ -129,6 +138,16 @@ impl fmt::Display for StoreError {
 }
 
 impl std::error::Error for StoreError {}
+
+/// What else helps where only deleting is not allowed.
+fn refusal(action: Action, cause: Cause) -> &'static str {
+    match (action, cause) {
+        (Action::Delete, Cause::Denied) => {
+            "; deleting is not allowed there: allow it, or set retention=forever, which needs no such right"
+        }
+        _ => "",
+    }
+}
 
 fn explain_opendal(error: &opendal::Error) -> (Cause, String) {
     use opendal::ErrorKind;
@@ -229,6 +248,11 @@ mod tests {
         let denied = opendal::Error::new(opendal::ErrorKind::PermissionDenied, "AccessDenied");
         let error = StoreError::from_opendal(Action::List, None, "s3://b/p", &denied);
         assert!(error.to_string().contains("check the credentials"), "{error}");
+        let error = StoreError::from_opendal(Action::Delete, Some("chunk/x"), "s3://b/p", &denied);
+        assert!(
+            error.is_denied() && error.to_string().contains("retention=forever"),
+            "{error}"
+        );
         let passing = opendal::Error::new(opendal::ErrorKind::Unexpected, "reset").set_temporary();
         assert!(!StoreError::from_opendal(Action::Read, None, "s3://b", &passing).is_permanent());
     }

@@ -1,4 +1,4 @@
-//! Creation of objects in a folder: at once exclusive, whole and durable.
+//! Creation of objects in a folder: at once exclusive, whole and durable; and deletion that is durable, too.
 //!
 //! OpenDAL's `fs` is either exclusive (it writes in place) or atomic (it checks, then renames over); a log slot needs both. So the object
 //! is written beside, synced, and put into its slot by `link(2)`, which refuses an existing name; then the folder is synced.
@@ -92,6 +92,20 @@ impl Folder {
         // Also when it was there already: its creator may have died before this.
         sync_folder(&home)?;
         Ok(created)
+    }
+
+    /// Blocks on the disk. Folders stay, even empty ones: somebody may be about to put something into them.
+    pub(super) fn delete(&self, path: &str) -> io::Result<()> {
+        let slot = self.root.join(path);
+        match fs::remove_file(&slot) {
+            Ok(()) => sync_parent(&slot),
+            // Whoever deleted it may have died before this.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match sync_parent(&slot) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                result => result,
+            },
+            Err(error) => Err(error),
+        }
     }
 
     fn prepare(&self, home: &Path, temp_folder: &Path) -> io::Result<()> {

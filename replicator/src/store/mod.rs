@@ -19,7 +19,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use opendal::layers::{ConcurrentLimitLayer, RetryEvent, RetryLayer, TimeoutLayer, TracingLayer};
-use opendal::{Buffer, ErrorKind, Operator};
+use opendal::{Buffer, ErrorKind, Metadata, Operator};
+use replvfs_vfs::types::UnixMillis;
 
 use crate::format::Key;
 use error::Action;
@@ -105,6 +106,17 @@ pub enum Created {
     New,
     /// The object exists, and was not touched. It may be this caller's, from an attempt whose answer was lost: see [`Store::holds`].
     Exists,
+}
+
+/// An object as a listing shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dated {
+    /// Its name.
+    pub key: Key,
+    /// Its size in bytes.
+    pub len: u64,
+    /// When it was created, by the store's clock; `None` where the store does not tell.
+    pub modified: Option<UnixMillis>,
 }
 
 /// Whether two writers can both believe that they created an object.
@@ -316,6 +328,27 @@ impl Store {
         }
     }
 
+    /// Deletes an object. When this returns it is gone for good; that it was not there is no error.
+    ///
+    /// # Errors
+    ///
+    /// Also when deleting is not allowed. After an error the object may be gone nevertheless.
+    pub async fn delete(&self, key: &Key) -> Result<(), StoreError> {
+        let path = key.path();
+        if self.0.folder.is_some() {
+            let (inner, name) = (Arc::clone(&self.0), path.clone());
+            let done = blocking(move || match &inner.folder {
+                Some(folder) => folder.delete(&name),
+                None => Err(io::ErrorKind::Unsupported.into()),
+            });
+            return done.await.map_err(|error| self.io(Action::Delete, Some(&path), &error));
+        }
+        match self.0.operator.delete(&path).await {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(self.opendal(Action::Delete, Some(&path), &error)),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the object has exactly these bytes.
     ///
     /// # Errors
@@ -422,14 +455,31 @@ impl Store {
     ///
     /// When the store does not answer; a prefix with nothing in it is no error.
     pub async fn list(&self, prefix: &str) -> Result<Vec<(Key, u64)>, StoreError> {
-        let mut found = Vec::new();
-        for (path, size) in self.entries(prefix, true).await? {
-            if let Some(key) = Key::parse(&path) {
-                found.push((path, key, size));
-            }
-        }
-        found.sort_by(|a, b| a.0.cmp(&b.0));
-        Ok(found.into_iter().map(|(_, key, size)| (key, size)).collect())
+        let found = self.list_dated(prefix).await?;
+        Ok(found.into_iter().map(|object| (object.key, object.len)).collect())
+    }
+
+    /// The same, with the time at which each was created.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Store::list`].
+    pub async fn list_dated(&self, prefix: &str) -> Result<Vec<Dated>, StoreError> {
+        Ok(known(self.entries(prefix, true, None).await?))
+    }
+
+    /// Those that come after `key` in the order of names, in one request where the store can begin there.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Store::list`].
+    pub(crate) async fn list_behind(&self, prefix: &str, key: &Key) -> Result<Vec<Dated>, StoreError> {
+        let path = key.path();
+        let capable = self.0.operator.info().capability().list_with_start_after;
+        let found = self.entries(prefix, true, capable.then_some(path.as_str())).await?;
+        let mut found = known(found);
+        found.retain(|object| object.key.path() > path);
+        Ok(found)
     }
 
     /// The names of the folders right below `prefix`, sorted, without it and without a `/`.
@@ -439,7 +489,7 @@ impl Store {
     /// As for [`Store::list`].
     pub async fn list_folders(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
         let mut names: Vec<String> = self
-            .entries(prefix, false)
+            .entries(prefix, false, None)
             .await?
             .into_iter()
             .filter_map(|(path, _)| Some(path.strip_prefix(prefix)?.strip_suffix('/')?.to_owned()))
@@ -449,21 +499,19 @@ impl Store {
         Ok(names)
     }
 
-    async fn entries(&self, prefix: &str, recursive: bool) -> Result<Vec<(String, u64)>, StoreError> {
+    async fn entries(
+        &self,
+        prefix: &str,
+        recursive: bool,
+        after: Option<&str>,
+    ) -> Result<Vec<(String, Metadata)>, StoreError> {
         let listing = async {
-            let lister = self.0.operator.lister_with(prefix).recursive(recursive).await?;
-            lister
-                .map_ok(|entry| {
-                    let (path, metadata) = entry.into_parts();
-                    let size = if metadata.is_file() {
-                        metadata.content_length()
-                    } else {
-                        0
-                    };
-                    (path, size)
-                })
-                .try_collect::<Vec<_>>()
-                .await
+            let request = self.0.operator.lister_with(prefix).recursive(recursive);
+            let lister = match after {
+                Some(after) => request.start_after(after).await?,
+                None => request.await?,
+            };
+            lister.map_ok(|entry| entry.into_parts()).try_collect::<Vec<_>>().await
         };
         match listing.await {
             Ok(entries) => Ok(entries),
@@ -479,6 +527,28 @@ impl Store {
     fn io(&self, action: Action, object: Option<&str>, error: &io::Error) -> StoreError {
         StoreError::from_io(action, object, &self.0.replica, error)
     }
+}
+
+/// Sorted, and without foreign names.
+fn known(entries: Vec<(String, Metadata)>) -> Vec<Dated> {
+    let mut found: Vec<(String, Dated)> = entries
+        .into_iter()
+        .filter_map(|(path, metadata)| {
+            let modified = metadata.last_modified().map(|at| at.into_inner().as_millisecond());
+            let dated = Dated {
+                key: Key::parse(&path)?,
+                len: if metadata.is_file() {
+                    metadata.content_length()
+                } else {
+                    0
+                },
+                modified: modified.map(UnixMillis),
+            };
+            Some((path, dated))
+        })
+        .collect();
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found.into_iter().map(|(_, dated)| dated).collect()
 }
 
 /// Which side of an upload failed.

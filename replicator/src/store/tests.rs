@@ -270,3 +270,41 @@ fn no_secret_is_shown_for_debugging() {
         assert!(!shown.contains("hunter2"), "{shown}");
     }
 }
+
+#[tokio::test]
+async fn what_is_deleted_is_gone_and_may_be_deleted_again() {
+    for (store, folder) in stores("delete") {
+        for first in [1, 2] {
+            store.create(&log(first), bytes("x")).await.expect("creates");
+        }
+        for _ in 0..2 {
+            store.delete(&log(1)).await.expect("deletes");
+        }
+        let nothing = Key::Log(Generation(77), Txid(1));
+        store.delete(&nothing).await.expect("a folder that never was");
+        assert!(store.size(&log(1)).await.expect_err("gone").is_not_found());
+        let listed = store.list_dated("gen/").await.expect("lists");
+        assert_eq!(listed.iter().map(|object| object.key).collect::<Vec<_>>(), [log(2)]);
+        // Memory tells no time.
+        assert_eq!(listed[0].modified.is_some(), folder.is_some());
+        assert_eq!(
+            store.create(&log(1), bytes("y")).await.expect("creates"),
+            Created::New,
+            "the slot is free again"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_behind_a_slot_is_listed_without_the_slot() {
+    for (store, _folder) in stores("behind") {
+        for first in [1, 2, 300] {
+            store.create(&log(first), bytes("x")).await.expect("creates");
+        }
+        for (after, found) in [(0, 3), (1, 2), (2, 1), (300, 0)] {
+            let prefix = Key::log_prefix(Generation(1));
+            let behind = store.list_behind(&prefix, &log(after)).await.expect("lists");
+            assert_eq!(behind.len(), found, "after {after}");
+        }
+    }
+}

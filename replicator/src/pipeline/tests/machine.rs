@@ -14,6 +14,7 @@ use replvfs_vfs::transaction::Transaction;
 use replvfs_vfs::types::{PageSize, Pgno, Position, Salts, Txid, UnixMillis};
 use tokio::task::JoinHandle;
 
+use crate::config::Retention;
 use crate::format::LocalState;
 use crate::history::Target;
 use crate::local_state;
@@ -21,6 +22,8 @@ use crate::pipeline::due::Rule;
 use crate::pipeline::replica::DatabaseReplica;
 use crate::pipeline::shared::Shared;
 use crate::pipeline::task::{Plan, Task};
+use crate::pipeline::upkeep::Schedule;
+use crate::prune::GRACE;
 use crate::restore::{RestoreOptions, restore};
 use crate::store::{Store, StoreOptions};
 
@@ -97,6 +100,7 @@ pub(super) struct Machine {
     folder: tempfile::TempDir,
     pub(super) wal: Arc<Mutex<Wal>>,
     pub(super) uri: String,
+    pub(super) upkeep: Schedule,
     pub(super) images: Rule,
 }
 
@@ -132,6 +136,11 @@ impl Machine {
             },
             wal: Arc::new(Mutex::new(Wal::new(1, 0))),
             folder,
+            upkeep: Schedule {
+                segments: 64,
+                retention: Retention::Forever,
+                grace: GRACE,
+            },
         }
     }
 
@@ -188,6 +197,7 @@ impl Machine {
             flush_interval: Duration::from_millis(10),
             segment_size,
             folder: self.folder.path().to_owned(),
+            upkeep: self.upkeep,
             images: self.images,
         };
         let timeout = Duration::from_secs(20);
