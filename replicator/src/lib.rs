@@ -9,7 +9,7 @@
 //! # Ok::<(), replvfs::Error>(())
 //! ```
 //!
-//! The modules in the order of the data: [`config`] → `pipeline` → [`mod@format`] → [`store`] → [`history`] → [`restore`].
+//! The modules in the order of the data: [`config`] → `pipeline` → [`mod@format`] → [`store`] → [`history`] → [`restore`], [`mod@verify`].
 #![forbid(unsafe_code)]
 
 pub mod config;
@@ -20,6 +20,7 @@ pub mod local_state;
 mod pipeline;
 pub mod restore;
 pub mod store;
+pub mod verify;
 
 pub use config::Config;
 pub use error::Error;

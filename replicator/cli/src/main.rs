@@ -1,13 +1,15 @@
-//! The program `replvfs`: what is in a replica, and restoring from it.
+//! The program `replvfs`: what is in a replica, whether it is whole, and restoring from it.
 //!
 //! Owns arguments, what is printed, and exit codes. What it does, the crate `replvfs` does: a program can do all of it through
 //! the library.
 
 mod generation;
+mod integrity;
 mod log;
 mod restore;
 mod status;
 mod time;
+mod verify;
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -16,12 +18,12 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use replvfs::store::Store;
 
-/// Continuous replication for SQLite: lists and restores what is in a replica.
+/// Continuous replication for SQLite: lists, verifies and restores what is in a replica.
 #[derive(Debug, Parser)]
 #[command(
     version,
     arg_required_else_help = true,
-    after_help = "Exit codes: 0 done; 1 failed, with the reason on standard error; 2 wrong usage.\n\n\
+    after_help = "Exit codes: 0 done; 1 failed, with the reason on standard error; 2 wrong usage; 3 `verify` found something.\n\n\
         A replica is a URI: fs:///var/backup/app, s3://bucket/app?region=eu-central-1. Credentials are read from \
         the environment and from profiles, as other tools for the same store do."
 )]
@@ -35,12 +37,13 @@ enum Command {
     Restore(restore::Arguments),
     Log(log::Arguments),
     Status(status::Arguments),
+    Verify(verify::Arguments),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(arguments.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         // Whoever reads the output, `head` for example, has seen enough.
         Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -51,7 +54,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<(), Failure> {
+fn run(command: Command) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -59,9 +62,10 @@ fn run(command: Command) -> Result<(), Failure> {
         .map_err(|error| format!("starting threads: {error}"))?;
     runtime.block_on(async {
         match command {
-            Command::Restore(arguments) => restore::run(&arguments).await,
-            Command::Log(arguments) => log::run(&arguments).await,
-            Command::Status(arguments) => status::run(&arguments),
+            Command::Restore(arguments) => restore::run(&arguments).await.map(|()| ExitCode::SUCCESS),
+            Command::Log(arguments) => log::run(&arguments).await.map(|()| ExitCode::SUCCESS),
+            Command::Status(arguments) => status::run(&arguments).map(|()| ExitCode::SUCCESS),
+            Command::Verify(arguments) => verify::run(&arguments).await,
         }
     })
 }

@@ -336,7 +336,7 @@ pub(crate) async fn load_generation(
     }))
 }
 
-async fn read_meta(store: &Store, key: Key, len: u64) -> Result<Option<bytes::Bytes>, HistoryError> {
+pub(crate) async fn read_meta(store: &Store, key: Key, len: u64) -> Result<Option<bytes::Bytes>, HistoryError> {
     if len > MAX_META_BYTES as u64 {
         let problem = format!("it is longer than {MAX_META_BYTES} bytes");
         return Err(HistoryError::format(key)(FormatError::Damaged {

@@ -27,6 +27,18 @@ pub struct Plan {
     pub(crate) listed: Vec<Listed>,
 }
 
+impl Plan {
+    /// Bytes of the log that were listed and are to be read, as they are stored.
+    pub(crate) fn log_len(&self) -> u64 {
+        let last = self.last.unwrap_or(Txid(u64::MAX));
+        if last <= self.manifest.txid {
+            return 0;
+        }
+        let wanted = self.listed.iter().filter(|(first, _)| *first <= last);
+        wanted.map(|(_, len)| *len).sum()
+    }
+}
+
 impl History {
     /// Finds the image and the segments for a target. Without a generation it is looked for in the newest one that can be
     /// restored from and, if it is older than that, where it was left: along the parents.

@@ -9,10 +9,10 @@ use replvfs_vfs::types::{Pgno, Position, Salts};
 
 use super::*;
 use crate::format::{
-    ChunkHash, DatabaseId, FORMAT_VERSION, GenerationMeta, ObjectHash, Parent, ReplicaMeta, Seal, SegmentHeader,
-    SegmentWriter, TransactionHeader, encode_chunk,
+    CHUNK_BYTES, ChunkHash, ChunkName, DatabaseId, FORMAT_VERSION, GenerationMeta, Manifest, ObjectHash, Parent,
+    ReplicaMeta, Seal, SegmentHeader, SegmentWriter, TransactionHeader, encode_chunk,
 };
-use crate::history::LogEntry;
+use crate::history::{HistoryError, LogEntry};
 use crate::store::{Body, StoreOptions};
 
 struct Random(u64);
@@ -27,18 +27,23 @@ impl Random {
 }
 
 /// A replica in a folder, and what must come out of it.
-struct Replica {
+pub(crate) struct Replica {
     folder: tempfile::TempDir,
-    store: Store,
+    pub(crate) store: Store,
     generation: Generation,
     page_size: PageSize,
     database: Vec<Vec<u8>>,
-    txid: u64,
+    pub(crate) txid: u64,
     frame: u32,
     previous: ObjectHash,
     /// The database after each transaction of each generation.
-    states: BTreeMap<(u64, u64), Vec<u8>>,
+    pub(crate) states: BTreeMap<(u64, u64), Vec<u8>>,
     random: Random,
+}
+
+/// In memory where that is possible: the real disk's syncs mean nothing here.
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
 }
 
 fn position(frame: u32) -> Position {
@@ -55,8 +60,8 @@ fn committed_at(txid: u64) -> UnixMillis {
 }
 
 impl Replica {
-    async fn new(page_size: u32, pages: usize, seed: u64) -> Replica {
-        let folder = tempfile::tempdir().unwrap();
+    pub(crate) async fn new(page_size: u32, pages: usize, seed: u64) -> Replica {
+        let folder = scratch();
         let store = Store::open(&format!("fs://{}", folder.path().display()), &StoreOptions::default()).unwrap();
         let mut replica = Replica {
             folder,
@@ -86,7 +91,7 @@ impl Replica {
         self.store.create(&key, Body::Bytes(Bytes::from(bytes))).await.unwrap();
     }
 
-    fn path(&self, key: Key) -> PathBuf {
+    pub(crate) fn path(&self, key: Key) -> PathBuf {
         self.folder.path().join(key.path())
     }
 
@@ -107,7 +112,7 @@ impl Replica {
             .insert((self.generation.0, self.txid), self.database.concat());
     }
 
-    async fn begin_generation(&mut self, parent: Option<Parent>) {
+    pub(crate) async fn begin_generation(&mut self, parent: Option<Parent>) {
         self.generation = self.generation.next();
         let meta = GenerationMeta {
             format: FORMAT_VERSION,
@@ -125,11 +130,11 @@ impl Replica {
     }
 
     /// An image of the present state.
-    async fn image(&self) {
+    pub(crate) async fn image(&self) {
         self.image_of(self.txid).await;
     }
 
-    async fn image_of(&self, txid: u64) {
+    pub(crate) async fn image_of(&self, txid: u64) {
         let state = &self.states[&(self.generation.0, txid)];
         let mut chunks = Vec::new();
         for raw in state.chunks(CHUNK_BYTES) {
@@ -186,7 +191,7 @@ impl Replica {
     }
 
     /// A segment of random commits.
-    async fn segment(&mut self, transactions: usize) -> Key {
+    pub(crate) async fn segment(&mut self, transactions: usize) -> Key {
         let start = position(self.frame);
         let commits: Vec<_> = (0..transactions).map(|_| self.commit()).collect();
         self.seal(start, &commits).await
@@ -217,7 +222,7 @@ impl Replica {
     }
 
     /// Another writer takes over.
-    async fn end_generation(&mut self) -> Key {
+    pub(crate) async fn end_generation(&mut self) -> Key {
         let seal = Seal {
             generation: self.generation,
             slot: Txid(self.txid).next(),
@@ -230,7 +235,7 @@ impl Replica {
         key
     }
 
-    async fn restore(&self, target: Target) -> Result<(Restored, Vec<u8>), RestoreError> {
+    pub(crate) async fn restore(&self, target: Target) -> Result<(Restored, Vec<u8>), RestoreError> {
         self.restore_with(RestoreOptions {
             target,
             ..RestoreOptions::default()
@@ -239,7 +244,7 @@ impl Replica {
     }
 
     async fn restore_with(&self, options: RestoreOptions) -> Result<(Restored, Vec<u8>), RestoreError> {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = scratch();
         let out = folder.path().join("out.db");
         let result = restore(&self.store, &out, &options).await;
         let left: Vec<_> = std::fs::read_dir(folder.path())
@@ -716,8 +721,8 @@ async fn a_log_that_is_not_listed_is_asked_for_by_name() {
         path: PathBuf::new(),
         page_size: replica.page_size,
     };
-    let report = Reporter::new(None, &plan);
-    let applier = Applier::new(pages, plan.manifest.page_count, (Txid(6), UnixMillis(0))).unwrap();
+    let report = Arc::new(Reporter::new(None, &plan));
+    let applier = Applier::new(pages, plan.manifest.page_count, (Txid(6), UnixMillis(0)));
     let (applier, _) = log::apply_log(&replica.store, &plan, applier, &report).await.unwrap();
     assert_eq!(applier.last.0, Txid(8));
 }
