@@ -60,8 +60,8 @@ impl Run {
                 Ok(None) => {
                     if let (Some(seal), Some((before, expected))) = (walk.seal(), previous)
                         && seal.previous != expected
-                        && let Some(lost) = found.lost(slot, Txid(u64::MAX))
                     {
+                        let lost = found.lost(slot, Txid(u64::MAX));
                         self.find(key, format!("it does not follow from {before}"), lost);
                     }
                     return Ok(last);
@@ -70,9 +70,7 @@ impl Run {
                     let (object, problem) = said(error)?;
                     let next = listed.iter().map(|(first, _)| *first).find(|first| *first > slot);
                     let end = next.map_or(Txid(u64::MAX), |next| Txid(next.0 - 1));
-                    if let Some(lost) = found.lost(slot, end) {
-                        self.find(object.unwrap_or(key), problem, lost);
-                    }
+                    self.find(object.unwrap_or(key), problem, found.lost(slot, end));
                     let Some(next) = next else {
                         return Ok(last);
                     };
@@ -84,24 +82,22 @@ impl Run {
 
     fn segment(&mut self, found: &Looked, key: Key, checked: &Checked, previous: Option<(Key, ObjectHash)>) {
         let Checked { header, content, .. } = checked;
+        let lost = found.lost(header.first, header.last);
         if found
             .page_size
             .is_some_and(|expected| expected != header.page_size.get())
-            && let Some(lost) = found.lost(header.first, header.last)
         {
             let problem = format!("it says that it is a segment with pages of {} bytes", header.page_size);
-            self.find(key, problem, lost);
+            self.find(key, problem, lost.clone());
         }
-        if let Some(problem) = content
-            && let Some(lost) = found.lost(header.first, header.last)
-        {
+        if let Some(problem) = content {
             self.find(key, problem.clone(), lost);
         }
         if let Some((before, expected)) = previous
             && header.previous != expected
-            // An image right before it does not need what stands before.
-            && let Some(lost) = found.lost(header.first, Txid(header.first.0 - 1))
         {
+            // A restore from an image right before it does not see what stands before.
+            let lost = found.lost(header.first, Txid(header.first.0 - 1));
             self.find(key, format!("it does not follow from {before}"), lost);
         }
     }

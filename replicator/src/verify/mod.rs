@@ -189,19 +189,14 @@ impl Looked {
     }
 
     /// What needs something of the log from `first` to `last`: the transactions from the first of them on, up to the first image that has all of them.
-    /// `None` when nothing in the window does.
-    fn lost(&self, first: Txid, last: Txid) -> Option<String> {
-        let images = self.wanted();
-        let from = first.max(images.first()?.next());
-        let end = images.iter().find(|image| **image >= last);
-        match end {
-            Some(image) if *image <= from => None,
-            Some(image) => Some(format!(
-                "transactions {from} to {} of generation {}",
-                image.0.saturating_sub(1),
-                self.number
-            )),
-            None => Some(format!("transactions {from} and later of generation {}", self.number)),
+    fn lost(&self, first: Txid, last: Txid) -> String {
+        let (images, number) = (self.wanted(), self.number);
+        let from = images.first().map_or(first, |oldest| first.max(oldest.next()));
+        match images.iter().find(|image| **image >= last) {
+            // The images before and behind are enough for every transaction, but not to find the one of a time.
+            Some(image) if *image <= from => format!("times right before transaction {image} of generation {number}"),
+            Some(image) => format!("transactions {from} to {} of generation {number}", image.0 - 1),
+            None => format!("transactions {from} and later of generation {number}"),
         }
     }
 

@@ -39,7 +39,9 @@ fn targets() -> Vec<(Target, (u64, u64))> {
         .map(|txid| (Target::Txid(Txid(txid)), (if txid < 5 { 1 } else { 2 }, txid)))
         .collect();
     targets.push((Target::Newest, (2, 10)));
+    targets.push((Target::At(UnixMillis(25)), (1, 2)));
     targets.push((Target::At(UnixMillis(35)), (1, 3)));
+    targets.push((Target::At(UnixMillis(75)), (2, 7)));
     targets.push((Target::At(UnixMillis(82)), (2, 8)));
     targets
 }
