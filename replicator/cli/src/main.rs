@@ -5,6 +5,7 @@
 
 mod generation;
 mod log;
+mod merge;
 mod restore;
 mod status;
 mod time;
@@ -34,6 +35,7 @@ struct Arguments {
 enum Command {
     Restore(restore::Arguments),
     Log(log::Arguments),
+    Merge(merge::Arguments),
     Status(status::Arguments),
 }
 
@@ -61,6 +63,7 @@ fn run(command: Command) -> Result<(), Failure> {
         match command {
             Command::Restore(arguments) => restore::run(&arguments).await,
             Command::Log(arguments) => log::run(&arguments).await,
+            Command::Merge(arguments) => merge::run(&arguments).await,
             Command::Status(arguments) => status::run(&arguments),
         }
     })

@@ -1,4 +1,4 @@
-//! Segments from the store into the file, one after another. Owns the chain of hashes and how much of a segment is in
+//! Segments and spans from the store into the file, one after another. Owns the chain of hashes and how much of a segment is in
 //! memory; leaves where the log begins and ends to the walk through the history.
 
 use std::ops::Range;
@@ -58,15 +58,16 @@ pub(super) async fn apply_log(
 ) -> Result<(Applier, Tail), RestoreError> {
     let last = plan.last.unwrap_or(Txid(u64::MAX));
     let largest = plan
-        .listed
+        .path
+        .pieces
         .iter()
-        .map(|(_, len)| *len)
+        .map(|piece| piece.len)
         .filter(|len| *len <= WHOLE_BYTES)
         .max()
         .unwrap_or(1)
         .max(1);
     let parallel = (AHEAD_BYTES / largest).clamp(2, 16) as usize;
-    let mut walk = Walk::new(store, plan.generation, plan.listed.clone(), last, parallel, fetch);
+    let mut walk = Walk::new(store, plan.generation, plan.path.clone(), last, parallel, fetch);
     let mut slot = plan.start;
     let mut previous = plan.previous.map(|hash| (Key::Generation(plan.generation), hash));
     let at_start = plan.start == plan.manifest.txid.next();
@@ -78,18 +79,18 @@ pub(super) async fn apply_log(
     };
     // Nothing to apply is read at all when the image is the target.
     while plan.manifest.txid < last && slot <= last {
-        let key = Key::Log(plan.generation, slot);
-        let Some(fetched) = walk.slot(slot).await? else {
+        let Some((key, fetched)) = walk.piece(slot).await? else {
             if let (Some(seal), Some((before, expected))) = (walk.seal(), previous)
                 && seal.previous != expected
             {
+                let key = Key::Log(plan.generation, slot);
                 return Err(RestoreError::Chain { key, previous: before });
             }
             break;
         };
         let range = plan.manifest.txid.next()..=last;
-        let (header, hash);
-        (applier, header, hash) = match fetched {
+        let (header, link);
+        (applier, header, link) = match fetched {
             Fetched::Whole(object) => apply_whole(key, object, applier, range).await?,
             Fetched::Large(end) => apply_large(store, key, end, applier, range).await?,
         };
@@ -98,11 +99,11 @@ pub(super) async fn apply_log(
         {
             return Err(RestoreError::Chain { key, previous: before });
         }
-        previous = hash.map(|hash| (key, hash));
+        previous = link.hash.map(|hash| (key, hash));
         tail = Tail {
-            slot: hash.map(|_| header.first),
-            previous: hash.unwrap_or(unknown),
-            position: header.end,
+            slot: link.hash.map(|_| link.slot),
+            previous: link.hash.unwrap_or(unknown),
+            position: link.end,
         };
         slot = header.last.next();
         report.transaction(applier.last.0);
@@ -121,11 +122,38 @@ pub(super) async fn apply_log(
     }
 }
 
-type Applied = (Applier, SegmentHeader, Option<ObjectHash>);
+type Applied = (Applier, SegmentHeader, Link);
 type Wanted = std::ops::RangeInclusive<Txid>;
 
-fn check_header(key: Key, header: &SegmentHeader, applier: &Applier) -> Result<(), RestoreError> {
-    check_place(key, header)?;
+/// A segment as its successor sees it.
+struct Link {
+    slot: Txid,
+    hash: Option<ObjectHash>,
+    end: Position,
+}
+
+impl Link {
+    /// The last segment that is wanted. `own`: the hash of the object, which a span's successors do not ask for.
+    fn of(index: &SegmentIndex, range: &Wanted, own: impl FnOnce() -> Option<ObjectHash>) -> Link {
+        let header = index.header();
+        match index.merged_holding(header.last.min(*range.end())) {
+            Some((segment, last)) => Link {
+                slot: segment.first,
+                hash: Some(segment.hash),
+                end: last.header.end,
+            },
+            None => Link {
+                slot: header.first,
+                hash: own(),
+                end: header.end,
+            },
+        }
+    }
+}
+
+fn check_header(key: Key, index: &SegmentIndex, applier: &Applier) -> Result<(), RestoreError> {
+    check_place(key, index.key())?;
+    let header = index.header();
     if header.page_size != applier.pages.page_size {
         let found = format!("a segment with pages of {} bytes", header.page_size);
         return Err(HistoryError::Misplaced { key, found }.into());
@@ -136,12 +164,13 @@ fn check_header(key: Key, header: &SegmentHeader, applier: &Applier) -> Result<(
 async fn apply_whole(key: Key, object: Bytes, mut applier: Applier, range: Wanted) -> Result<Applied, RestoreError> {
     super::blocking(key, move || {
         let index = SegmentIndex::from_object(&object).map_err(RestoreError::format(key))?;
-        check_header(key, index.header(), &applier)?;
-        applier.apply(key, &index, range, |block| {
+        check_header(key, &index, &applier)?;
+        applier.apply(key, &index, range.clone(), |block| {
             let Range { start, end } = index.block_range(block);
             Ok(object.slice(start as usize..end as usize)) // the index was checked against this object
         })?;
-        Ok((applier, *index.header(), Some(ObjectHash::of(&object))))
+        let link = Link::of(&index, &range, || Some(ObjectHash::of(&object)));
+        Ok((applier, *index.header(), link))
     })
     .await
 }
@@ -155,10 +184,10 @@ async fn apply_large(
     range: Wanted,
 ) -> Result<Applied, RestoreError> {
     let SegmentEnd { index, tail, .. } = end;
-    check_header(key, index.header(), &applier)?;
+    check_header(key, &index, &applier)?;
     let header = *index.header();
-    // Only a segment that others follow needs its hash, and with that all of its blocks.
-    let chained = *range.end() > header.last;
+    // Only a segment that others follow needs its hash, and with that all of its blocks. A span tells the one that is needed.
+    let chained = *range.end() > header.last && index.merged().is_empty();
     let wanted = index.blocks_of(range.clone());
     let blocks = if chained {
         0..index.block_count()
@@ -166,9 +195,9 @@ async fn apply_large(
         wanted.clone()
     };
     let (sender, mut receiver) = mpsc::channel::<Bytes>(2);
-    let reader = index.clone();
+    let (reader, applied_range) = (index.clone(), range.clone());
     let apply = super::blocking(key, move || {
-        applier.apply(key, &reader, range, |_| {
+        applier.apply(key, &reader, applied_range, |_| {
             // The sender is gone early only when reading failed, and that error is returned instead.
             let problem = "reading was given up".to_owned();
             receiver.blocking_recv().ok_or(RestoreError::Task { key, problem })
@@ -187,8 +216,10 @@ async fn apply_large(
         }
     };
     hasher.update(&tail);
-    let hash = chained.then(|| ObjectHash(*hasher.finalize().as_bytes()));
-    Ok((applied?, header, hash))
+    let link = Link::of(&index, &range, || {
+        chained.then(|| ObjectHash(*hasher.finalize().as_bytes()))
+    });
+    Ok((applied?, header, link))
 }
 
 /// Why blocks are no longer read.

@@ -41,7 +41,7 @@ impl Kind {
     fn footer_len(self) -> usize {
         match self {
             Kind::Segment => FOOTER_LEN,
-            Kind::Span => FOOTER_LEN + 8 + 8 + 4,
+            Kind::Span => SPAN_FOOTER_LEN,
         }
     }
 }
@@ -54,6 +54,7 @@ const TRANSACTION_LEN: usize = 8 + 4 + 4 + POSITION_LEN;
 const MERGED_LEN: usize = 8 + 32;
 /// A segment's.
 const FOOTER_LEN: usize = HEADER_FIELDS_LEN + 2 * (8 + 8 + 4) + (8 + 8 + 8 + 4) + 8 + 4 + 8;
+const SPAN_FOOTER_LEN: usize = FOOTER_LEN + 8 + 8 + 4;
 
 /// What a segment says of itself as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

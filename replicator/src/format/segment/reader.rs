@@ -12,8 +12,9 @@ use super::super::seal::SEAL_MAGIC;
 use super::super::wire::{Fields, check_crc};
 use super::super::{Key, ObjectHash};
 use super::{
-    BLOCK_LEN, Block, FOOTER_LEN, FormatError, HEADER_LEN, Kind, MERGED_LEN, MergedSegment, SegmentHeader,
-    TRANSACTION_LEN, TransactionEntry, TransactionHeader, WINDOW_LOG_MAX, pages_per_block, span::check_merged,
+    BLOCK_LEN, Block, FOOTER_LEN, FormatError, HEADER_LEN, Kind, MERGED_LEN, MergedSegment, SPAN_FOOTER_LEN,
+    SegmentHeader, TRANSACTION_LEN, TransactionEntry, TransactionHeader, WINDOW_LOG_MAX, pages_per_block,
+    span::check_merged,
 };
 
 const FOOTER: &str = "footer";
@@ -47,6 +48,8 @@ struct Table {
 impl SegmentFooter {
     /// The length of a segment's in bytes.
     pub const LEN: usize = FOOTER_LEN;
+    /// The length of a span's, which is longer.
+    pub const MAX_LEN: usize = SPAN_FOOTER_LEN;
 
     /// Decodes the footer at the end of `end`, the last bytes of an object that is `object_len` bytes long.
     ///
@@ -295,8 +298,18 @@ impl SegmentIndex {
     /// The segment that begins with `slot`, of those that a span stands for, and the last of its transactions.
     #[must_use]
     pub fn merged_at(&self, slot: Txid) -> Option<(MergedSegment, &TransactionEntry)> {
-        let at = self.merged.binary_search_by_key(&slot, |segment| segment.first).ok()?;
-        let last = match self.merged.get(at + 1) {
+        self.merged_holding(slot).filter(|(segment, _)| segment.first == slot)
+    }
+
+    /// The segment that has this transaction, of those that a span stands for, and the last of its transactions.
+    #[must_use]
+    pub fn merged_holding(&self, txid: Txid) -> Option<(MergedSegment, &TransactionEntry)> {
+        if txid > self.header.last {
+            return None;
+        }
+        let behind = self.merged.partition_point(|segment| segment.first <= txid);
+        let at = behind.checked_sub(1)?;
+        let last = match self.merged.get(behind) {
             Some(next) => next.first.0 - 1, // not the first, and they ascend
             None => self.header.last.0,
         };
