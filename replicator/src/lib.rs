@@ -9,7 +9,8 @@
 //! # Ok::<(), replvfs::Error>(())
 //! ```
 //!
-//! The modules in the order of the data: [`config`] → `pipeline` → [`mod@format`] → [`store`] → [`history`] → [`restore`], [`mod@verify`].
+//! The modules in the order of the data: [`config`] → `pipeline` → [`mod@format`] → [`store`] → [`history`] → [`restore`]; [`merge`] works on what is
+//! stored, [`mod@verify`] reads all of it.
 #![forbid(unsafe_code)]
 
 pub mod config;
@@ -17,6 +18,7 @@ mod error;
 pub mod format;
 pub mod history;
 pub mod local_state;
+pub mod merge;
 mod pipeline;
 pub mod restore;
 pub mod store;

@@ -5,13 +5,14 @@
 //! `REPLVFS_BLESS=1 cargo test -p replvfs --test golden` writes the files anew: only ever for a new format version.
 #![allow(clippy::unwrap_used)]
 
+use std::io::Cursor;
 use std::path::PathBuf;
 
 use bytes::Bytes;
 use replvfs::format::{
-    CHUNK_BYTES, ChunkHash, ChunkName, DatabaseId, FORMAT_VERSION, FormatError, Generation, GenerationMeta, LocalState,
-    Manifest, ObjectHash, Parent, Place, ReplicaMeta, STATE_SLOT_BYTES, Seal, SegmentFooter, SegmentHeader,
-    SegmentIndex, SegmentReader, SegmentWriter, Step, TransactionHeader, decode_chunk, encode_chunk,
+    CHUNK_BYTES, ChunkHash, ChunkName, DatabaseId, FORMAT_VERSION, FormatError, Generation, GenerationMeta, Key,
+    LocalState, Manifest, MergedSegment, ObjectHash, Parent, Place, ReplicaMeta, STATE_SLOT_BYTES, Seal, SegmentFooter,
+    SegmentHeader, SegmentIndex, SegmentReader, SegmentWriter, Step, TransactionHeader, decode_chunk, encode_chunk,
 };
 use replvfs_vfs::resume::{Fingerprint, Left, Mark, Next};
 use replvfs_vfs::types::{PageSize, Pgno, Position, Salts, Txid, UnixMillis};
@@ -256,6 +257,49 @@ fn segment() {
             number(140),
             number(168),
             footer[192..].to_vec(),
+        )
+    };
+    assert_eq!(fixed(&read), fixed(&written));
+}
+
+#[test]
+fn span() {
+    let merged = [(100, b"one"), (102, b"two")].map(|(first, object)| MergedSegment {
+        first: Txid(first),
+        hash: ObjectHash::of(object),
+    });
+    let mut writer = SegmentWriter::span(Cursor::new(Vec::new()), segment_header(), 3).unwrap();
+    for ((header, pages), ends) in transactions().into_iter().zip([None, Some(merged[0]), Some(merged[1])]) {
+        writer.begin(header).unwrap();
+        pages
+            .iter()
+            .for_each(|(number, page)| writer.page(Pgno::new(*number).unwrap(), page).unwrap());
+        ends.iter().for_each(|ends| writer.merged(ends.hash).unwrap());
+    }
+    let (written, header, len) = writer.finish_span().unwrap();
+    let written = written.into_inner();
+    assert_eq!((header, len), (segment_header(), written.len() as u64));
+    let read = golden("span", &written);
+    assert_eq!(read_segment(&read), transactions());
+    assert_eq!(read_segment(&written), transactions());
+    for object in [&read, &written] {
+        let index = SegmentIndex::from_object(object).unwrap();
+        assert_eq!(index.merged(), merged);
+        assert_eq!(index.key(), Key::Span(Generation(0x2a), Txid(100), Txid(102)));
+    }
+
+    let fixed = |object: &[u8]| {
+        let footer = &object[object.len() - 220..];
+        let number = |at: usize| u64::from_le_bytes(footer[at..at + 8].try_into().unwrap()) as usize;
+        assert_eq!(number(180) + 2 * 40, object.len() - 220);
+        (
+            object[..116].to_vec(),
+            object[number(132)..number(152)].to_vec(),
+            object[number(180)..object.len() - 220].to_vec(),
+            footer[..112].to_vec(),
+            [number(120), number(140), number(168), number(188)],
+            footer[196..200].to_vec(),
+            footer[212..].to_vec(),
         )
     };
     assert_eq!(fixed(&read), fixed(&written));

@@ -6,6 +6,7 @@
 mod generation;
 mod integrity;
 mod log;
+mod merge;
 mod restore;
 mod status;
 mod time;
@@ -36,6 +37,7 @@ struct Arguments {
 enum Command {
     Restore(restore::Arguments),
     Log(log::Arguments),
+    Merge(merge::Arguments),
     Status(status::Arguments),
     Verify(verify::Arguments),
 }
@@ -64,6 +66,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         match command {
             Command::Restore(arguments) => restore::run(&arguments).await.map(|()| ExitCode::SUCCESS),
             Command::Log(arguments) => log::run(&arguments).await.map(|()| ExitCode::SUCCESS),
+            Command::Merge(arguments) => merge::run(&arguments).await.map(|()| ExitCode::SUCCESS),
             Command::Status(arguments) => status::run(&arguments).map(|()| ExitCode::SUCCESS),
             Command::Verify(arguments) => verify::run(&arguments).await,
         }

@@ -93,6 +93,8 @@ pub enum Key {
     Generation(Generation),
     /// The slot of the log that starts with this transaction.
     Log(Generation, Txid),
+    /// The segments from this transaction to that one, merged.
+    Span(Generation, Txid, Txid),
     /// The manifest of the image at this transaction.
     Image(Generation, Txid),
     /// Pages of images.
@@ -111,6 +113,9 @@ impl Key {
             Key::Replica => REPLICA.to_owned(),
             Key::Generation(generation) => format!("{GENERATIONS}{generation}/generation.json"),
             Key::Log(generation, first) => format!("{}{:016x}", Key::log_prefix(*generation), first.0),
+            Key::Span(generation, first, last) => {
+                format!("{}{:016x}-{:016x}", Key::span_prefix(*generation), first.0, last.0)
+            }
             Key::Image(generation, txid) => format!("{}{:016x}", Key::image_prefix(*generation), txid.0),
             Key::Chunk(name) => format!("{CHUNKS}{name}"),
         }
@@ -134,6 +139,14 @@ impl Key {
         match rest.split_once('/') {
             None if rest == "generation.json" => Some(Key::Generation(generation)),
             Some(("log", first)) => Some(Key::Log(generation, Txid(parse_number(first)?))),
+            Some(("span", range)) => {
+                let (first, last) = range.split_once('-')?;
+                Some(Key::Span(
+                    generation,
+                    Txid(parse_number(first)?),
+                    Txid(parse_number(last)?),
+                ))
+            }
             Some(("image", txid)) => Some(Key::Image(generation, Txid(parse_number(txid)?))),
             _ => None,
         }
@@ -155,6 +168,12 @@ impl Key {
     #[must_use]
     pub fn log_prefix(generation: Generation) -> String {
         format!("{GENERATIONS}{generation}/log/")
+    }
+
+    /// What the names of a generation's spans start with.
+    #[must_use]
+    pub fn span_prefix(generation: Generation) -> String {
+        format!("{GENERATIONS}{generation}/span/")
     }
 
     /// What the names of a generation's manifests start with.
@@ -218,6 +237,10 @@ mod tests {
                 "gen/0000000000000001/log/000000000000000a".to_owned(),
             ),
             (
+                Key::Span(Generation(1), Txid(10), Txid(0x20)),
+                "gen/0000000000000001/span/000000000000000a-0000000000000020".to_owned(),
+            ),
+            (
                 Key::Image(Generation(0x1f), Txid(0)),
                 "gen/000000000000001f/image/0000000000000000".to_owned(),
             ),
@@ -243,6 +266,10 @@ mod tests {
             "gen/0000000000000001/log/+00000000000000a",
             "gen/0000000000000001/log/000000000000000a.tmp",
             "gen/0000000000000001/span/000000000000000a",
+            "gen/0000000000000001/span/000000000000000a-",
+            "gen/0000000000000001/span/000000000000000a-20",
+            "gen/0000000000000001/span/000000000000000a-0000000000000020-",
+            "gen/0000000000000001/span/000000000000000a-000000000000002A",
             "gen/0000000000000001/log/x/000000000000000a",
             "chunk/ab",
             "chunk/abababababababababababababababababababababababababababababababab",

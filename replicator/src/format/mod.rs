@@ -17,7 +17,7 @@ pub use key::{ChunkHash, ChunkName, DatabaseId, Generation, Key, ObjectHash};
 pub use meta::{GenerationMeta, MAX_META_BYTES, Parent, ReplicaMeta};
 pub use seal::Seal;
 pub use segment::{
-    BLOCK_BYTES, Sealed, SegmentFooter, SegmentHeader, SegmentIndex, SegmentReader, SegmentWriter, Step,
+    BLOCK_BYTES, MergedSegment, Sealed, SegmentFooter, SegmentHeader, SegmentIndex, SegmentReader, SegmentWriter, Step,
     TransactionEntry, TransactionHeader,
 };
 pub use state::{LocalState, Place, STATE_SLOT_BYTES};

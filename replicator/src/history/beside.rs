@@ -6,7 +6,7 @@ use replvfs_vfs::types::Txid;
 
 use super::error::show_time;
 use super::walk::{Slot, slot_end};
-use super::{GenerationHistory, History};
+use super::{GenerationHistory, History, list_slots};
 use crate::format::{Generation, Key, Seal};
 
 /// How many older generations are looked at. Two writers at a time are what goes wrong; more are in line behind them.
@@ -23,7 +23,7 @@ impl History {
             .rev()
             .filter(|other| other.number() < chosen.number());
         let looks = older.take(LOOK_BACK).map(|other| async move {
-            let (first, _) = self.slots(other).await.ok()?.last().copied()?;
+            let (first, _) = list_slots(&self.store, other.number()).await.ok()?.last().copied()?;
             let end = match slot_end(&self.store, Key::Log(other.number(), first)).await.ok()?? {
                 Slot::Segment(end) => end,
                 Slot::Seal(seal) => {

@@ -3,6 +3,8 @@
 
 mod beside;
 mod error;
+pub(crate) mod find;
+pub(crate) mod path;
 mod plan;
 pub(crate) mod walk;
 
@@ -16,7 +18,8 @@ pub use plan::Plan;
 
 use crate::format::{FormatError, Generation, GenerationMeta, Key, MAX_META_BYTES, ObjectHash, ReplicaMeta};
 use crate::store::Store;
-use walk::{Listed, SegmentEnd, Walk, fetch_end, read, size};
+use path::{Listing, LogPath};
+use walk::{SegmentEnd, Walk, fetch_end, read, segment_end, size};
 
 /// Requests at the same time when many small objects are read.
 const PARALLEL: usize = 16;
@@ -86,9 +89,9 @@ pub struct LogEntry {
     pub page_count: u32,
     /// Pages that it wrote.
     pub pages: u32,
-    /// The segment that holds it.
+    /// The segment or the span that it is read from.
     pub segment: Key,
-    /// The length of that segment, which may hold other transactions too.
+    /// The length of that object, which may hold other transactions too.
     pub stored_bytes: u64,
 }
 
@@ -179,8 +182,8 @@ impl History {
         Some(common)
     }
 
-    /// Calls `visit` for the transactions of a generation that are in `range`, in order. Reads only the ends of
-    /// segments.
+    /// Calls `visit` for the transactions of a generation that are in `range` and after its oldest image, in order: what is before that
+    /// cannot be restored, and may be on its way out. Reads only the ends of segments and spans.
     ///
     /// # Errors
     ///
@@ -193,10 +196,11 @@ impl History {
         mut visit: impl FnMut(LogEntry),
     ) -> Result<(), HistoryError> {
         let found = self.generation(generation)?;
-        let slots = self.slots(found).await?;
-        let oldest = slots.first().map_or(found.meta.first_image.next(), |(first, _)| *first);
-        let start = slot_of(&slots, *range.start()).unwrap_or(oldest);
-        self.visit_ends(found, &slots, start, *range.end(), |segment, end| {
+        let oldest = found.images.first().copied().unwrap_or(found.meta.first_image).next();
+        let range = oldest.max(*range.start())..=*range.end();
+        let listing = self.listing(found).await?;
+        let (start, path) = self.path_at(found, &listing, *range.start()).await?;
+        self.visit_ends(found, start, path, *range.end(), |segment, end| {
             for entry in end
                 .index
                 .transactions()
@@ -218,32 +222,46 @@ impl History {
         .map(|_| ())
     }
 
-    /// Reads the ends of the segments from the slot `start` on, up to the one that holds `stop`. Returns the slot after
+    /// Reads the ends of the pieces from `start` on, up to the one that holds `stop`. Returns the transaction after
     /// the last one that was read.
     async fn visit_ends(
         &self,
         generation: &GenerationHistory,
-        slots: &[Listed],
         start: Txid,
+        path: LogPath,
         stop: Txid,
         mut visit: impl FnMut(Key, &SegmentEnd),
     ) -> Result<Txid, HistoryError> {
-        let listed = listed_from(slots, start);
-        let mut walk = Walk::new(&self.store, generation.number(), listed, stop, PARALLEL, fetch_end);
-        let mut slot = start;
-        while slot <= stop {
-            let Some(end) = walk.slot(slot).await? else {
+        let mut walk = Walk::new(&self.store, generation.number(), path, stop, PARALLEL, fetch_end);
+        let mut next = start;
+        while next <= stop {
+            let Some((key, end)) = walk.piece(next).await? else {
                 break;
             };
-            visit(Key::Log(generation.number(), slot), &end);
-            slot = end.index.header().last.next();
+            visit(key, &end);
+            next = end.index.header().last.next();
         }
-        Ok(slot)
+        Ok(next)
     }
 
-    /// The slots of a generation's log that are listed, ascending.
-    async fn slots(&self, generation: &GenerationHistory) -> Result<Vec<Listed>, HistoryError> {
-        list_slots(&self.store, generation.number()).await
+    async fn listing(&self, generation: &GenerationHistory) -> Result<Listing, HistoryError> {
+        list_log(&self.store, generation.number()).await
+    }
+
+    /// See [`path_at`].
+    pub(crate) async fn path_at(
+        &self,
+        generation: &GenerationHistory,
+        listing: &Listing,
+        after: Txid,
+    ) -> Result<(Txid, LogPath), HistoryError> {
+        path_at(
+            &self.store,
+            (generation.number(), generation.meta.first_image),
+            listing,
+            after,
+        )
+        .await
     }
 
     fn generation(&self, number: Generation) -> Result<&GenerationHistory, HistoryError> {
@@ -256,25 +274,62 @@ impl History {
     }
 }
 
-/// The last listed slot that starts at or before `txid`.
-fn slot_of(slots: &[Listed], txid: Txid) -> Option<Txid> {
-    let after = slots.partition_point(|(first, _)| *first <= txid);
-    Some(slots.get(after.checked_sub(1)?)?.0)
+/// Where to begin to read a log that is to go on at `after`, and with which pieces: with the one that holds that transaction or begins
+/// with it. What is not listed is asked for by name: the slot of that transaction, and else the first one of the generation, which
+/// the others follow from.
+pub(crate) async fn path_at(
+    store: &Store,
+    (number, first_image): (Generation, Txid),
+    listing: &Listing,
+    after: Txid,
+) -> Result<(Txid, LogPath), HistoryError> {
+    let path = listing.path(after);
+    if let Some(start) = path.start {
+        let before = match path.pieces.first() {
+            Some(seal) if seal.is_seal() => before_seal(store, number, listing, seal.first).await?,
+            _ => None,
+        };
+        return Ok(before.unwrap_or((start, path)));
+    }
+    let first = first_image.next().min(after);
+    let is_there = |slot| async move { Ok::<_, HistoryError>(size(store, Key::Log(number, slot)).await?.is_some()) };
+    let from_first = first < after && !is_there(after).await? && is_there(first).await?;
+    Ok((if from_first { first } else { after }, path))
 }
 
-fn listed_from(slots: &[Listed], slot: Txid) -> Vec<Listed> {
-    slots.iter().copied().filter(|(first, _)| *first >= slot).collect()
-}
-
-pub(crate) async fn list_slots(store: &Store, generation: Generation) -> Result<Vec<Listed>, HistoryError> {
-    let listed = store.list(&Key::log_prefix(generation)).await?;
-    let slot = |(key, len)| match key {
-        Key::Log(_, first) => Some((first, len)),
-        _ => None,
+/// The path that begins with what stands right before a seal: who goes on from there has to name its hash.
+async fn before_seal(
+    store: &Store,
+    generation: Generation,
+    listing: &Listing,
+    seal: Txid,
+) -> Result<Option<(Txid, LogPath)>, HistoryError> {
+    let Some(path) = seal.0.checked_sub(1).map(|last| listing.path(Txid(last))) else {
+        return Ok(None);
     };
-    let mut slots: Vec<Listed> = listed.into_iter().filter_map(slot).collect();
-    slots.sort_unstable();
-    Ok(slots)
+    let Some(piece) = path.pieces.first().filter(|piece| piece.first < seal) else {
+        return Ok(None);
+    };
+    let start = piece.first;
+    // The state before the seal may be an image, after which nothing of the log is needed.
+    let end = match segment_end(store, piece.key(generation)).await {
+        Err(error @ HistoryError::Store(_)) => return Err(error),
+        end => end.ok().flatten(),
+    };
+    let adjoins = end.is_some_and(|end| end.index.header().last.next() == seal);
+    Ok(adjoins.then_some((start, path)))
+}
+
+/// What is listed of a generation's log. A segment that is deleted between the two requests was merged before: its span is in the second one.
+pub(crate) async fn list_log(store: &Store, generation: Generation) -> Result<Listing, HistoryError> {
+    let mut listed = store.list(&Key::log_prefix(generation)).await?;
+    listed.extend(store.list(&Key::span_prefix(generation)).await?);
+    Ok(Listing::new(listed))
+}
+
+/// The slots alone, ascending, with the lengths of what is in them.
+pub(crate) async fn list_slots(store: &Store, generation: Generation) -> Result<Vec<(Txid, u64)>, HistoryError> {
+    Ok(Listing::new(store.list(&Key::log_prefix(generation)).await?).slots)
 }
 
 /// All generations of which anything is there, ascending.

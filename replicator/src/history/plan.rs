@@ -1,11 +1,12 @@
-//! From a target to the image and the slots that lead there. Owns the meaning of "at that time"; leaves reading the pages
+//! From a target to the image and the pieces of the log that lead there. Owns the meaning of "at that time"; leaves reading the pages
 //! to restore.
 
 use replvfs_vfs::types::{PageSize, Txid, UnixMillis};
 
 use super::error::show_time;
-use super::walk::{Listed, read, size};
-use super::{GenerationHistory, History, HistoryError, Target, listed_from, slot_of};
+use super::path::{Listing, LogPath};
+use super::walk::read;
+use super::{GenerationHistory, History, HistoryError, Target};
 use crate::format::{Generation, Key, Manifest, ObjectHash};
 
 /// What to read, in which order, to have the database at the target.
@@ -15,16 +16,16 @@ pub struct Plan {
     pub generation: Generation,
     /// The image to begin with.
     pub manifest: Manifest,
-    /// The slot of the first segment to read. Its first transactions may already be in the image.
+    /// The first transaction of the first segment or span to read. Its first ones may already be in the image.
     pub start: Txid,
     /// The last transaction to apply; `None` for all that there are.
     pub last: Option<Txid>,
-    /// What the segment at `start` must name as its predecessor, where that is known.
+    /// What the first segment at `start` must name as its predecessor, where that is known.
     pub previous: Option<ObjectHash>,
     /// What a user should know.
     pub warnings: Vec<String>,
-    /// Slots from `start` on that were listed: what can be read ahead, and what must be there.
-    pub(crate) listed: Vec<Listed>,
+    /// What was listed from `start` on: what can be read ahead, and what must be there.
+    pub(crate) path: LogPath,
 }
 
 impl Plan {
@@ -34,8 +35,9 @@ impl Plan {
         if last <= self.manifest.txid {
             return 0;
         }
-        let wanted = self.listed.iter().filter(|(first, _)| *first <= last);
-        wanted.map(|(_, len)| *len).sum()
+        let pieces = self.path.pieces.iter();
+        let wanted = pieces.filter(|piece| piece.first <= last && !piece.is_seal());
+        wanted.map(|piece| piece.len).sum()
     }
 }
 
@@ -65,7 +67,7 @@ impl History {
                 left_out,
             });
         }
-        let slots = self.slots(found).await?;
+        let listing = self.listing(found).await?;
         let (manifest, last) = match target {
             Target::Newest => (self.manifest(found, found.images.last()).await?, None),
             Target::Txid(txid) => {
@@ -73,14 +75,14 @@ impl History {
                     .manifest(found, found.images.iter().rfind(|image| **image <= txid))
                     .await?;
                 if let Some(manifest) = &manifest {
-                    self.require(found, &slots, manifest, txid).await?;
+                    self.require(found, &listing, manifest, txid).await?;
                 }
                 (manifest, Some(txid))
             }
             Target::At(time) => match self.image_at(found, time).await? {
                 None => (None, None),
                 Some((manifest, next)) => {
-                    let last = self.last_at(found, &slots, &manifest, next, time).await?;
+                    let last = self.last_at(found, &listing, &manifest, next, time).await?;
                     (Some(manifest), Some(last))
                 }
             },
@@ -88,7 +90,7 @@ impl History {
         let Some(manifest) = manifest else {
             return Err(self.before(found, target).await?);
         };
-        let start = self.start_of(found, &slots, &manifest).await?;
+        let (start, path) = self.path_at(found, &listing, manifest.txid.next()).await?;
         let mut warnings = self.warnings.clone();
         if generation.is_none() && target == Target::Newest {
             warnings.extend(self.written_beside(found).await);
@@ -99,7 +101,7 @@ impl History {
             last,
             previous: (start == found.meta.first_image.next()).then_some(found.root),
             warnings,
-            listed: listed_from(&slots, start),
+            path,
             manifest,
         })
     }
@@ -205,16 +207,20 @@ impl History {
     async fn require(
         &self,
         generation: &GenerationHistory,
-        slots: &[Listed],
+        listing: &Listing,
         manifest: &Manifest,
         txid: Txid,
     ) -> Result<(), HistoryError> {
         if txid == manifest.txid {
             return Ok(());
         }
-        let start = self.start_of(generation, slots, manifest).await?;
-        let slot = slot_of(slots, txid).map_or(start, |slot| slot.max(start));
-        let after = self.visit_ends(generation, slots, slot, txid, |_, _| ()).await?;
+        // A piece that is listed and begins behind the image is near it; else the way is that from the image.
+        let near = listing.path(txid);
+        let (start, path) = match near.start {
+            Some(start) if start > manifest.txid => (start, near),
+            _ => self.path_at(generation, listing, manifest.txid.next()).await?,
+        };
+        let after = self.visit_ends(generation, start, path, txid, |_, _| ()).await?;
         if after > txid {
             return Ok(());
         }
@@ -249,38 +255,21 @@ impl History {
     async fn last_at(
         &self,
         generation: &GenerationHistory,
-        slots: &[Listed],
+        listing: &Listing,
         manifest: &Manifest,
         next: Option<Txid>,
         time: UnixMillis,
     ) -> Result<Txid, HistoryError> {
         let stop = next.unwrap_or(Txid(u64::MAX));
         let mut last = manifest.txid;
-        let start = self.start_of(generation, slots, manifest).await?;
-        self.visit_ends(generation, slots, start, stop, |_, end| {
+        let (start, path) = self.path_at(generation, listing, manifest.txid.next()).await?;
+        self.visit_ends(generation, start, path, stop, |_, end| {
             let entries = end.index.transactions().iter();
             let mut wanted = entries.filter(|entry| entry.header.committed_at <= time && entry.txid <= stop);
             last = wanted.next_back().map_or(last, |entry| entry.txid.max(last));
         })
         .await?;
         Ok(last)
-    }
-
-    /// The last segment that starts at or before the first transaction after the image. What is not listed is asked for by
-    /// name: the slot of that transaction, and else the first one of the generation, which the others follow from.
-    pub(crate) async fn start_of(
-        &self,
-        generation: &GenerationHistory,
-        slots: &[Listed],
-        manifest: &Manifest,
-    ) -> Result<Txid, HistoryError> {
-        let after = manifest.txid.next();
-        if let Some(slot) = slot_of(slots, after) {
-            return Ok(slot);
-        }
-        let first = generation.meta.first_image.next().min(after);
-        let there = first == after || size(&self.store, Key::Log(generation.number(), after)).await?.is_some();
-        Ok(if there { after } else { first })
     }
 
     async fn before(&self, generation: &GenerationHistory, target: Target) -> Result<HistoryError, HistoryError> {

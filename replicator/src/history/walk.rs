@@ -1,6 +1,6 @@
-//! Going through a generation's log, slot by slot. Owns the rule that a listing is only a hint: the next slot is the one
-//! after the last transaction of the segment before, it is asked for by name, and one that is missing before a listed
-//! one is an error. Leaves what is read of a segment to the caller.
+//! Going through a generation's log, piece by piece. Owns the rule that a listing is only a hint: the next piece begins
+//! after the last transaction of the one before, it is asked for by name if no such piece is listed, and one that is missing before the end of
+//! what is listed is an error. Leaves what is read of a piece to the caller.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,12 +12,10 @@ use futures::stream::BoxStream;
 use replvfs_vfs::types::Txid;
 use tokio::task::JoinHandle;
 
-use super::HistoryError;
-use crate::format::{Generation, Key, Seal, SegmentFooter, SegmentHeader, SegmentIndex};
+use super::path::{LogPath, Piece};
+use super::{HistoryError, list_log};
+use crate::format::{Generation, Key, Seal, SegmentFooter, SegmentIndex};
 use crate::store::Store;
-
-/// A slot and the length of its object, as listed.
-pub(crate) type Listed = (Txid, u64);
 
 /// One suffix of this length contains the tables of nearly every segment.
 const END_BYTES: u64 = 64 * 1024;
@@ -26,15 +24,17 @@ const END_BYTES: u64 = 64 * 1024;
 pub(crate) struct Walk<T> {
     store: Store,
     generation: Generation,
-    /// The last listed slot.
-    last_listed: Option<Txid>,
-    ahead: BoxStream<'static, (Txid, Fetched<T>)>,
-    peeked: Option<(Txid, Fetched<T>)>,
+    /// What reaches furthest of all that is listed.
+    newest: Option<Piece>,
+    ahead: BoxStream<'static, (Piece, Fetched<T>)>,
+    peeked: Option<(Piece, Fetched<T>)>,
     fetch: FetchFn<T>,
+    stop: Txid,
+    parallel: usize,
     seal: Option<Seal>,
 }
 
-/// What is in a slot.
+/// What is in a slot. A span counts as the segment that it is but for its name.
 #[derive(Debug)]
 pub(crate) enum Slot<T> {
     Segment(T),
@@ -50,33 +50,42 @@ type Fetched<T> = Result<Option<Slot<T>>, HistoryError>;
 type FetchFn<T> = fn(Store, Key, u64) -> Fetch<T>;
 
 impl<T: Send + 'static> Walk<T> {
-    /// Up to `parallel` objects are read at the same time, none of a slot after `stop`.
+    /// Up to `parallel` objects are read at the same time, none that begins after `stop`.
     pub(crate) fn new(
         store: &Store,
         generation: Generation,
-        mut listed: Vec<Listed>,
+        path: LogPath,
         stop: Txid,
         parallel: usize,
         fetch: FetchFn<T>,
     ) -> Walk<T> {
-        let last_listed = listed.last().map(|(first, _)| *first);
-        listed.retain(|(first, _)| *first <= stop);
-        let reader = store.clone();
-        let ahead = futures::stream::iter(listed).map(move |(first, len)| {
-            let key = Key::Log(generation, first);
-            let task = Task(tokio::spawn(fetch_slot(reader.clone(), key, len, fetch)));
-            async move { (first, task.joined(key).await) }
-        });
-        let ahead = ahead.buffered(parallel.max(1)).boxed();
-        Walk {
+        let mut walk = Walk {
             store: store.clone(),
             generation,
-            last_listed,
-            ahead,
+            newest: None,
+            ahead: futures::stream::empty().boxed(),
             peeked: None,
             fetch,
+            stop,
+            parallel,
             seal: None,
-        }
+        };
+        walk.follow(path);
+        walk
+    }
+
+    fn follow(&mut self, path: LogPath) {
+        let LogPath { mut pieces, newest, .. } = path;
+        pieces.retain(|piece| piece.first <= self.stop);
+        self.newest = newest;
+        let (store, generation, fetch) = (self.store.clone(), self.generation, self.fetch);
+        let ahead = futures::stream::iter(pieces).map(move |piece| {
+            let key = piece.key(generation);
+            let task = Task(tokio::spawn(fetch_piece(store.clone(), key, piece.len, fetch)));
+            async move { (piece, task.joined(key).await) }
+        });
+        self.ahead = ahead.buffered(self.parallel.max(1)).boxed();
+        self.peeked = None;
     }
 
     /// What has ended the log, if the walk came that far.
@@ -84,47 +93,60 @@ impl<T: Send + 'static> Walk<T> {
         self.seal.as_ref()
     }
 
-    /// The segment in the slot; `None` when the log ends before it.
-    pub(crate) async fn slot(&mut self, slot: Txid) -> Result<Option<T>, HistoryError> {
-        loop {
-            if self.peeked.is_none() {
-                self.peeked = self.ahead.next().await;
-            }
-            match &self.peeked {
-                Some((first, _)) if *first < slot => self.peeked = None,
-                _ => break,
+    /// The piece that begins with this transaction, under its name; `None` when the log ends before it.
+    pub(crate) async fn piece(&mut self, first: Txid) -> Result<Option<(Key, T)>, HistoryError> {
+        let (mut key, mut found) = self.next(first).await?;
+        if found.is_none() && self.newest.is_some_and(|newest| newest.reach() >= first) {
+            // Since it was listed it may have been merged into a span, and deleted.
+            let path = list_log(&self.store, self.generation).await?.path(first);
+            if path.start == Some(first) {
+                self.follow(path);
+                (key, found) = self.next(first).await?;
             }
         }
-        let key = Key::Log(self.generation, slot);
-        let found = match self.peeked.take_if(|(first, _)| *first == slot) {
-            Some((_, found)) => found?,
-            None => match size(&self.store, key).await? {
-                Some(len) => fetch_slot(self.store.clone(), key, len, self.fetch).await?,
-                None => None,
-            },
-        };
-        match (found, self.last_listed) {
-            (None, Some(last)) if last >= slot => Err(HistoryError::Missing {
+        match (found, self.newest) {
+            (None, Some(newest)) if newest.reach() >= first => Err(HistoryError::Missing {
                 key,
-                needed_by: Key::Log(self.generation, last),
+                needed_by: newest.key(self.generation),
             }),
-            (Some(Slot::Seal(_)), Some(last)) if last > slot => Err(HistoryError::Sealed {
+            (Some(Slot::Seal(_)), Some(newest)) if newest.reach() > first => Err(HistoryError::Sealed {
                 key,
-                behind: Key::Log(self.generation, last),
+                behind: newest.key(self.generation),
             }),
             (Some(Slot::Seal(seal)), _) => {
                 self.seal = Some(seal);
                 Ok(None)
             }
-            (Some(Slot::Segment(segment)), _) => Ok(Some(segment)),
+            (Some(Slot::Segment(segment)), _) => Ok(Some((key, segment))),
             (None, _) => Ok(None),
         }
     }
+
+    async fn next(&mut self, first: Txid) -> Result<(Key, Option<Slot<T>>), HistoryError> {
+        loop {
+            if self.peeked.is_none() {
+                self.peeked = self.ahead.next().await;
+            }
+            match &self.peeked {
+                Some((piece, _)) if piece.first < first => self.peeked = None,
+                _ => break,
+            }
+        }
+        if let Some((piece, found)) = self.peeked.take_if(|(piece, _)| piece.first == first) {
+            return Ok((piece.key(self.generation), found?));
+        }
+        let key = Key::Log(self.generation, first);
+        let found = match size(&self.store, key).await? {
+            Some(len) => fetch_piece(self.store.clone(), key, len, self.fetch).await?,
+            None => None,
+        };
+        Ok((key, found))
+    }
 }
 
-/// Reads what is in a slot. `None` when the object is not there.
-async fn fetch_slot<T>(store: Store, key: Key, len: u64, fetch: FetchFn<T>) -> Result<Option<Slot<T>>, HistoryError> {
-    if len != Seal::LEN as u64 {
+/// Reads a span, or what is in a slot. `None` when the object is not there.
+async fn fetch_piece<T>(store: Store, key: Key, len: u64, fetch: FetchFn<T>) -> Result<Option<Slot<T>>, HistoryError> {
+    if len != Seal::LEN as u64 || !matches!(key, Key::Log(..)) {
         return Ok(fetch(store, key, len).await?.map(Slot::Segment));
     }
     let Some(object) = read(&store, key, len).await? else {
@@ -144,7 +166,7 @@ async fn fetch_slot<T>(store: Store, key: Key, len: u64, fetch: FetchFn<T>) -> R
 /// The end of what is in a slot; `None` when it is empty.
 pub(crate) async fn slot_end(store: &Store, key: Key) -> Result<Option<Slot<SegmentEnd>>, HistoryError> {
     match size(store, key).await? {
-        Some(len) => fetch_slot(store.clone(), key, len, fetch_end).await,
+        Some(len) => fetch_piece(store.clone(), key, len, fetch_end).await,
         None => Ok(None),
     }
 }
@@ -222,7 +244,7 @@ pub(crate) fn fetch_end(store: Store, key: Key, len: u64) -> Fetch<SegmentEnd> {
             return Ok(None);
         };
         let footer = SegmentFooter::parse(&suffix, len).map_err(HistoryError::format(key))?;
-        check_place(key, footer.header())?;
+        check_place(key, footer.key())?;
         let tables = footer.tables();
         let tail = match tables.start.checked_sub(suffix_start) {
             Some(skip) => suffix.slice(skip as usize..), // at most END_BYTES
@@ -252,9 +274,8 @@ pub(crate) async fn read_range(
     }
 }
 
-/// A segment must be the one that its slot is named after.
-pub(crate) fn check_place(key: Key, header: &SegmentHeader) -> Result<(), HistoryError> {
-    let says = Key::Log(header.generation, header.first);
+/// An object must be the one that its name says.
+pub(crate) fn check_place(key: Key, says: Key) -> Result<(), HistoryError> {
     if says == key {
         Ok(())
     } else {

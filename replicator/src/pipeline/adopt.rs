@@ -13,11 +13,9 @@ use replvfs_vfs::types::Position;
 use super::local::Stored;
 use crate::format::{Key, ObjectHash, SegmentIndex};
 use crate::history::HistoryError;
-use crate::history::walk::{SegmentEnd, Slot, read_range, slot_end};
+use crate::history::find::hash_of;
+use crate::history::walk::{SegmentEnd, Slot, slot_end};
 use crate::store::Store;
-
-/// Bytes that are hashed at a time.
-const PART_BYTES: u64 = 4 << 20;
 
 /// What is in the slot.
 #[derive(Debug)]
@@ -81,17 +79,4 @@ pub(super) async fn stored(store: &Store, key: Key, end: &SegmentEnd) -> Result<
         slot: Some(header.first),
         previous: hash_of(store, key, end.len).await?,
     })
-}
-
-/// The hash of a whole object.
-pub(super) async fn hash_of(store: &Store, key: Key, len: u64) -> Result<ObjectHash, HistoryError> {
-    let mut hasher = blake3::Hasher::new();
-    let mut at = 0;
-    while at < len {
-        let end = (at + PART_BYTES).min(len);
-        let part = read_range(store, key, at..end).await?;
-        hasher.update(&part.ok_or(HistoryError::Missing { key, needed_by: key })?);
-        at = end;
-    }
-    Ok(ObjectHash(*hasher.finalize().as_bytes()))
 }

@@ -7,14 +7,14 @@ use replvfs_vfs::resume::{Left, Mark, Next};
 use replvfs_vfs::types::{PageSize, Position, Txid};
 
 use super::Stopped;
-use super::adopt::hash_of;
 use super::generation;
 use super::local::{Start, Stored};
 use super::task::FENCED;
 use super::uploader::Uploader;
 use crate::format::{Generation, Key, LocalState, Manifest, Parent, Seal};
-use crate::history::walk::{SegmentEnd, Slot, read, slot_end};
-use crate::history::{GenerationHistory, HistoryError, list_generations, list_slots, load_generation};
+use crate::history::find::{Found, FoundSegment, find};
+use crate::history::walk::read;
+use crate::history::{GenerationHistory, HistoryError, list_generations, list_log, load_generation};
 use crate::store::Store;
 
 /// The end of a generation's log.
@@ -122,8 +122,9 @@ async fn newest_begun(store: &Store, generations: &[Generation]) -> Result<Optio
         if let Some(generation) = load_generation(store, *number).await? {
             // A seal alone is how the next writer has put an end to it.
             let has_log = || async {
-                let slots = list_slots(store, *number).await?;
-                Ok::<_, HistoryError>(slots.iter().any(|(_, len)| *len != Seal::LEN as u64))
+                let listing = list_log(store, *number).await?;
+                let has_segment = listing.slots.iter().any(|(_, len)| *len != Seal::LEN as u64);
+                Ok::<_, HistoryError>(has_segment || !listing.spans.is_empty())
             };
             if !generation.images().is_empty() || has_log().await? {
                 return Ok(Some(generation));
@@ -168,12 +169,11 @@ async fn compare_with(
         None => {}
         Some(slot) => {
             let key = Key::Log(known.generation, slot);
-            match slot_end(store, key).await? {
+            match find(store, known.generation, slot).await? {
                 None => return Ok(lost(format!("{key} is not in the replica any more"))),
-                Some(Slot::Seal(_)) => return Ok(diverged(format!("{key} is a seal"))),
-                Some(Slot::Segment(end)) => {
-                    let header = end.index.header();
-                    if (header.last, header.end) != (stored, known.stored.position) {
+                Some(Found::Seal) => return Ok(diverged(format!("{key} is a seal"))),
+                Some(Found::Segment(segment)) => {
+                    if (segment.last(), segment.end()) != (stored, known.stored.position) {
                         return Ok(diverged(format!("{key} does not end with transaction {stored}")));
                     }
                 }
@@ -211,7 +211,8 @@ struct Behind {
     last: Txid,
     sealed: bool,
     /// What comes next, if anything does, begins at the place in a WAL where this machine's next transaction began, and so on: it is what was on its
-    /// way when the process ended. Another machine has another WAL.
+    /// way when the process ended. Another machine has another WAL. What was merged since, and is in its slot no more, has been there for long, and
+    /// cannot be adopted from a slot.
     is_ours: bool,
 }
 
@@ -224,17 +225,17 @@ async fn last_behind(store: &Store, known: &LocalState) -> Result<Behind, Histor
     };
     let mut place = stored.position;
     loop {
-        match slot_end(store, Key::Log(known.generation, behind.last.next())).await? {
-            Some(Slot::Segment(end)) => {
-                let header = end.index.header();
-                let start = header.start;
-                let follows = start == place && start != Position::NONE;
-                let next = |left: Left| left.next == Next::Wal(start.salts) && start.frame == 0;
-                behind.is_ours &= follows || left.is_some_and(next);
-                behind.last = header.last;
-                place = header.end;
+        match find(store, known.generation, behind.last.next()).await? {
+            Some(Found::Segment(segment)) => {
+                behind.is_ours &= segment.start().is_some_and(|start| {
+                    let follows = start == place && start != Position::NONE;
+                    let next = |left: Left| left.next == Next::Wal(start.salts) && start.frame == 0;
+                    follows || left.is_some_and(next)
+                });
+                behind.last = segment.last();
+                place = segment.end();
             }
-            Some(Slot::Seal(_)) => {
+            Some(Found::Seal) => {
                 behind.sealed = true;
                 return Ok(behind);
             }
@@ -252,37 +253,38 @@ pub(super) async fn end_of(store: &Store, found: &GenerationHistory) -> Result<E
         found: "a generation without pages".to_owned(),
     })?;
     // What is listed is a hint: the log goes on while the next slot is there.
-    let slots = list_slots(store, generation).await?;
-    let mut listed = slots.iter().rev().map(|(slot, _)| *slot);
+    let listing = list_log(store, generation).await?;
+    // The newest segment is in its slot: it is never merged.
+    let mut listed = listing.slots.iter().rev().map(|(slot, _)| *slot);
     let first = meta.first_image.next();
     let mut next = listed.next().unwrap_or(first);
-    let mut newest: Option<(Txid, SegmentEnd)> = None;
+    let mut newest: Option<Box<FoundSegment>> = None;
     let sealed = loop {
-        match slot_end(store, Key::Log(generation, next)).await? {
-            Some(Slot::Segment(end)) => {
-                let slot = std::mem::replace(&mut next, end.index.header().last.next());
-                newest = Some((slot, end));
+        match find(store, generation, next).await? {
+            Some(Found::Segment(segment)) => {
+                next = segment.last().next();
+                newest = Some(segment);
             }
             // The newest that is listed: what is before it tells where the log ends.
-            Some(Slot::Seal(_)) if newest.is_none() && next > first => next = listed.next().unwrap_or(first),
-            Some(Slot::Seal(_)) => break true,
+            Some(Found::Seal) if newest.is_none() && next > first => next = listed.next().unwrap_or(first),
+            Some(Found::Seal) => break true,
             None => break false,
         }
     };
-    if let Some((last, _)) = slots.last().filter(|(last, _)| *last > next) {
+    if let Some(last) = listing.newest().filter(|last| last.reach() > next) {
         return Err(HistoryError::Missing {
             key: Key::Log(generation, next),
-            needed_by: Key::Log(generation, *last),
+            needed_by: last.key(generation),
         });
     }
     let stored = match newest {
-        Some((slot, end)) => Stored {
+        Some(segment) => Stored {
             mark: Mark {
-                txid: end.index.header().last,
-                position: end.index.header().end,
+                txid: segment.last(),
+                position: segment.end(),
             },
-            slot: Some(slot),
-            previous: hash_of(store, Key::Log(generation, slot), end.len).await?,
+            slot: Some(segment.first()),
+            previous: segment.hash(store).await?,
         },
         None => Stored {
             mark: first_mark(store, found, page_size).await?,

@@ -13,12 +13,11 @@ use replvfs_vfs::resume::{Fingerprint, Next};
 use replvfs_vfs::types::{Position, Txid};
 use tokio::runtime::Handle;
 
-use super::adopt::hash_of;
 use super::missing::{Opening, is_new};
 use super::owner::{Ownership, lock_file};
 use super::waiting::{Alive, answer};
-use crate::format::{Key, LocalState, Place};
-use crate::history::walk::{SegmentEnd, segment_end, size};
+use crate::format::{LocalState, Place};
+use crate::history::find::{Found, find as find_segment};
 use crate::history::{History, HistoryError, Plan, Target};
 use crate::local_state;
 use crate::restore::{Aside, RestoreError, put_over, restore_aside};
@@ -186,7 +185,7 @@ async fn look(
     let is_ahead = plan.generation > known.generation
         || plan.manifest.txid > from
         || segment_last > from
-        || size(store, Key::Log(known.generation, from.next())).await?.is_some();
+        || find_segment(store, known.generation, from.next()).await?.is_some();
     if !is_ahead || !is_the_noted_one(store, &history, known).await? {
         return Ok(None);
     }
@@ -205,12 +204,11 @@ async fn noted_segment(store: &Store, history: &History, known: &LocalState) -> 
         let begins = ours.is_some_and(|ours| ours.meta().first_image == stored.txid);
         return Ok(begins.then_some(stored.txid));
     };
-    let Some(SegmentEnd { index, .. }) = segment_end(store, Key::Log(known.generation, slot)).await? else {
+    let Some(Found::Segment(segment)) = find_segment(store, known.generation, slot).await? else {
         return Ok(None);
     };
-    let header = index.header();
-    let same = (header.first..=header.last).contains(&stored.txid) && header.end == stored.position;
-    Ok(same.then_some(header.last))
+    let same = (segment.first()..=segment.last()).contains(&stored.txid) && segment.end() == stored.position;
+    Ok(same.then_some(segment.last()))
 }
 
 /// The proof proper, which costs reading a whole segment: numbers, and positions of all zeros, may be the same in another history.
@@ -222,13 +220,10 @@ async fn is_the_noted_one(store: &Store, history: &History, known: &LocalState) 
             all.find(|ours| ours.meta().generation == generation)
                 .map(|ours| ours.root())
         }
-        Some(slot) => {
-            let key = Key::Log(generation, slot);
-            match size(store, key).await? {
-                Some(len) => Some(hash_of(store, key, len).await?),
-                None => None,
-            }
-        }
+        Some(slot) => match find_segment(store, generation, slot).await? {
+            Some(Found::Segment(segment)) => Some(segment.hash(store).await?),
+            Some(Found::Seal) | None => None,
+        },
     };
     Ok(hash == Some(known.previous))
 }
@@ -242,14 +237,13 @@ async fn find(
     alive: &Alive,
 ) -> Result<Option<(Txid, Txid)>, HistoryError> {
     let mut slot = known.stored.txid.next();
-    while let Some(segment) = segment_end(store, Key::Log(known.generation, slot)).await? {
+    while let Some(Found::Segment(segment)) = find_segment(store, known.generation, slot).await? {
         alive.tell();
-        let entries = segment.index.transactions();
-        let last = segment.index.header().last;
-        if let Some(entry) = entries.iter().find(|entry| entry.header.end == end) {
+        let last = segment.last();
+        if let Some(entry) = segment.transactions().find(|entry| entry.header.end == end) {
             return Ok(Some((entry.txid, last)));
         }
-        if entries.iter().all(|entry| entry.header.end.salts != end.salts) {
+        if segment.transactions().all(|entry| entry.header.end.salts != end.salts) {
             break;
         }
         slot = last.next();

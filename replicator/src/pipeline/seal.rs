@@ -6,13 +6,12 @@
 use replvfs_vfs::types::Txid;
 
 use super::Stopped;
-use super::adopt::hash_of;
 use super::attach::end_of;
 use super::generation::{Ended, random};
 use super::shared::now;
 use super::uploader::{Owner, Uploader};
 use crate::format::{Generation, Key, ObjectHash, Seal};
-use crate::history::walk::{Slot, slot_end};
+use crate::history::find::{Found, find as find_segment};
 use crate::history::{HistoryError, load_generation};
 use crate::store::Body;
 
@@ -57,19 +56,18 @@ pub(super) async fn seal(
         Err(error) => return Ok(Some(cannot(uploader, generation, &error))),
     };
     loop {
-        let key = tail.key();
         if create(uploader, tail).await? == Owner::Us {
             return Ok(Some(tail.ended()));
         }
         let told = uploader
             .until_told(|| async {
-                Ok(match slot_end(store, key).await? {
-                    Some(Slot::Segment(end)) => Some(Tail {
+                Ok(match find_segment(store, generation, tail.slot).await? {
+                    Some(Found::Segment(segment)) => Some(Tail {
                         generation,
-                        slot: end.index.header().last.next(),
-                        previous: hash_of(store, key, end.len).await?,
+                        slot: segment.last().next(),
+                        previous: segment.hash(store).await?,
                     }),
-                    Some(Slot::Seal(_)) => None,
+                    Some(Found::Seal) => None,
                     // A store that shows late what it has: it is asked again.
                     None => Some(tail),
                 })

@@ -1,4 +1,4 @@
-//! Segments from the store into the file, one after another. Owns the chain of hashes, how much of a segment is in memory, and that what is
+//! Segments and spans from the store into the file, one after another. Owns the chain of hashes, how much of a segment is in memory, and that what is
 //! decompressed on many threads is applied in order; leaves where the log begins and ends to the walk through the history.
 
 use std::ops::{Range, RangeInclusive};
@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 use super::apply::{Applier, RawBlock};
 use super::work::{Pending, Work};
 use super::{Reporter, RestoreError};
-use crate::format::{Key, ObjectHash, SegmentHeader, SegmentIndex, SegmentReader};
-use crate::history::walk::{Fetch, SegmentEnd, Task, Walk, check_place, fetch_end, read, read_range};
+use crate::format::{Key, ObjectHash, SegmentIndex, SegmentReader};
+use crate::history::walk::{Fetch, Task, Walk, check_place, fetch_end, read, read_range};
 use crate::history::{HistoryError, Plan, Target};
 use crate::store::Store;
 
@@ -35,21 +35,23 @@ const QUEUE: usize = 256;
 
 /// What was read of a segment.
 enum Fetched {
-    Whole(Arc<SegmentIndex>, Bytes, ObjectHash),
-    Large(SegmentEnd),
+    Whole(Arc<SegmentIndex>, Bytes, Option<ObjectHash>),
+    Large(Arc<SegmentIndex>, Bytes),
 }
 
 fn fetch(store: Store, key: Key, len: u64) -> Fetch<Fetched> {
     Box::pin(async move {
         if len > WHOLE_BYTES {
-            return Ok(fetch_end(store, key, len).await?.map(Fetched::Large));
+            let end = fetch_end(store, key, len).await?;
+            return Ok(end.map(|end| Fetched::Large(Arc::new(end.index), end.tail)));
         }
         let Some(object) = read(&store, key, WHOLE_BYTES).await? else {
             return Ok(None);
         };
         let looked_at = tokio::task::spawn_blocking(move || {
             let index = SegmentIndex::from_object(&object).map_err(HistoryError::format(key))?;
-            let hash = ObjectHash::of(&object);
+            // What follows a span asks for that of its last segment.
+            let hash = index.merged().is_empty().then(|| ObjectHash::of(&object));
             Ok(Some(Fetched::Whole(Arc::new(index), object, hash)))
         });
         let died = |error: tokio::task::JoinError| HistoryError::Task {
@@ -68,6 +70,32 @@ pub(super) struct Tail {
     /// What its successor follows.
     pub(super) previous: ObjectHash,
     pub(super) position: Position,
+}
+
+/// A segment as its successor sees it.
+struct Link {
+    slot: Txid,
+    hash: Option<ObjectHash>,
+    end: Position,
+}
+
+impl Link {
+    /// The last segment that is wanted. `own`: the hash of the object, which a span's successors do not ask for.
+    fn of(index: &SegmentIndex, last: Txid, own: Option<ObjectHash>) -> Link {
+        let header = index.header();
+        match index.merged_holding(header.last.min(last)) {
+            Some((segment, last)) => Link {
+                slot: segment.first,
+                hash: Some(segment.hash),
+                end: last.header.end,
+            },
+            None => Link {
+                slot: header.first,
+                hash: own,
+                end: header.end,
+            },
+        }
+    }
 }
 
 /// What is applied, in this order.
@@ -187,8 +215,8 @@ struct Reader<'a> {
 impl Reader<'_> {
     async fn read_log(self, plan: &Plan) -> Result<Tail, ReadError> {
         let last = *self.wanted.end();
-        let parallel = segments_ahead(plan.listed.iter().map(|(_, len)| *len));
-        let mut walk = Walk::new(self.store, plan.generation, plan.listed.clone(), last, parallel, fetch);
+        let parallel = segments_ahead(plan.path.pieces.iter().map(|piece| piece.len));
+        let mut walk = Walk::new(self.store, plan.generation, plan.path.clone(), last, parallel, fetch);
         let mut slot = plan.start;
         let mut previous = plan.previous.map(|hash| (Key::Generation(plan.generation), hash));
         let at_start = plan.start == plan.manifest.txid.next();
@@ -200,48 +228,48 @@ impl Reader<'_> {
         };
         // Nothing to apply is read at all when the image is the target.
         while plan.manifest.txid < last && slot <= last {
-            let key = Key::Log(plan.generation, slot);
-            let Some(fetched) = walk.slot(slot).await? else {
+            let Some((key, fetched)) = walk.piece(slot).await? else {
                 if let (Some(seal), Some((before, expected))) = (walk.seal(), previous)
                     && seal.previous != expected
                 {
+                    let key = Key::Log(plan.generation, slot);
                     return Err(RestoreError::Chain { key, previous: before }.into());
                 }
                 break;
             };
-            let header = *match &fetched {
-                Fetched::Whole(index, ..) => index.header(),
-                Fetched::Large(end) => end.index.header(),
-            };
-            self.check_header(key, &header)?;
+            let (Fetched::Whole(index, ..) | Fetched::Large(index, _)) = &fetched;
+            let (index, header) = (Arc::clone(index), *index.header());
+            self.check_header(key, &index)?;
             // Before any of it is applied.
             if let Some((before, expected)) = previous
                 && header.previous != expected
             {
                 return Err(RestoreError::Chain { key, previous: before }.into());
             }
-            let hash = match fetched {
-                Fetched::Whole(index, object, hash) => {
+            let own = match fetched {
+                Fetched::Whole(_, object, hash) => {
                     self.whole(key, &index, &object).await?;
-                    Some(hash)
+                    hash
                 }
-                Fetched::Large(end) => self.large(key, end).await?,
+                Fetched::Large(_, tail) => self.large(key, &index, &tail).await?,
             };
-            previous = hash.map(|hash| (key, hash));
+            let link = Link::of(&index, last, own);
+            previous = link.hash.map(|hash| (key, hash));
             tail = Tail {
-                slot: hash.map(|_| header.first),
-                previous: hash.unwrap_or(unknown),
-                position: header.end,
+                slot: link.hash.map(|_| link.slot),
+                previous: link.hash.unwrap_or(unknown),
+                position: link.end,
             };
             slot = header.last.next();
         }
         Ok(tail)
     }
 
-    fn check_header(&self, key: Key, header: &SegmentHeader) -> Result<(), RestoreError> {
-        check_place(key, header)?;
-        if header.page_size != self.page_size {
-            let found = format!("a segment with pages of {} bytes", header.page_size);
+    fn check_header(&self, key: Key, index: &SegmentIndex) -> Result<(), RestoreError> {
+        check_place(key, index.key())?;
+        let page_size = index.header().page_size;
+        if page_size != self.page_size {
+            let found = format!("a segment with pages of {page_size} bytes");
             return Err(HistoryError::Misplaced { key, found }.into());
         }
         Ok(())
@@ -276,11 +304,9 @@ impl Reader<'_> {
     }
 
     /// Blocks in requests of several. All are hashed, and those that are wanted sent on.
-    async fn large(&self, key: Key, end: SegmentEnd) -> Result<Option<ObjectHash>, ReadError> {
-        let SegmentEnd { index, tail, .. } = end;
-        let index = Arc::new(index);
-        // Only a segment that others follow needs its hash, and with that all of its blocks.
-        let chained = *self.wanted.end() > index.header().last;
+    async fn large(&self, key: Key, index: &Arc<SegmentIndex>, tail: &Bytes) -> Result<Option<ObjectHash>, ReadError> {
+        // Only a segment that others follow needs its hash, and with that all of its blocks. A span tells the one that is needed.
+        let chained = *self.wanted.end() > index.header().last && index.merged().is_empty();
         let wanted = index.blocks_of(self.wanted.clone());
         let blocks = if chained {
             0..index.block_count()
@@ -291,8 +317,8 @@ impl Reader<'_> {
         index.check_start(&start).map_err(RestoreError::format(key))?;
         let mut hasher = Box::new(blake3::Hasher::new());
         hasher.update(&start);
-        self.send(Step::Segment(key, Arc::clone(&index))).await?;
-        let mut ranges = ranges(self.store, key, &index, blocks);
+        self.send(Step::Segment(key, Arc::clone(index))).await?;
+        let mut ranges = ranges(self.store, key, index, blocks);
         while let Some(((from, to), bytes)) = ranges.next().await {
             let bytes = bytes?;
             if chained {
@@ -307,11 +333,11 @@ impl Reader<'_> {
             for block in (from..to).filter(|block| wanted.contains(block)) {
                 let Range { start, end } = index.block_range(block);
                 let stored = bytes.slice((start - base) as usize..(end - base) as usize);
-                self.block(key, &index, block, stored).await?;
+                self.block(key, index, block, stored).await?;
             }
             self.send(Step::Done(bytes.len() as u64)).await?;
         }
-        hasher.update(&tail);
+        hasher.update(tail);
         Ok(chained.then(|| ObjectHash(*hasher.finalize().as_bytes())))
     }
 }

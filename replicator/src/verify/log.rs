@@ -1,5 +1,6 @@
-//! The log of a generation: every segment on the way from its oldest image on, and the seal. Owns how it goes on behind damage.
+//! The log of a generation: every segment and span on the way from its oldest image on, and the seal. Owns how it goes on behind damage.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -9,19 +10,17 @@ use replvfs_vfs::types::Txid;
 
 use super::image::wrong_page_size;
 use super::{Looked, Run, said};
-use crate::format::{Key, ObjectHash, Seal, SegmentHeader, SegmentIndex, SegmentReader};
-use crate::history::HistoryError;
-use crate::history::walk::{Fetch, Listed, SegmentEnd, Walk, check_place, fetch_end, read, size};
+use crate::format::{Key, ObjectHash, SegmentHeader, SegmentIndex, SegmentReader};
+use crate::history::path::{Listing, Piece};
+use crate::history::walk::{Fetch, SegmentEnd, Walk, check_place, fetch_end, read};
+use crate::history::{HistoryError, path_at};
 use crate::restore::{RestoreError, WHOLE_BYTES, blocking, ranges, read_part, segments_ahead};
 use crate::store::Store;
 
-pub(super) fn is_seal(len: u64) -> bool {
-    len == Seal::LEN as u64
-}
-
-/// A segment that was read to its last byte.
+/// A segment or a span that was read to its last byte.
 struct Checked {
     header: SegmentHeader,
+    /// What its successor has to name.
     hash: ObjectHash,
     len: u64,
     /// What is wrong with what it makes of the database.
@@ -30,26 +29,21 @@ struct Checked {
 
 impl Run {
     /// Returns the last transaction that the log reaches.
-    pub(super) async fn log(&mut self, found: &Looked, first: Txid, slots: &[Listed]) -> Result<Txid, HistoryError> {
+    pub(super) async fn log(&mut self, found: &Looked, first: Txid, listing: &Listing) -> Result<Txid, HistoryError> {
         let number = found.number;
-        let start = self.start(found, first, slots).await?;
-        for (_, len) in slots.iter().filter(|(slot, len)| *slot < start && !is_seal(*len)) {
-            self.result.unreferenced.segments += 1;
-            self.result.unreferenced.bytes += len;
-        }
-        let listed: Vec<Listed> = slots.iter().copied().filter(|(slot, _)| *slot >= start).collect();
-        let parallel = segments_ahead(listed.iter().map(|(_, len)| *len));
-        let mut walk = Walk::new(&self.store, number, listed.clone(), Txid(u64::MAX), parallel, fetch);
+        let generation = (number, found.first_image.unwrap_or(first));
+        let (start, path) = path_at(&self.store, generation, listing, first.next()).await?;
+        self.unreferenced_pieces(listing, &path.pieces);
+        let pieces = path.pieces.clone();
+        let parallel = segments_ahead(pieces.iter().map(|piece| piece.len));
+        let mut walk = Walk::new(&self.store, number, path, Txid(u64::MAX), parallel, fetch);
         let at_root = found.first_image.map(Txid::next) == Some(start);
-        let mut previous = found
-            .root
-            .filter(|_| at_root)
-            .map(|root| (Key::Generation(number), root));
+        let root = found.root.filter(|_| at_root);
+        let mut previous = root.map(|root| (Key::Generation(number), root));
         let (mut slot, mut last) = (start, first);
         loop {
-            let key = Key::Log(number, slot);
-            match walk.slot(slot).await {
-                Ok(Some(checked)) => {
+            match walk.piece(slot).await {
+                Ok(Some((key, checked))) => {
                     self.counted.add(checked.len);
                     let Checked { header, hash, .. } = checked;
                     self.segment(found, key, &checked, previous);
@@ -61,21 +55,37 @@ impl Run {
                     if let (Some(seal), Some((before, expected))) = (walk.seal(), previous)
                         && seal.previous != expected
                     {
-                        let lost = found.lost(slot, Txid(u64::MAX));
+                        let (key, lost) = (Key::Log(number, slot), found.lost(slot, Txid(u64::MAX)));
                         self.find(key, format!("it does not follow from {before}"), lost);
                     }
                     return Ok(last);
                 }
                 Err(error) => {
                     let (object, problem) = said(error)?;
-                    let next = listed.iter().map(|(first, _)| *first).find(|first| *first > slot);
+                    let next = pieces.iter().map(|piece| piece.first).find(|first| *first > slot);
                     let end = next.map_or(Txid(u64::MAX), |next| Txid(next.0 - 1));
-                    self.find(object.unwrap_or(key), problem, found.lost(slot, end));
+                    let object = object.unwrap_or(Key::Log(number, slot));
+                    self.find(object, problem, found.lost(slot, end));
                     let Some(next) = next else {
                         return Ok(last);
                     };
                     (slot, previous) = (next, None);
                 }
+            }
+        }
+    }
+
+    pub(super) fn unreferenced_pieces(&mut self, listing: &Listing, path: &[Piece]) {
+        let on_path: HashSet<(Txid, Option<Txid>)> = path.iter().map(|piece| (piece.first, piece.last)).collect();
+        let slots = listing.slots.iter().map(|(first, len)| Piece {
+            first: *first,
+            last: None,
+            len: *len,
+        });
+        for piece in slots.chain(listing.spans.iter().copied()) {
+            if !piece.is_seal() && !on_path.contains(&(piece.first, piece.last)) {
+                self.result.unreferenced.segments += 1;
+                self.result.unreferenced.bytes += piece.len;
             }
         }
     }
@@ -100,18 +110,6 @@ impl Run {
             let lost = found.lost(header.first, Txid(header.first.0 - 1));
             self.find(key, format!("it does not follow from {before}"), lost);
         }
-    }
-
-    /// As restores find it, see [`History::start_of`](crate::history::History::start_of).
-    async fn start(&self, found: &Looked, image: Txid, slots: &[Listed]) -> Result<Txid, HistoryError> {
-        let after = image.next();
-        let behind = slots.partition_point(|(first, _)| *first <= after);
-        if let Some((slot, _)) = behind.checked_sub(1).and_then(|at| slots.get(at)) {
-            return Ok(*slot);
-        }
-        let first = found.first_image.map_or(after, |first| first.next().min(after));
-        let there = first == after || size(&self.store, Key::Log(found.number, after)).await?.is_some();
-        Ok(if there { after } else { first })
     }
 }
 
@@ -141,11 +139,11 @@ fn fetch(store: Store, key: Key, len: u64) -> Fetch<Checked> {
 
 fn whole(key: Key, object: &Bytes) -> Result<Checked, RestoreError> {
     let index = SegmentIndex::from_object(object).map_err(RestoreError::format(key))?;
-    check_place(key, index.header())?;
+    check_place(key, index.key())?;
     let content = blocks(key, &index, 0..index.block_count(), object, 0)?;
     Ok(Checked {
         header: *index.header(),
-        hash: ObjectHash::of(object),
+        hash: index.chain_hash().unwrap_or_else(|| ObjectHash::of(object)),
         len: object.len() as u64,
         content,
     })
@@ -173,7 +171,7 @@ async fn large(store: &Store, key: Key, end: SegmentEnd) -> Result<Checked, Rest
     hasher.update(&tail);
     Ok(Checked {
         header: *index.header(),
-        hash: ObjectHash(*hasher.finalize().as_bytes()),
+        hash: index.chain_hash().unwrap_or(ObjectHash(*hasher.finalize().as_bytes())),
         len,
         content,
     })

@@ -16,8 +16,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use replvfs_vfs::types::{Txid, UnixMillis};
 
 use crate::format::{ChunkName, Generation, Key, ObjectHash, Parent, ReplicaMeta};
-use crate::history::walk::{Listed, size};
-use crate::history::{GenerationHistory, HistoryError, list_generations, list_slots, load_generation, read_meta};
+use crate::history::path::Listing;
+use crate::history::walk::size;
+use crate::history::{GenerationHistory, HistoryError, list_generations, list_log, load_generation, read_meta};
 use crate::restore::RestoreError;
 use crate::store::{Store, StoreError};
 
@@ -81,7 +82,7 @@ pub struct VerifiedGeneration {
 pub struct Unreferenced {
     /// Chunks that no image names.
     pub chunks: u64,
-    /// Segments that lead nowhere from an image, or that a span stands for.
+    /// Segments and spans that are not read: those before the oldest image, and those that a span stands for.
     pub segments: u64,
     /// The bytes of all of them.
     pub bytes: u64,
@@ -303,14 +304,14 @@ impl Run {
 
     async fn generation(&mut self, found: &Looked, wanted: bool, newest: bool) -> Result<(), HistoryError> {
         self.images(found, wanted).await?;
-        let slots = list_slots(&self.store, found.number).await?;
+        let listing = list_log(&self.store, found.number).await?;
         let Some(first) = found.wanted().first().copied().filter(|_| wanted) else {
             if wanted && found.images.is_empty() {
-                self.without_image(found, &slots, newest);
+                self.without_image(found, &listing, newest);
             }
             return Ok(());
         };
-        let last = self.log(found, first, &slots).await?;
+        let last = self.log(found, first, &listing).await?;
         self.result.generations.push(VerifiedGeneration {
             generation: found.number,
             images: found.wanted().to_vec(),
@@ -320,10 +321,11 @@ impl Run {
     }
 
     /// The first image of one that is being made, the rest of one that was deleted, or the loss of a manifest.
-    fn without_image(&mut self, found: &Looked, slots: &[Listed], newest: bool) {
+    fn without_image(&mut self, found: &Looked, listing: &Listing, newest: bool) {
         let number = found.number;
-        let segments = slots.iter().filter(|(_, len)| !log::is_seal(*len));
-        let (count, bytes) = segments.fold((0, 0), |(count, bytes), (_, len)| (count + 1, bytes + len));
+        let before = self.result.unreferenced;
+        self.unreferenced_pieces(listing, &[]);
+        let count = self.result.unreferenced.segments - before.segments;
         match (found.first_image, newest && count > 0) {
             (Some(image), true) => self.find(
                 Key::Image(number, image),
@@ -338,8 +340,6 @@ impl Run {
             )),
             _ => {}
         }
-        self.result.unreferenced.segments += count;
-        self.result.unreferenced.bytes += bytes;
     }
 
     /// A generation has everything that another one says to have from it.

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicUsize;
 
 use super::*;
 use crate::history::Target;
+use crate::merge::{MergeOptions, merge_next};
 use crate::restore::tests::Replica;
 
 /// Two generations, with several images each: one between two segments, one in the middle of one.
@@ -33,8 +34,11 @@ async fn replica() -> Replica {
     replica
 }
 
-/// What can be asked for, and the state that must come.
-fn targets() -> Vec<(Target, (u64, u64))> {
+/// What is asked for, and the state that must come.
+type Wanted = (Target, (u64, u64));
+
+/// What can be asked for.
+fn targets() -> Vec<Wanted> {
     let mut targets: Vec<_> = (0..=10u64)
         .map(|txid| (Target::Txid(Txid(txid)), (if txid < 5 { 1 } else { 2 }, txid)))
         .collect();
@@ -51,7 +55,7 @@ async fn verified(replica: &Replica) -> Verified {
 }
 
 /// Whether the target fails; it must name the object then.
-async fn fails(replica: &Replica, key: Key, (target, state): (Target, (u64, u64)), what: &str) -> bool {
+async fn fails(replica: &Replica, key: Key, (target, state): Wanted, what: &str) -> bool {
     match replica.restore(target).await {
         Ok((restored, bytes)) => {
             let came = (restored.generation.0, restored.txid.0);
@@ -73,10 +77,12 @@ async fn fails(replica: &Replica, key: Key, (target, state): (Target, (u64, u64)
 }
 
 fn names(verified: &Verified, key: Key) -> bool {
-    let findings = verified.findings.iter();
-    findings
-        .clone()
-        .any(|finding| finding.object == key || finding.problem.contains(&key.path()))
+    names_in(&verified.findings, key)
+}
+
+fn names_in(findings: &[Finding], key: Key) -> bool {
+    let about = |finding: &Finding| finding.object == key || finding.problem.contains(&key.path());
+    findings.iter().any(about)
 }
 
 #[tokio::test]
@@ -144,12 +150,12 @@ async fn every_object_missing_in_turn() {
 }
 
 /// The targets that need the object.
-async fn depend_on(replica: &Replica, key: Key) -> Vec<(Target, (u64, u64))> {
+async fn depend_on(replica: &Replica, targets: &[Wanted], key: Key) -> Vec<Wanted> {
     let path = replica.path(key);
     let truth = std::fs::read(&path).unwrap();
     std::fs::write(&path, b"not what it was").unwrap();
     let mut depend = Vec::new();
-    for target in targets() {
+    for target in targets.iter().copied() {
         if fails(replica, key, target, "another content").await {
             depend.push(target);
         }
@@ -159,19 +165,18 @@ async fn depend_on(replica: &Replica, key: Key) -> Vec<(Target, (u64, u64))> {
 }
 
 /// Bits flipped in each byte, and each length. Which of the targets that need it is asked for goes round.
-async fn damage_all(chosen: impl Fn(Key) -> bool) {
-    let replica = replica().await;
+async fn damage_all(replica: Replica, targets: &[Wanted], chosen: impl Fn(Key) -> bool) {
     let turn = AtomicUsize::new(0);
     let mut failed = 0;
     for (key, _) in replica.store.list("").await.unwrap() {
         if !chosen(key) {
             continue;
         }
-        let mut depend = depend_on(&replica, key).await;
+        let mut depend = depend_on(&replica, targets, key).await;
         // Nobody asks for the end of a generation that another one follows.
         let needed = !depend.is_empty();
         if !needed {
-            depend = targets();
+            depend = targets.to_vec();
         }
         let path: PathBuf = replica.path(key);
         let truth = std::fs::read(&path).unwrap();
@@ -205,22 +210,147 @@ async fn damage_all(chosen: impl Fn(Key) -> bool) {
     assert_eq!(verified(&replica).await.findings, []);
 }
 
-#[tokio::test(flavor = "current_thread")]
+#[tokio::test]
 async fn every_damage_to_segments_and_seals_of_the_first_generation() {
-    damage_all(|key| matches!(key, Key::Log(Generation(1), _))).await;
+    damage_all(replica().await, &targets(), |key| {
+        matches!(key, Key::Log(Generation(1), _))
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn every_damage_to_segments_and_seals_of_the_second_generation() {
-    damage_all(|key| matches!(key, Key::Log(Generation(2), _))).await;
+    damage_all(replica().await, &targets(), |key| {
+        matches!(key, Key::Log(Generation(2), _))
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn every_damage_to_images() {
-    damage_all(|key| matches!(key, Key::Image(..) | Key::Chunk(_))).await;
+    damage_all(replica().await, &targets(), |key| {
+        matches!(key, Key::Image(..) | Key::Chunk(_))
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn every_damage_to_what_describes_the_replica() {
-    damage_all(|key| matches!(key, Key::Replica | Key::Generation(_))).await;
+    damage_all(replica().await, &targets(), |key| {
+        matches!(key, Key::Replica | Key::Generation(_))
+    })
+    .await;
+}
+
+/// A log of which the first half was merged.
+async fn merged() -> Replica {
+    let mut replica = Replica::new(512, 3, 37).await;
+    replica.begin_generation(None).await;
+    replica.image().await;
+    for _ in 0..5 {
+        replica.segment(1).await;
+    }
+    let options = MergeOptions {
+        pieces: 2,
+        level: 1,
+        folder: None,
+    };
+    for _ in 0..2 {
+        merge_next(&replica.store, Generation(1), &options)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    replica.end_generation().await;
+    replica
+}
+
+#[tokio::test]
+async fn what_was_merged_is_not_needed_and_spans_are() {
+    let replica = merged().await;
+    let whole = verified(&replica).await;
+    assert_eq!((whole.findings.clone(), whole.generations[0].last), (vec![], Txid(5)));
+    assert_eq!(whole.unreferenced.segments, 4);
+    let mut spans = Vec::new();
+    for (key, _) in replica.store.list("").await.unwrap() {
+        match key {
+            Key::Log(_, first) if first <= Txid(4) => std::fs::remove_file(replica.path(key)).unwrap(),
+            Key::Span(..) => spans.push(key),
+            _ => {}
+        }
+    }
+    assert_eq!(spans.len(), 2);
+    let whole = verified(&replica).await;
+    assert_eq!((whole.findings, whole.unreferenced), (vec![], Unreferenced::default()));
+    let targets: Vec<Wanted> = (0..=5).map(|txid| (Target::Txid(Txid(txid)), (1, txid))).collect();
+    for key in &spans {
+        let truth = std::fs::read(replica.path(*key)).unwrap();
+        std::fs::remove_file(replica.path(*key)).unwrap();
+        assert!(verified(&replica).await.findings.len() == 1, "{key}");
+        std::fs::write(replica.path(*key), truth).unwrap();
+    }
+    damage_all(replica, &targets, |key| matches!(key, Key::Span(..))).await;
+}
+
+#[tokio::test]
+async fn what_is_out_of_the_window_is_not_read() {
+    let replica = replica().await;
+    let damage = |key: Key| std::fs::write(replica.path(key), b"damage").unwrap();
+    // In front of the second image of the second generation, taken at 85.
+    damage(Key::Log(Generation(1), Txid(1)));
+    damage(Key::Image(Generation(1), Txid(0)));
+    damage(Key::Log(Generation(2), Txid(6)));
+    let since = |time| VerifyOptions {
+        since: Some(UnixMillis(time)),
+        ..VerifyOptions::default()
+    };
+    let found = verify(&replica.store, &since(85)).await.unwrap();
+    assert_eq!((found.findings, found.generations.len()), (vec![], 1));
+    let found = verify(&replica.store, &since(84)).await.unwrap();
+    assert!(names_in(&found.findings, Key::Log(Generation(2), Txid(6))));
+    assert_eq!((found.findings.len(), found.generations.len()), (1, 1));
+    let found = verify(&replica.store, &since(54)).await.unwrap();
+    assert_eq!(
+        (found.findings.len(), found.generations.len()),
+        (1, 2),
+        "{:?}",
+        found.findings
+    );
+    let found = verified(&replica).await;
+    assert_eq!(found.findings.len(), 3);
+    let only = VerifyOptions {
+        generation: Some(Generation(1)),
+        ..VerifyOptions::default()
+    };
+    let found = verify(&replica.store, &only).await.unwrap();
+    assert_eq!((found.findings.len(), found.generations.len()), (2, 1));
+}
+
+#[tokio::test]
+async fn what_nothing_names_is_counted() {
+    let replica = replica().await;
+    let lonely = Key::Chunk(ChunkName {
+        hash: crate::format::ChunkHash([7; 32]),
+        token: 9,
+    });
+    std::fs::write(replica.path(lonely), b"12345").unwrap();
+    let found = verified(&replica).await;
+    assert_eq!(found.findings, []);
+    let expected = Unreferenced {
+        chunks: 1,
+        segments: 0,
+        bytes: 5,
+    };
+    assert_eq!(found.unreferenced, expected);
+}
+
+#[tokio::test]
+async fn a_parent_that_ends_too_early_is_found() {
+    let replica = replica().await;
+    for slot in [4, 7] {
+        std::fs::remove_file(replica.path(Key::Log(Generation(1), Txid(slot)))).unwrap();
+    }
+    let found = verified(&replica).await;
+    assert!(names(&found, Key::Log(Generation(1), Txid(4))), "{:?}", found.findings);
+    assert!(names(&found, Key::Generation(Generation(2))));
 }

@@ -1,7 +1,9 @@
-//! Segments: consecutive transactions, sealed into one object. Owns the layout that the writer and the reader share,
-//! which is: header, blocks of compressed pages, block table, transaction table, page index, footer.
+//! Segments: consecutive transactions, sealed into one object; and spans, which are consecutive segments as one object. Owns the
+//! layout that the writer and the reader share, which is: header, blocks of compressed pages, block table, transaction table,
+//! page index, in a span the segment table, footer.
 
 mod reader;
+mod span;
 mod writer;
 
 #[cfg(test)]
@@ -21,14 +23,38 @@ pub const BLOCK_BYTES: usize = 1 << 20;
 /// No window of an index's zstd frame is larger, so that a reader's memory is bounded.
 pub(super) const WINDOW_LOG_MAX: u32 = 23;
 
-const MAGIC: [u8; 8] = *b"replvfsS";
+/// What the object is, which its magic number tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Segment,
+    Span,
+}
+
+impl Kind {
+    fn magic(self) -> [u8; 8] {
+        match self {
+            Kind::Segment => *b"replvfsS",
+            Kind::Span => *b"replvfsP",
+        }
+    }
+
+    fn footer_len(self) -> usize {
+        match self {
+            Kind::Segment => FOOTER_LEN,
+            Kind::Span => SPAN_FOOTER_LEN,
+        }
+    }
+}
 
 /// Header fields before the CRC-32; the footer starts with a copy of them.
 const HEADER_FIELDS_LEN: usize = 8 + 4 + 4 + 3 * 8 + 2 * POSITION_LEN + 32;
 const HEADER_LEN: usize = HEADER_FIELDS_LEN + 4;
 const BLOCK_LEN: usize = 8 + 4 + 4 + 4;
 const TRANSACTION_LEN: usize = 8 + 4 + 4 + POSITION_LEN;
+const MERGED_LEN: usize = 8 + 32;
+/// A segment's.
 const FOOTER_LEN: usize = HEADER_FIELDS_LEN + 2 * (8 + 8 + 4) + (8 + 8 + 8 + 4) + 8 + 4 + 8;
+const SPAN_FOOTER_LEN: usize = FOOTER_LEN + 8 + 8 + 4;
 
 /// What a segment says of itself as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +73,15 @@ pub struct SegmentHeader {
     pub end: Position,
     /// The hash of the segment before, or of `generation.json` if this is the generation's first.
     pub previous: ObjectHash,
+}
+
+/// A segment that a span stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MergedSegment {
+    /// Its first transaction: the slot that it is, or was, in.
+    pub first: Txid,
+    /// Of its object.
+    pub hash: ObjectHash,
 }
 
 /// What a segment says of one transaction.
@@ -92,8 +127,8 @@ impl SegmentHeader {
         self.last.0.checked_sub(self.first.0)?.checked_add(1)
     }
 
-    fn put_fields(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&MAGIC);
+    fn put_fields(&self, kind: Kind, out: &mut Vec<u8>) {
+        out.extend_from_slice(&kind.magic());
         out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
         out.extend_from_slice(&self.page_size.get().to_le_bytes());
         for number in [self.generation.0, self.first.0, self.last.0] {
@@ -104,17 +139,20 @@ impl SegmentHeader {
         out.extend_from_slice(&self.previous.0);
     }
 
-    fn encode(&self) -> Vec<u8> {
+    fn encode(&self, kind: Kind) -> Vec<u8> {
         let mut out = Vec::with_capacity(HEADER_LEN);
-        self.put_fields(&mut out);
+        self.put_fields(kind, &mut out);
         put_crc(&mut out);
         out
     }
 
     /// The caller has checked the CRC-32.
-    fn decode_fields(fields: &mut Fields<'_>, part: &'static str) -> Result<SegmentHeader, FormatError> {
-        if fields.array()? != MAGIC {
-            return Err(FormatError::damaged(part, "it does not say that this is a segment"));
+    fn decode_fields(fields: &mut Fields<'_>, kind: Kind, part: &'static str) -> Result<SegmentHeader, FormatError> {
+        if fields.array()? != kind.magic() {
+            return Err(FormatError::damaged(
+                part,
+                "it does not say of the object what its end does",
+            ));
         }
         fields.version()?;
         let page_size = fields.page_size()?;

@@ -1,4 +1,4 @@
-//! Reading a segment, from its whole bytes or from ranges of them. Owns all checks of what is in one object; leaves the
+//! Reading a segment or a span, from its whole bytes or from ranges of them. Owns all checks of what is in one object; leaves the
 //! fetching, and how the object fits to its neighbours, to the caller.
 
 use std::io::Read;
@@ -10,24 +10,30 @@ use zstd::bulk::Decompressor;
 
 use super::super::seal::SEAL_MAGIC;
 use super::super::wire::{Fields, check_crc};
+use super::super::{Key, ObjectHash};
 use super::{
-    BLOCK_LEN, Block, FOOTER_LEN, FormatError, HEADER_LEN, MAGIC, SegmentHeader, TRANSACTION_LEN, TransactionEntry,
-    TransactionHeader, WINDOW_LOG_MAX, pages_per_block,
+    BLOCK_LEN, Block, FOOTER_LEN, FormatError, HEADER_LEN, Kind, MERGED_LEN, MergedSegment, SPAN_FOOTER_LEN,
+    SegmentHeader, TRANSACTION_LEN, TransactionEntry, TransactionHeader, WINDOW_LOG_MAX, pages_per_block,
+    span::check_merged,
 };
 
 const FOOTER: &str = "footer";
 const BLOCKS: &str = "block table";
 const TRANSACTIONS: &str = "transaction table";
 const INDEX: &str = "page index";
+const MERGED: &str = "segment table";
 
-/// The end of a segment: says where the tables are.
+/// The end of a segment or a span: says where the tables are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentFooter {
+    kind: Kind,
     header: SegmentHeader,
     blocks: Table,
     transactions: Table,
     index: Table,
     index_len: u64,
+    /// Of a segment: nothing, right before the footer.
+    merged: Table,
     object_len: u64,
 }
 
@@ -40,8 +46,10 @@ struct Table {
 }
 
 impl SegmentFooter {
-    /// Its length in bytes.
+    /// The length of a segment's in bytes.
     pub const LEN: usize = FOOTER_LEN;
+    /// The length of a span's, which is longer.
+    pub const MAX_LEN: usize = SPAN_FOOTER_LEN;
 
     /// Decodes the footer at the end of `end`, the last bytes of an object that is `object_len` bytes long.
     ///
@@ -56,18 +64,21 @@ impl SegmentFooter {
         if *magic == SEAL_MAGIC {
             return Err(FormatError::Seal);
         }
-        if *magic != MAGIC {
+        let kind = [Kind::Segment, Kind::Span]
+            .into_iter()
+            .find(|kind| *magic == kind.magic());
+        let Some(kind) = kind else {
             return Err(FormatError::damaged(
                 FOOTER,
                 "the object does not end like a segment: it may be cut off",
             ));
-        }
-        let start = rest.len().checked_sub(FOOTER_LEN - 8);
+        };
+        let start = rest.len().checked_sub(kind.footer_len() - 8);
         let checked = start
             .and_then(|start| rest.get(start..))
             .ok_or_else(|| FormatError::damaged(FOOTER, "the object is too short"))?;
         let mut fields = Fields::checked(checked, FOOTER)?;
-        let header = SegmentHeader::decode_fields(&mut fields, FOOTER)?;
+        let header = SegmentHeader::decode_fields(&mut fields, kind, FOOTER)?;
         let blocks = Table {
             offset: fields.u64()?,
             count: fields.u64()?,
@@ -84,12 +95,26 @@ impl SegmentFooter {
             count: fields.u64()?,
             crc: fields.u32()?,
         };
+        let merged = match kind {
+            Kind::Segment => Table {
+                offset: index_offset.saturating_add(index_len),
+                count: 0,
+                crc: 0,
+            },
+            Kind::Span => Table {
+                offset: fields.u64()?,
+                count: fields.u64()?,
+                crc: fields.u32()?,
+            },
+        };
         let footer = SegmentFooter {
+            kind,
             header,
             blocks,
             transactions,
             index,
             index_len,
+            merged,
             object_len: fields.u64()?,
         };
         footer.check(object_len)?;
@@ -119,7 +144,9 @@ impl SegmentFooter {
         let index_max = u64::from(pages) * 4 + u64::from(pages) / 16 + 1024;
         let blocks_len = self.blocks.count.checked_mul(BLOCK_LEN as u64);
         let transactions_len = self.transactions.count.checked_mul(TRANSACTION_LEN as u64);
-        let (Some(blocks_len), Some(transactions_len)) = (blocks_len, transactions_len) else {
+        let merged_len = self.merged.count.checked_mul(MERGED_LEN as u64);
+        let (Some(blocks_len), Some(transactions_len), Some(merged_len)) = (blocks_len, transactions_len, merged_len)
+        else {
             return damaged("its tables are too long");
         };
         let after = |offset: u64, len: u64| offset.checked_add(len);
@@ -127,7 +154,9 @@ impl SegmentFooter {
             && after(self.blocks.offset, blocks_len) == Some(self.transactions.offset)
             && after(self.transactions.offset, transactions_len) == Some(self.index.offset)
             && self.index_len <= index_max
-            && after(self.index.offset, self.index_len).and_then(|at| after(at, FOOTER_LEN as u64)) == Some(object_len);
+            && after(self.index.offset, self.index_len) == Some(self.merged.offset)
+            && after(self.merged.offset, merged_len).and_then(|at| after(at, self.kind.footer_len() as u64))
+                == Some(object_len);
         if contiguous {
             Ok(())
         } else {
@@ -138,7 +167,7 @@ impl SegmentFooter {
     /// Where in the object all tables are, one after another, up to the footer.
     #[must_use]
     pub fn tables(&self) -> Range<u64> {
-        self.blocks.offset..self.object_len - FOOTER_LEN as u64
+        self.blocks.offset..self.object_len - self.kind.footer_len() as u64
     }
 
     /// What the segment says of itself.
@@ -146,15 +175,30 @@ impl SegmentFooter {
     pub fn header(&self) -> &SegmentHeader {
         &self.header
     }
+
+    /// The name that the object says it has.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        key_of(self.kind, &self.header)
+    }
 }
 
-/// The tables of a segment, all checked against each other.
+fn key_of(kind: Kind, header: &SegmentHeader) -> Key {
+    match kind {
+        Kind::Segment => Key::Log(header.generation, header.first),
+        Kind::Span => Key::Span(header.generation, header.first, header.last),
+    }
+}
+
+/// The tables of a segment or a span, all checked against each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentIndex {
+    kind: Kind,
     header: SegmentHeader,
     blocks: Vec<Block>,
     transactions: Vec<TransactionEntry>,
     pages: Vec<Pgno>,
+    merged: Vec<MergedSegment>,
 }
 
 impl SegmentIndex {
@@ -173,16 +217,22 @@ impl SegmentIndex {
             Ok(bytes)
         };
         let (blocks, transactions, index) = (&footer.blocks, &footer.transactions, &footer.index);
-        let end = footer.tables().end;
+        let (merged, end) = (&footer.merged, footer.tables().end);
         let block_bytes = section(blocks.offset, transactions.offset, BLOCKS, blocks.crc)?;
         let transaction_bytes = section(transactions.offset, index.offset, TRANSACTIONS, transactions.crc)?;
-        let index_bytes = section(index.offset, end, INDEX, index.crc)?;
+        let index_bytes = section(index.offset, merged.offset, INDEX, index.crc)?;
+        let merged = match footer.kind {
+            Kind::Segment => Vec::new(),
+            Kind::Span => decode_merged(footer, section(merged.offset, end, MERGED, merged.crc)?)?,
+        };
         let transactions = decode_transactions(footer, transaction_bytes)?;
         Ok(SegmentIndex {
+            kind: footer.kind,
             header: footer.header,
             blocks: decode_blocks(footer, block_bytes)?,
             pages: decode_pages(footer, &transactions, index_bytes)?,
             transactions,
+            merged,
         })
     }
 
@@ -210,7 +260,7 @@ impl SegmentIndex {
     ///
     /// [`FormatError::Damaged`] when it does not.
     pub fn check_start(&self, start: &[u8]) -> Result<(), FormatError> {
-        if start.get(..HEADER_LEN) == Some(self.header.encode().as_slice()) {
+        if start.get(..HEADER_LEN) == Some(self.header.encode(self.kind).as_slice()) {
             Ok(())
         } else {
             Err(FormatError::damaged("header", "it is not that of the footer"))
@@ -224,6 +274,47 @@ impl SegmentIndex {
     #[must_use]
     pub fn header(&self) -> &SegmentHeader {
         &self.header
+    }
+
+    /// The name that the object says it has.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        key_of(self.kind, &self.header)
+    }
+
+    /// The segments that a span stands for, at least two, ascending; of a segment nothing.
+    #[must_use]
+    pub fn merged(&self) -> &[MergedSegment] {
+        &self.merged
+    }
+
+    /// The hash that what comes next has to name as its predecessor: for a span that of its last segment. `None` for a segment, which
+    /// does not know its own.
+    #[must_use]
+    pub fn chain_hash(&self) -> Option<ObjectHash> {
+        self.merged.last().map(|last| last.hash)
+    }
+
+    /// The segment that begins with `slot`, of those that a span stands for, and the last of its transactions.
+    #[must_use]
+    pub fn merged_at(&self, slot: Txid) -> Option<(MergedSegment, &TransactionEntry)> {
+        self.merged_holding(slot).filter(|(segment, _)| segment.first == slot)
+    }
+
+    /// The segment that has this transaction, of those that a span stands for, and the last of its transactions.
+    #[must_use]
+    pub fn merged_holding(&self, txid: Txid) -> Option<(MergedSegment, &TransactionEntry)> {
+        if txid > self.header.last {
+            return None;
+        }
+        let behind = self.merged.partition_point(|segment| segment.first <= txid);
+        let at = behind.checked_sub(1)?;
+        let last = match self.merged.get(behind) {
+            Some(next) => next.first.0 - 1, // not the first, and they ascend
+            None => self.header.last.0,
+        };
+        let entry = usize::try_from(last - self.header.first.0).ok()?;
+        Some((*self.merged.get(at)?, self.transactions.get(entry)?))
     }
 
     /// Its transactions in order, at least one.
@@ -371,6 +462,19 @@ fn decode_transactions(footer: &SegmentFooter, bytes: &[u8]) -> Result<Vec<Trans
         ));
     }
     Ok(transactions)
+}
+
+fn decode_merged(footer: &SegmentFooter, bytes: &[u8]) -> Result<Vec<MergedSegment>, FormatError> {
+    let mut merged: Vec<MergedSegment> = Vec::with_capacity(bytes.len() / MERGED_LEN);
+    for entry in bytes.chunks_exact(MERGED_LEN) {
+        let mut fields = Fields::new(entry, MERGED);
+        merged.push(MergedSegment {
+            first: Txid(fields.u64()?),
+            hash: ObjectHash(fields.array()?),
+        });
+    }
+    check_merged(&footer.header, &merged).map_err(|problem| FormatError::damaged(MERGED, problem))?;
+    Ok(merged)
 }
 
 /// Grows with what is decompressed, not with what is announced.

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use replvfs_vfs::types::{PageSize, Pgno, Position, Salts, Txid, UnixMillis};
 
 use super::*;
+use crate::format::Key;
 
 /// A transaction as it goes in and comes out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -241,4 +242,134 @@ fn the_writer_refuses_what_no_reader_accepts() {
 fn a_seal_in_the_slot_is_named() {
     let seal = [b"replvfsE".as_slice(), &[0; 300], b"replvfsE"].concat();
     assert!(matches!(read(&seal), Err(FormatError::Seal)));
+}
+
+/// The segments of a span have `lens` transactions each.
+fn write_span(transactions: &[Model], lens: &[usize]) -> Result<(Vec<u8>, SegmentHeader), FormatError> {
+    let header = SegmentHeader {
+        last: Txid(0),
+        end: Position::default(),
+        ..header(512, transactions)
+    };
+    let mut writer = SegmentWriter::span(std::io::Cursor::new(Vec::new()), header, 1)?;
+    let mut rest = transactions.iter();
+    for (at, len) in lens.iter().enumerate() {
+        for transaction in rest.by_ref().take(*len) {
+            writer.begin(transaction.header)?;
+            for (number, page) in &transaction.pages {
+                writer.page(Pgno::new(*number).unwrap(), page)?;
+            }
+        }
+        writer.merged(ObjectHash([at as u8; 32]))?;
+    }
+    let (out, header, len) = writer.finish_span()?;
+    let object = out.into_inner();
+    assert_eq!(len, object.len() as u64);
+    Ok((object, header))
+}
+
+#[test]
+fn a_span_is_its_segments() {
+    let transactions = small();
+    let (object, said) = write_span(&transactions, &[2, 1]).unwrap();
+    let expected = header(512, &transactions);
+    assert_eq!(said, expected);
+    assert_eq!(read(&object).unwrap(), (expected, transactions.clone()));
+    let index = SegmentIndex::from_object(&object).unwrap();
+    assert_eq!(index.key(), Key::Span(Generation(2), Txid(100), Txid(102)));
+    let merged = |first, hash| MergedSegment {
+        first: Txid(first),
+        hash: ObjectHash([hash; 32]),
+    };
+    assert_eq!(index.merged(), [merged(100, 0), merged(102, 1)]);
+    assert_eq!(index.chain_hash(), Some(ObjectHash([1; 32])));
+    let at = |slot| {
+        let (segment, last) = index.merged_at(Txid(slot))?;
+        Some((segment, last.txid.0, last.header.end))
+    };
+    assert_eq!(at(100), Some((merged(100, 0), 101, transactions[1].header.end)));
+    assert_eq!(at(102), Some((merged(102, 1), 102, transactions[2].header.end)));
+    assert_eq!([at(99), at(101), at(103)], [None; 3]);
+
+    let (object, _) = write(expected, &transactions).unwrap();
+    let index = SegmentIndex::from_object(&object).unwrap();
+    assert_eq!(index.key(), Key::Log(Generation(2), Txid(100)));
+    assert_eq!((index.merged(), index.chain_hash()), (&[][..], None));
+}
+
+#[test]
+fn every_changed_bit_and_every_cut_of_a_small_span_is_noticed() {
+    let (object, _) = write_span(&small(), &[2, 1]).unwrap();
+    for at in 0..object.len() {
+        assert!(read(&object[..at]).is_err(), "cut at {at}");
+        for bit in 0..8 {
+            let mut damaged = object.clone();
+            damaged[at] ^= 1 << bit;
+            assert!(read(&damaged).is_err(), "byte {at}, bit {bit}");
+        }
+    }
+    assert!(read(&[object.as_slice(), &[0]].concat()).is_err());
+    assert!(read(&[&[0], object.as_slice()].concat()).is_err());
+}
+
+#[test]
+fn a_forged_span_is_refused_even_with_fitting_checksums() {
+    let (object, _) = write_span(&small(), &[1, 1, 1]).unwrap();
+    let footer_len = Kind::Span.footer_len();
+    let footer_at = object.len() - footer_len;
+    let sign = |forged: &mut [u8]| {
+        let crc = crc32fast::hash(&forged[footer_at..footer_at + footer_len - 12]);
+        forged[footer_at + footer_len - 12..footer_at + footer_len - 8].copy_from_slice(&crc.to_le_bytes());
+    };
+    for field in (HEADER_FIELDS_LEN..footer_len - 12).step_by(4) {
+        for value in [1u32, 0x7fff_ffff, u32::MAX] {
+            let mut forged = object.clone();
+            let at = footer_at + field;
+            let old = u32::from_le_bytes(forged[at..at + 4].try_into().unwrap());
+            forged[at..at + 4].copy_from_slice(&old.wrapping_add(value).to_le_bytes());
+            sign(&mut forged);
+            assert!(read(&forged).is_err(), "footer field at {field}");
+        }
+    }
+    // The first txids in the segment table.
+    for firsts in [
+        [101u64, 101, 102],
+        [100, 100, 102],
+        [100, 102, 101],
+        [100, 101, 103],
+        [99, 101, 102],
+    ] {
+        let mut forged = object.clone();
+        let table_at = footer_at - 3 * MERGED_LEN;
+        for (at, first) in firsts.iter().enumerate() {
+            forged[table_at + at * MERGED_LEN..][..8].copy_from_slice(&first.to_le_bytes());
+        }
+        let crc = crc32fast::hash(&forged[table_at..footer_at]);
+        forged[footer_at + 196..footer_at + 200].copy_from_slice(&crc.to_le_bytes());
+        sign(&mut forged);
+        assert!(read(&forged).is_err(), "{firsts:?}");
+    }
+}
+
+#[test]
+fn the_writer_refuses_what_is_no_span() {
+    let transactions = small();
+    for lens in [&[3][..], &[2], &[1, 1], &[0, 3], &[3, 0], &[]] {
+        let written = write_span(&transactions, lens);
+        // What is in no segment is left out by the helper when the segments are fewer than the transactions.
+        if lens == [1, 1] {
+            assert_eq!(written.unwrap().1.last, Txid(101));
+        } else {
+            assert!(matches!(written, Err(FormatError::Refused { .. })), "{lens:?}");
+        }
+    }
+    let mut writer = SegmentWriter::span(std::io::Cursor::new(Vec::new()), header(512, &transactions), 1).unwrap();
+    for transaction in &transactions {
+        writer.begin(transaction.header).unwrap();
+        if transaction != transactions.last().unwrap() {
+            writer.merged(ObjectHash([1; 32])).unwrap();
+        }
+    }
+    let unfinished = writer.finish_span();
+    assert!(matches!(unfinished, Err(FormatError::Refused { .. })));
 }

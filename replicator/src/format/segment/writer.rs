@@ -8,8 +8,8 @@ use zstd::bulk::Compressor;
 
 use super::super::wire::{Sink, put_crc, put_position};
 use super::{
-    BLOCK_LEN, Block, FOOTER_LEN, FormatError, HEADER_LEN, MAGIC, ObjectHash, SegmentHeader, TRANSACTION_LEN,
-    TransactionEntry, TransactionHeader, pages_per_block,
+    BLOCK_LEN, Block, FOOTER_LEN, FormatError, HEADER_LEN, Kind, MERGED_LEN, MergedSegment, ObjectHash, SegmentHeader,
+    TRANSACTION_LEN, TransactionEntry, TransactionHeader, pages_per_block,
 };
 
 const PART: &str = "segment";
@@ -19,14 +19,19 @@ const PART: &str = "segment";
 /// After an error the output is not a segment, and the writer must be dropped.
 pub struct SegmentWriter<W: Write> {
     sink: Sink<W>,
-    header: SegmentHeader,
+    pub(super) kind: Kind,
+    pub(super) header: SegmentHeader,
     level: i32,
     compressor: Compressor<'static>,
     raw: Vec<u8>,
     stored: Vec<u8>,
     block_bytes: usize,
     blocks: Vec<Block>,
-    transactions: Vec<TransactionEntry>,
+    pub(super) transactions: Vec<TransactionEntry>,
+    /// Of a span.
+    pub(super) merged: Vec<MergedSegment>,
+    /// The last transaction of the segment that was ended last.
+    pub(super) ended: Option<Txid>,
     /// Page numbers as the index has them: each as its distance from the one before in its transaction.
     distances: Vec<u8>,
     page_total: u32,
@@ -64,11 +69,16 @@ impl<W: Write> SegmentWriter<W> {
             let problem = format!("transactions {}..={} are no segment", header.first, header.last);
             return Err(FormatError::refused(PART, problem));
         }
+        SegmentWriter::start(out, Kind::Segment, header, level)
+    }
+
+    pub(super) fn start(out: W, kind: Kind, header: SegmentHeader, level: i32) -> Result<Self, FormatError> {
         let mut sink = Sink::new(out);
-        sink.write_all(&header.encode()).map_err(FormatError::Io)?;
+        sink.write_all(&header.encode(kind)).map_err(FormatError::Io)?;
         let block_bytes = pages_per_block(header.page_size) as usize * header.page_size.as_usize();
         Ok(SegmentWriter {
             sink,
+            kind,
             header,
             level,
             compressor: Compressor::new(level).map_err(FormatError::Compression)?,
@@ -77,6 +87,8 @@ impl<W: Write> SegmentWriter<W> {
             block_bytes,
             blocks: Vec::new(),
             transactions: Vec::new(),
+            merged: Vec::new(),
+            ended: None,
             distances: Vec::new(),
             page_total: 0,
             last_page: 0,
@@ -192,8 +204,8 @@ impl<W: Write> SegmentWriter<W> {
 
     /// Returns the footer that describes them.
     fn write_tables(&mut self) -> Result<Vec<u8>, FormatError> {
-        let mut footer = Vec::with_capacity(FOOTER_LEN);
-        self.header.put_fields(&mut footer);
+        let mut footer = Vec::with_capacity(self.kind.footer_len());
+        self.header.put_fields(self.kind, &mut footer);
         let put = |footer: &mut Vec<u8>, numbers: &[u64], crc: u32| {
             numbers
                 .iter()
@@ -239,10 +251,25 @@ impl<W: Write> SegmentWriter<W> {
             crc,
         );
 
-        let len = self.sink.written() + FOOTER_LEN as u64;
+        if self.kind == Kind::Span {
+            let offset = self.sink.written();
+            let mut table = Vec::with_capacity(self.merged.len() * MERGED_LEN);
+            for MergedSegment { first, hash } in &self.merged {
+                table.extend_from_slice(&first.0.to_le_bytes());
+                table.extend_from_slice(&hash.0);
+            }
+            self.sink.write_all(&table).map_err(FormatError::Io)?;
+            put(
+                &mut footer,
+                &[offset, self.merged.len() as u64],
+                crc32fast::hash(&table),
+            );
+        }
+
+        let len = self.sink.written() + self.kind.footer_len() as u64;
         footer.extend_from_slice(&len.to_le_bytes());
         put_crc(&mut footer);
-        footer.extend_from_slice(&MAGIC);
+        footer.extend_from_slice(&self.kind.magic());
         Ok(footer)
     }
 

@@ -1,0 +1,246 @@
+//! Segments into spans: fewer and smaller objects that say the same.
+//!
+//! Owns what is merged with what, and the proof that a span has all that its segments have before it is stored. Deletes nothing: what a
+//! span stands for is left to whoever deletes.
+
+mod error;
+mod read;
+mod runs;
+mod write;
+
+use std::path::PathBuf;
+
+use replvfs_vfs::types::Txid;
+
+pub use error::MergeError;
+
+use crate::format::{Generation, Key};
+use crate::history::path::{LogPath, Piece};
+use crate::history::walk::fetch_end;
+use crate::history::{GenerationHistory, History, HistoryError, list_log, load_generation};
+use crate::store::{Created, Store};
+use runs::runs;
+use write::Span;
+
+/// How much is merged at once. The defaults are right for all but tests.
+#[derive(Debug, Clone)]
+pub struct MergeOptions {
+    /// How many adjacent segments, or small spans, make it worth while. At least 2. Default: 32.
+    pub pieces: usize,
+    /// zstd's level. Default: 9.
+    pub level: i32,
+    /// Where a span that is large is put until it is stored, in a file without a name. Default: where the system keeps such files.
+    pub folder: Option<PathBuf>,
+}
+
+impl Default for MergeOptions {
+    fn default() -> MergeOptions {
+        MergeOptions {
+            pieces: 32,
+            level: LEVEL,
+            folder: None,
+        }
+    }
+}
+
+const LEVEL: i32 = 9;
+
+/// A span that was stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpanMade {
+    /// Its name.
+    pub key: Key,
+    /// How many objects it stands for: segments, or spans.
+    pub pieces: u64,
+    /// Their lengths together.
+    pub piece_bytes: u64,
+    /// How many segments are in it.
+    pub segments: u64,
+    /// Its own length.
+    pub bytes: u64,
+    /// Another merger had stored one with the same segments.
+    pub existed: bool,
+}
+
+/// What a log is read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Extent {
+    /// Objects.
+    pub objects: u64,
+    /// Their lengths together.
+    pub bytes: u64,
+}
+
+impl Extent {
+    fn add(&mut self, pieces: &[Piece]) {
+        self.objects += pieces.len() as u64;
+        self.bytes += pieces.iter().map(|piece| piece.len).sum::<u64>();
+    }
+}
+
+/// What [`merge`] did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Merged {
+    /// The spans that were made, also those that later ones took the place of.
+    pub spans: Vec<SpanMade>,
+    /// What the log was read from before.
+    pub before: Extent,
+    /// What it is read from now. The rest is there as long as nobody deletes it.
+    pub after: Extent,
+}
+
+/// Merges the logs of one generation, or of all, as far as it is worth while.
+///
+/// It may run beside a writer, readers, and others that merge. When it is stopped, or its future is dropped, what it has made until then is
+/// there and of use, and nothing else is left.
+///
+/// # Errors
+///
+/// When the store fails, or a segment is damaged. What was made before stays.
+pub async fn merge(
+    store: &Store,
+    generation: Option<Generation>,
+    options: &MergeOptions,
+) -> Result<Merged, MergeError> {
+    let history = History::open(store).await?;
+    let mut merged = Merged::default();
+    for found in history.generations() {
+        let number = found.meta().generation;
+        if generation.is_some_and(|wanted| wanted != number) {
+            continue;
+        }
+        merged.before.add(&path_of(store, found).await?.pieces);
+        while let Some(span) = next_of(store, found, options).await? {
+            // A store that lists late would have it made again and again.
+            let is_again = merged.spans.iter().any(|made| made.key == span.key);
+            merged.spans.push(span);
+            if is_again {
+                break;
+            }
+        }
+        merged.after.add(&path_of(store, found).await?.pieces);
+    }
+    match generation {
+        Some(wanted)
+            if history
+                .generations()
+                .iter()
+                .all(|found| found.meta().generation != wanted) =>
+        {
+            Err(MergeError::NoGeneration(wanted))
+        }
+        _ => Ok(merged),
+    }
+}
+
+/// One step of [`merge`]: makes the next span that is worth while, the oldest first. `None` when there is none.
+///
+/// # Errors
+///
+/// As for [`merge`].
+pub async fn merge_next(
+    store: &Store,
+    generation: Generation,
+    options: &MergeOptions,
+) -> Result<Option<SpanMade>, MergeError> {
+    match load_generation(store, generation).await? {
+        Some(found) => next_of(store, &found, options).await,
+        None => Err(MergeError::NoGeneration(generation)),
+    }
+}
+
+async fn next_of(
+    store: &Store,
+    found: &GenerationHistory,
+    options: &MergeOptions,
+) -> Result<Option<SpanMade>, MergeError> {
+    let path = path_of(store, found).await?;
+    for run in runs(&path.pieces, options.pieces.max(2)) {
+        let made = merge_run(store, found, run, options).await?;
+        if made.is_some() {
+            return Ok(made);
+        }
+    }
+    Ok(None)
+}
+
+async fn merge_run(
+    store: &Store,
+    found: &GenerationHistory,
+    run: &[Piece],
+    options: &MergeOptions,
+) -> Result<Option<SpanMade>, MergeError> {
+    let Some((span, pieces)) = write::span(store, found, run.to_vec(), options).await? else {
+        return Ok(None);
+    };
+    let mut extent = Extent::default();
+    extent.add(run.get(..pieces).unwrap_or(run));
+    store_span(store, span, extent).await.map(Some)
+}
+
+/// For a merger that does not see what another one has made meanwhile.
+#[cfg(test)]
+pub(crate) use for_test::{merge_for_test, pieces_for_test};
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod for_test {
+    use super::*;
+
+    pub(crate) async fn pieces_for_test(store: &Store, found: &GenerationHistory) -> Vec<Piece> {
+        path_of(store, found).await.unwrap().pieces
+    }
+
+    pub(crate) async fn merge_for_test(
+        store: &Store,
+        found: &GenerationHistory,
+        run: Vec<Piece>,
+        options: &MergeOptions,
+    ) -> Result<SpanMade, MergeError> {
+        Ok(merge_run(store, found, &run, options).await?.unwrap())
+    }
+}
+
+/// From the oldest image on: what is before it is about to be deleted. Without what must not be merged: the newest segment, which is the
+/// end that writers and takers look for.
+async fn path_of(store: &Store, found: &GenerationHistory) -> Result<LogPath, HistoryError> {
+    let oldest = found.images().first().copied().unwrap_or(found.meta().first_image);
+    let listing = list_log(store, found.meta().generation).await?;
+    let mut path = listing.path(oldest.next());
+    let slots = path.pieces.iter().rev();
+    let newest = slots
+        .filter(|piece| piece.last.is_none() && !piece.is_seal())
+        .map(|piece| piece.first)
+        .next();
+    path.pieces
+        .retain(|piece| !piece.is_seal() && newest.is_none_or(|newest: Txid| piece.first < newest));
+    Ok(path)
+}
+
+async fn store_span(store: &Store, span: Span, extent: Extent) -> Result<SpanMade, MergeError> {
+    let key = span.index.key();
+    let (bytes, segments) = (span.body.len(), span.index.merged().len() as u64);
+    let existed = store.create(&key, span.body).await? == Created::Exists;
+    if existed {
+        let len = store.size(&key).await?;
+        let theirs = fetch_end(store.clone(), key, len).await?;
+        let same = theirs.is_some_and(|theirs| {
+            let (theirs, ours) = (&theirs.index, &span.index);
+            theirs.header() == ours.header()
+                && theirs.merged() == ours.merged()
+                && theirs.transactions() == ours.transactions()
+                && theirs.pages() == ours.pages()
+        });
+        if !same {
+            return Err(MergeError::Differs(key));
+        }
+    }
+    Ok(SpanMade {
+        key,
+        pieces: extent.objects,
+        piece_bytes: extent.bytes,
+        segments,
+        bytes,
+        existed,
+    })
+}
