@@ -255,11 +255,12 @@ async fn merged() -> Replica {
         level: 1,
         folder: None,
     };
-    for _ in 0..2 {
-        merge_next(&replica.store, Generation(1), &options)
-            .await
-            .unwrap()
-            .unwrap();
+    for more in [3, 0] {
+        let made = merge_next(&replica.store, Generation(1), &options).await.unwrap();
+        assert!(made.is_some());
+        for _ in 0..more {
+            replica.segment(1).await;
+        }
     }
     replica.end_generation().await;
     replica
@@ -268,22 +269,29 @@ async fn merged() -> Replica {
 #[tokio::test]
 async fn what_was_merged_is_not_needed_and_spans_are() {
     let replica = merged().await;
-    let whole = verified(&replica).await;
-    assert_eq!((whole.findings.clone(), whole.generations[0].last), (vec![], Txid(5)));
-    assert_eq!(whole.unreferenced.segments, 4);
     let mut spans = Vec::new();
-    for (key, _) in replica.store.list("").await.unwrap() {
-        match key {
-            Key::Log(_, first) if first <= Txid(4) => std::fs::remove_file(replica.path(key)).unwrap(),
-            Key::Span(..) => spans.push(key),
-            _ => {}
+    let listed = replica.store.list("").await.unwrap();
+    for (key, _) in &listed {
+        if let Key::Span(_, first, last) = key {
+            spans.push((*key, *first, *last));
         }
     }
-    assert_eq!(spans.len(), 2);
+    let merged = listed.iter().filter(|(key, _)| match key {
+        Key::Log(_, slot) => spans.iter().any(|(_, first, last)| (first..=last).contains(&slot)),
+        _ => false,
+    });
+    let merged: Vec<Key> = merged.map(|(key, _)| *key).collect();
+    assert!(spans.len() == 2 && merged.len() >= 4, "{listed:?}");
+    let whole = verified(&replica).await;
+    assert_eq!((whole.findings, whole.generations[0].last), (vec![], Txid(8)));
+    assert_eq!(whole.unreferenced.segments, merged.len() as u64);
+    for key in merged {
+        std::fs::remove_file(replica.path(key)).unwrap();
+    }
     let whole = verified(&replica).await;
     assert_eq!((whole.findings, whole.unreferenced), (vec![], Unreferenced::default()));
-    let targets: Vec<Wanted> = (0..=5).map(|txid| (Target::Txid(Txid(txid)), (1, txid))).collect();
-    for key in &spans {
+    let targets: Vec<Wanted> = (0..=8).map(|txid| (Target::Txid(Txid(txid)), (1, txid))).collect();
+    for (key, ..) in &spans {
         let truth = std::fs::read(replica.path(*key)).unwrap();
         std::fs::remove_file(replica.path(*key)).unwrap();
         assert!(verified(&replica).await.findings.len() == 1, "{key}");
