@@ -62,15 +62,17 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         .enable_all()
         .build()
         .map_err(|error| format!("starting threads: {error}"))?;
-    runtime.block_on(async {
-        match command {
-            Command::Restore(arguments) => restore::run(&arguments).await.map(|()| ExitCode::SUCCESS),
-            Command::Log(arguments) => log::run(&arguments).await.map(|()| ExitCode::SUCCESS),
-            Command::Merge(arguments) => merge::run(&arguments).await.map(|()| ExitCode::SUCCESS),
-            Command::Status(arguments) => status::run(&arguments).map(|()| ExitCode::SUCCESS),
-            Command::Verify(arguments) => verify::run(&arguments).await,
-        }
-    })
+    runtime.block_on(run_command(command))
+}
+
+async fn run_command(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Restore(arguments) => restore::run(&arguments).await.map(|()| ExitCode::SUCCESS),
+        Command::Log(arguments) => log::run(&arguments).await.map(|()| ExitCode::SUCCESS),
+        Command::Merge(arguments) => merge::run(&arguments).await.map(|()| ExitCode::SUCCESS),
+        Command::Status(arguments) => status::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Verify(arguments) => verify::run(&arguments).await,
+    }
 }
 
 /// Why a command failed. What matters of it is its text and that of its causes.

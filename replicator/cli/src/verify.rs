@@ -200,3 +200,54 @@ fn spinner() -> ProgressBar {
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use replvfs::format::{DatabaseId, FORMAT_VERSION, ReplicaMeta};
+
+    async fn code(folder: &std::path::Path, flags: &[&str]) -> Result<ExitCode, Failure> {
+        let uri = format!("fs://{}", folder.display());
+        let line = ["replvfs", "verify", &uri].into_iter().chain(flags.iter().copied());
+        crate::run_command(crate::Arguments::parse_from(line).command).await
+    }
+
+    #[tokio::test]
+    async fn the_exit_code_tells_what_was_found() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(code(folder.path(), &[]).await.is_err());
+        let (format, database_id) = (FORMAT_VERSION, DatabaseId([7; 16]));
+        let meta = ReplicaMeta { format, database_id }.to_bytes().unwrap();
+        std::fs::write(folder.path().join("replvfs.json"), &meta).unwrap();
+        for flags in [&[][..], &["--json"], &["--all"], &["--from", "2 days ago"]] {
+            assert_eq!(
+                code(folder.path(), flags).await.unwrap(),
+                ExitCode::SUCCESS,
+                "{flags:?}"
+            );
+        }
+        std::fs::write(folder.path().join("replvfs.json"), &meta[1..]).unwrap();
+        for flags in [&[][..], &["--json"]] {
+            assert_eq!(code(folder.path(), flags).await.unwrap(), ExitCode::from(FINDINGS));
+        }
+    }
+
+    #[test]
+    fn a_report_names_object_and_loss() {
+        let mut verified = Verified::default();
+        let text = |verified: &Verified| {
+            let mut out = Vec::new();
+            print(&mut out, verified).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert!(text(&verified).ends_with("nothing is wrong\n"));
+        verified.unreferenced.bytes = 5;
+        assert!(text(&verified).contains("not needed by anything"));
+        let json = serde_json::to_value(report(&verified)).unwrap();
+        assert_eq!(
+            (&json["good"], &json["unreferenced"]["bytes"]),
+            (&true.into(), &5.into())
+        );
+    }
+}

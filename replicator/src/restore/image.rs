@@ -13,7 +13,7 @@ use crate::history::walk::{Task, read};
 use crate::store::Store;
 
 /// Chunks that are read and written at the same time. One takes up to two of [`CHUNK_BYTES`] in memory.
-const PARALLEL_CHUNKS: usize = 24;
+const PARALLEL_CHUNKS: usize = 16;
 
 pub(super) async fn write_image(
     store: &Store,

@@ -11,7 +11,7 @@ use crate::format::Key;
 const PERMIT_BYTES: usize = 1024;
 
 /// Bytes of decompressed pages that are in memory together.
-const RAW_BYTES: usize = 48 << 20;
+const RAW_BYTES: usize = 32 << 20;
 
 /// Room in memory, and threads.
 #[derive(Debug, Clone)]

@@ -13,7 +13,7 @@ use crate::restore::{RestoreError, Work};
 use crate::store::Store;
 
 /// Chunks that are read at the same time.
-const PARALLEL_CHUNKS: usize = 24;
+const PARALLEL_CHUNKS: usize = 16;
 
 /// A chunk that an image names.
 #[derive(Clone, Copy)]
