@@ -40,6 +40,10 @@ doc *args:
 bench *args:
     cargo bench --bench write_overhead {{ args }}
 
+# What a restore takes beside a copy, and its memory
+bench-restore *args:
+    cargo bench --bench restore {{ args }}
+
 # The example that shows the whole way
 quickstart *args:
     cargo run --release --example quickstart -- {{ args }}

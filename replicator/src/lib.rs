@@ -10,7 +10,7 @@
 //! ```
 //!
 //! The modules in the order of the data: [`config`] → `pipeline` → [`mod@format`] → [`store`] → [`history`] → [`restore`]; [`merge`] and [`prune`] work on what is
-//! stored.
+//! stored, [`mod@verify`] reads all of it.
 #![forbid(unsafe_code)]
 
 pub mod config;
@@ -24,6 +24,7 @@ mod pipeline;
 pub mod prune;
 pub mod restore;
 pub mod store;
+pub mod verify;
 
 pub use config::Config;
 pub use error::Error;

@@ -1,4 +1,4 @@
-//! The program `replvfs`: what is in a replica, and restoring from it.
+//! The program `replvfs`: what is in a replica, whether it is whole, and restoring from it.
 //!
 //! Owns arguments, what is printed, and exit codes. What it does, the crate `replvfs` does: a program can do all of it through
 //! the library.
@@ -6,6 +6,7 @@
 mod completions;
 mod generation;
 mod image;
+mod integrity;
 mod log;
 mod man;
 mod merge;
@@ -14,6 +15,7 @@ mod replica_status;
 mod restore;
 mod status;
 mod time;
+mod verify;
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -22,13 +24,13 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use replvfs::store::Store;
 
-/// Continuous replication for SQLite: tells and restores what is in a replica.
+/// Continuous replication for SQLite: tells, verifies and restores what is in a replica.
 #[derive(Debug, Parser)]
 #[command(
     name = "replvfs",
     version,
     arg_required_else_help = true,
-    after_help = "Exit codes: 0 done; 1 failed, with the reason on standard error; 2 wrong usage.\n\n\
+    after_help = "Exit codes: 0 done; 1 failed, with the reason on standard error; 2 wrong usage; 3 `verify` found something.\n\n\
         A replica is a URI: fs:///var/backup/app, s3://bucket/app?region=eu-central-1. Credentials are read from \
         the environment and from profiles, as other tools for the same store do."
 )]
@@ -42,6 +44,7 @@ enum Command {
     Restore(restore::Arguments),
     Log(log::Arguments),
     Merge(merge::Arguments),
+    Verify(verify::Arguments),
     Prune(prune::Arguments),
     Image(image::Arguments),
     Status(status::Arguments),
@@ -53,7 +56,7 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(arguments.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         // Whoever reads the output, `head` for example, has seen enough.
         Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -64,24 +67,27 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<(), Failure> {
+fn run(command: Command) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|error| format!("starting threads: {error}"))?;
-    runtime.block_on(async {
-        match command {
-            Command::Restore(arguments) => restore::run(&arguments).await,
-            Command::Log(arguments) => log::run(&arguments).await,
-            Command::Merge(arguments) => merge::run(&arguments).await,
-            Command::Status(arguments) => status::run(&arguments).await,
-            Command::Completions(arguments) => completions::run(&arguments),
-            Command::Man(arguments) => man::run(&arguments),
-            Command::Prune(arguments) => prune::run(&arguments).await,
-            Command::Image(arguments) => image::run(&arguments).await,
-        }
-    })
+    runtime.block_on(run_command(command))
+}
+
+async fn run_command(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Restore(arguments) => restore::run(&arguments).await.map(|()| ExitCode::SUCCESS),
+        Command::Log(arguments) => log::run(&arguments).await.map(|()| ExitCode::SUCCESS),
+        Command::Merge(arguments) => merge::run(&arguments).await.map(|()| ExitCode::SUCCESS),
+        Command::Verify(arguments) => verify::run(&arguments).await,
+        Command::Prune(arguments) => prune::run(&arguments).await.map(|()| ExitCode::SUCCESS),
+        Command::Image(arguments) => image::run(&arguments).await.map(|()| ExitCode::SUCCESS),
+        Command::Status(arguments) => status::run(&arguments).await.map(|()| ExitCode::SUCCESS),
+        Command::Completions(arguments) => completions::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Man(arguments) => man::run(&arguments).map(|()| ExitCode::SUCCESS),
+    }
 }
 
 /// Why a command failed. What matters of it is its text and that of its causes.

@@ -61,6 +61,7 @@ mod tests {
                 "replvfs-prune.1",
                 "replvfs-restore.1",
                 "replvfs-status.1",
+                "replvfs-verify.1",
                 "replvfs.1"
             ]
         );

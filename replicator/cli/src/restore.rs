@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use replvfs::history::Target;
-use replvfs::restore::{Progress, RestoreError, RestoreOptions, Restored, restore};
+use replvfs::restore::{CheckFn, Progress, RestoreError, RestoreOptions, Restored, restore};
 use replvfs::store::{Store, StoreOptions};
 use replvfs_vfs::types::Txid;
 use serde::Serialize;
 
 use crate::generation::GenerationArgument;
+use crate::integrity::integrity_check;
 use crate::time::{At, show};
 use crate::{Failure, about};
 
@@ -24,7 +25,7 @@ pub(crate) struct Arguments {
     replica: String,
     /// The file to write.
     out: PathBuf,
-    /// As of this time: RFC 3339, or without an offset for UTC. The newest transaction that was committed by then.
+    /// As of this time: RFC 3339, without an offset for UTC, or as "5 minutes ago". The newest transaction that was committed by then.
     #[arg(long, value_name = "TIME", conflicts_with = "txid")]
     at: Option<At>,
     /// As of this transaction.
@@ -33,6 +34,9 @@ pub(crate) struct Arguments {
     /// Out of this generation instead of the newest one.
     #[arg(long, value_name = "G")]
     generation: Option<GenerationArgument>,
+    /// Runs SQLite's integrity check on what was restored, before it appears at OUT.
+    #[arg(long)]
+    verify: bool,
     /// Replaces OUT if it exists.
     #[arg(long)]
     force: bool,
@@ -54,12 +58,8 @@ struct Report {
 pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
     let target = match (arguments.at, arguments.txid) {
         (Some(at), _) => {
-            if at.assumed_utc {
-                writeln!(
-                    std::io::stderr(),
-                    "replvfs: --at has no offset; it is taken as UTC: {}",
-                    show(at.time)
-                )?;
+            if let Some(note) = at.note() {
+                writeln!(std::io::stderr(), "replvfs: {note}")?;
             }
             Target::At(at.time)
         }
@@ -73,6 +73,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
         generation: arguments.generation.map(|generation| generation.0),
         force: arguments.force,
         resumable: true,
+        check: arguments.verify.then(|| Arc::new(integrity_check) as CheckFn),
         progress: Some(Arc::new({
             let bar = bar.clone();
             move |progress| show_progress(&bar, progress)
@@ -124,19 +125,18 @@ fn progress_bar() -> ProgressBar {
     }
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     // The template is a constant; if it were wrong, the default one would do.
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} image {bytes}/{total_bytes} {msg}") {
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes}, {eta} left {msg}") {
         bar.set_style(style);
     }
     bar
 }
 
 fn show_progress(bar: &ProgressBar, progress: Progress) {
-    bar.set_length(progress.image_len);
-    bar.set_position(progress.image_bytes);
-    if progress.image_bytes == progress.image_len {
-        bar.set_message(match progress.last {
-            Some(last) => format!("transaction {}/{last}", progress.txid),
-            None => format!("transaction {}", progress.txid),
-        });
-    }
+    bar.set_length(progress.image_len + progress.log_len);
+    bar.set_position(progress.image_bytes + progress.log_bytes);
+    bar.set_message(match progress.last {
+        _ if progress.image_bytes < progress.image_len => String::new(),
+        Some(last) => format!("transaction {}/{last}", progress.txid),
+        None => format!("transaction {}", progress.txid),
+    });
 }

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use jiff::civil::DateTime;
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::{Span, Timestamp, tz::TimeZone};
 use replvfs_vfs::types::UnixMillis;
 
 /// A time from the command line.
@@ -11,29 +11,59 @@ use replvfs_vfs::types::UnixMillis;
 pub(crate) struct At {
     /// The time, without what is finer than a millisecond.
     pub(crate) time: UnixMillis,
-    /// It came without an offset.
-    pub(crate) assumed_utc: bool,
+    how: How,
 }
+
+/// What was left to us to decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    Exact,
+    /// It came without an offset.
+    AssumedUtc,
+    /// It was counted back from now.
+    Ago,
+}
+
+const EXAMPLES: &str =
+    "write it as 2026-01-02T03:04:05Z, 2026-01-02T03:04:05.678+01:00, 2026-01-02 03:04:05 (UTC), or as 5 minutes ago";
 
 impl FromStr for At {
     type Err = String;
 
     fn from_str(text: &str) -> Result<At, String> {
-        let (timestamp, assumed_utc) = match text.parse::<Timestamp>() {
-            Ok(timestamp) => (timestamp, false),
-            Err(_) => {
-                let timestamp = text
-                    .parse::<DateTime>()
-                    .and_then(|civil| civil.to_zoned(TimeZone::UTC))
-                    .map_err(|_| "write it as 2026-01-02T03:04:05Z, 2026-01-02T03:04:05.678+01:00 or 2026-01-02 03:04:05 (UTC)")?
-                    .timestamp();
-                (timestamp, true)
-            }
-        };
-        Ok(At {
+        At::parse(text, Timestamp::now())
+    }
+}
+
+impl At {
+    fn parse(text: &str, now: Timestamp) -> Result<At, String> {
+        let at = |timestamp: Timestamp, how| At {
             time: UnixMillis(timestamp.as_millisecond()),
-            assumed_utc,
-        })
+            how,
+        };
+        if let Ok(timestamp) = text.parse::<Timestamp>() {
+            return Ok(at(timestamp, How::Exact));
+        }
+        if let Ok(span) = text.trim().parse::<Span>() {
+            if !span.is_negative() {
+                return Err(format!("{text:?} is not in the past: say {text} ago"));
+            }
+            let then = now.to_zoned(TimeZone::UTC).checked_add(span);
+            let then = then.map_err(|error| format!("no calendar reaches that far back: {error}"))?;
+            return Ok(at(then.timestamp(), How::Ago));
+        }
+        let civil = text.parse::<DateTime>().and_then(|civil| civil.to_zoned(TimeZone::UTC));
+        Ok(at(civil.map_err(|_| EXAMPLES)?.timestamp(), How::AssumedUtc))
+    }
+
+    /// What a user should know of how the text was taken; `None` where it says all.
+    pub(crate) fn note(&self) -> Option<String> {
+        let shown = show(self.time);
+        match self.how {
+            How::Exact => None,
+            How::AssumedUtc => Some(format!("the time has no offset; it is taken as UTC: {shown}")),
+            How::Ago => Some(format!("that was at {shown}")),
+        }
     }
 }
 
@@ -79,15 +109,47 @@ mod tests {
 
     #[test]
     fn times_are_read_and_shown() {
-        for (text, shown, assumed_utc) in [
-            ("2026-01-02T03:04:05Z", "2026-01-02T03:04:05.000Z", false),
-            ("2026-01-02T03:04:05.6789+01:00", "2026-01-02T02:04:05.678Z", false),
-            ("2026-01-02 03:04:05", "2026-01-02T03:04:05.000Z", true),
-            ("2026-01-02", "2026-01-02T00:00:00.000Z", true),
+        for (text, shown, how) in [
+            ("2026-01-02T03:04:05Z", "2026-01-02T03:04:05.000Z", How::Exact),
+            ("2026-01-02T03:04:05.6789+01:00", "2026-01-02T02:04:05.678Z", How::Exact),
+            ("2026-01-02 03:04:05", "2026-01-02T03:04:05.000Z", How::AssumedUtc),
+            ("2026-01-02", "2026-01-02T00:00:00.000Z", How::AssumedUtc),
         ] {
             let at: At = text.parse().unwrap();
-            assert_eq!((show(at.time).as_str(), at.assumed_utc), (shown, assumed_utc), "{text}");
+            assert_eq!((show(at.time).as_str(), at.how), (shown, how), "{text}");
+            assert_eq!(at.note().is_none(), how == How::Exact, "{text}");
         }
         assert!("yesterday".parse::<At>().unwrap_err().contains("2026-01-02T03:04:05Z"));
+    }
+
+    #[test]
+    fn times_are_counted_back_from_now() {
+        let now: Timestamp = "2026-03-01T00:01:00.5Z".parse().unwrap();
+        for (text, shown) in [
+            ("5 minutes ago", "2026-02-28T23:56:00.500Z"),
+            ("90s ago", "2026-02-28T23:59:30.500Z"),
+            ("1 hour 30 minutes ago", "2026-02-28T22:31:00.500Z"),
+            ("2 days ago", "2026-02-27T00:01:00.500Z"),
+            ("1 week ago", "2026-02-22T00:01:00.500Z"),
+            ("1 month ago", "2026-02-01T00:01:00.500Z"),
+            (" 3h ago ", "2026-02-28T21:01:00.500Z"),
+            ("-PT1M", "2026-03-01T00:00:00.500Z"),
+        ] {
+            let at = At::parse(text, now).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!((show(at.time).as_str(), at.how), (shown, How::Ago), "{text}");
+            assert!(at.note().unwrap().contains(shown), "{text}");
+        }
+        for wrong in [
+            "5 minutes",
+            "0s ago",
+            "ago",
+            "5 ago",
+            "minutes ago",
+            "99999 years ago",
+            "5 minutes ago Z",
+        ] {
+            assert!(At::parse(wrong, now).is_err(), "{wrong}");
+        }
+        assert!(At::parse("5 minutes", now).unwrap_err().contains("5 minutes ago"));
     }
 }

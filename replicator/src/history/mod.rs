@@ -261,51 +261,15 @@ impl History {
         list_log(&self.store, generation.number()).await
     }
 
-    /// Where to begin to read a log that is to go on at `after`, and with which pieces: with the one that holds that transaction or begins
-    /// with it. What is not listed is asked for by name: the slot of that transaction, and else the first one of the generation, which
-    /// the others follow from.
+    /// See [`path_at`].
     pub(crate) async fn path_at(
         &self,
         generation: &GenerationHistory,
         listing: &Listing,
         after: Txid,
     ) -> Result<(Txid, LogPath), HistoryError> {
-        let (number, path) = (generation.number(), listing.path(after));
-        if let Some(start) = path.start {
-            let before = match path.pieces.first() {
-                Some(seal) if seal.is_seal() => self.before_seal(number, listing, seal.first).await?,
-                _ => None,
-            };
-            return Ok(before.unwrap_or((start, path)));
-        }
-        let first = generation.meta.first_image.next().min(after);
-        let is_there =
-            |slot| async move { Ok::<_, HistoryError>(size(&self.store, Key::Log(number, slot)).await?.is_some()) };
-        let from_first = first < after && !is_there(after).await? && is_there(first).await?;
-        Ok((if from_first { first } else { after }, path))
-    }
-
-    /// The path that begins with what stands right before a seal: who goes on from there has to name its hash.
-    async fn before_seal(
-        &self,
-        generation: Generation,
-        listing: &Listing,
-        seal: Txid,
-    ) -> Result<Option<(Txid, LogPath)>, HistoryError> {
-        let Some(path) = seal.0.checked_sub(1).map(|last| listing.path(Txid(last))) else {
-            return Ok(None);
-        };
-        let Some(piece) = path.pieces.first().filter(|piece| piece.first < seal) else {
-            return Ok(None);
-        };
-        let start = piece.first;
-        // The state before the seal may be an image, after which nothing of the log is needed.
-        let end = match segment_end(&self.store, piece.key(generation)).await {
-            Err(error @ HistoryError::Store(_)) => return Err(error),
-            end => end.ok().flatten(),
-        };
-        let adjoins = end.is_some_and(|end| end.index.header().last.next() == seal);
-        Ok(adjoins.then_some((start, path)))
+        let meta = generation.meta();
+        path_at(&self.store, (meta.generation, meta.first_image), listing, after).await
     }
 
     fn generation(&self, number: Generation) -> Result<&GenerationHistory, HistoryError> {
@@ -316,6 +280,52 @@ impl History {
             left_out: self.left_out.clone(),
         })
     }
+}
+
+/// Where to begin to read a log that is to go on at `after`, and with which pieces: with the one that holds that transaction or begins
+/// with it. What is not listed is asked for by name: the slot of that transaction, and else the first one of the generation, which
+/// the others follow from.
+pub(crate) async fn path_at(
+    store: &Store,
+    (number, first_image): (Generation, Txid),
+    listing: &Listing,
+    after: Txid,
+) -> Result<(Txid, LogPath), HistoryError> {
+    let path = listing.path(after);
+    if let Some(start) = path.start {
+        let before = match path.pieces.first() {
+            Some(seal) if seal.is_seal() => before_seal(store, number, listing, seal.first).await?,
+            _ => None,
+        };
+        return Ok(before.unwrap_or((start, path)));
+    }
+    let first = first_image.next().min(after);
+    let is_there = |slot| async move { Ok::<_, HistoryError>(size(store, Key::Log(number, slot)).await?.is_some()) };
+    let from_first = first < after && !is_there(after).await? && is_there(first).await?;
+    Ok((if from_first { first } else { after }, path))
+}
+
+/// The path that begins with what stands right before a seal: who goes on from there has to name its hash.
+async fn before_seal(
+    store: &Store,
+    generation: Generation,
+    listing: &Listing,
+    seal: Txid,
+) -> Result<Option<(Txid, LogPath)>, HistoryError> {
+    let Some(path) = seal.0.checked_sub(1).map(|last| listing.path(Txid(last))) else {
+        return Ok(None);
+    };
+    let Some(piece) = path.pieces.first().filter(|piece| piece.first < seal) else {
+        return Ok(None);
+    };
+    let start = piece.first;
+    // The state before the seal may be an image, after which nothing of the log is needed.
+    let end = match segment_end(store, piece.key(generation)).await {
+        Err(error @ HistoryError::Store(_)) => return Err(error),
+        end => end.ok().flatten(),
+    };
+    let adjoins = end.is_some_and(|end| end.index.header().last.next() == seal);
+    Ok(adjoins.then_some((start, path)))
 }
 
 /// What is listed of a generation's log. A segment that is deleted between the two requests was merged before: its span is in the second one.
@@ -389,7 +399,7 @@ pub(crate) async fn load_generation(
     }))
 }
 
-async fn read_meta(store: &Store, key: Key, len: u64) -> Result<Option<bytes::Bytes>, HistoryError> {
+pub(crate) async fn read_meta(store: &Store, key: Key, len: u64) -> Result<Option<bytes::Bytes>, HistoryError> {
     if len > MAX_META_BYTES as u64 {
         let problem = format!("it is longer than {MAX_META_BYTES} bytes");
         return Err(HistoryError::format(key)(FormatError::Damaged {

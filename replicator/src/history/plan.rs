@@ -28,6 +28,19 @@ pub struct Plan {
     pub(crate) path: LogPath,
 }
 
+impl Plan {
+    /// Bytes of the log that were listed and are to be read, as they are stored.
+    pub(crate) fn log_len(&self) -> u64 {
+        let last = self.last.unwrap_or(Txid(u64::MAX));
+        if last <= self.manifest.txid {
+            return 0;
+        }
+        let pieces = self.path.pieces.iter();
+        let wanted = pieces.filter(|piece| piece.first <= last && !piece.is_seal());
+        wanted.map(|piece| piece.len).sum()
+    }
+}
+
 impl History {
     /// Finds the image and the segments for a target. Without a generation it is looked for in the newest one that can be
     /// restored from and, if it is older than that, where it was left: along the parents. A transaction that is not there is taken from the one

@@ -172,7 +172,7 @@ pub(crate) async fn slot_end(store: &Store, key: Key) -> Result<Option<Slot<Segm
 }
 
 /// A task that does not outlive the wish for its result.
-struct Task<T>(JoinHandle<T>);
+pub(crate) struct Task<T>(pub(crate) JoinHandle<T>);
 
 impl<T> Task<Result<T, HistoryError>> {
     async fn joined(self, key: Key) -> Result<T, HistoryError> {

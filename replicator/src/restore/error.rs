@@ -72,6 +72,14 @@ pub enum RestoreError {
         /// In the replica.
         expected: PageSize,
     },
+    /// [`RestoreOptions::check`](super::RestoreOptions::check) found fault with the file.
+    #[error(
+        "what was restored is what was replicated, but it is no sound database: {problem}; nothing was restored: try a target before it"
+    )]
+    Check {
+        /// What it found.
+        problem: String,
+    },
     /// A background task died.
     #[error("restoring {key} failed: its task died ({problem}); this is a bug of replvfs")]
     Task {
@@ -83,7 +91,7 @@ pub enum RestoreError {
 }
 
 impl RestoreError {
-    pub(super) fn format(key: Key) -> impl FnOnce(FormatError) -> RestoreError {
+    pub(crate) fn format(key: Key) -> impl FnOnce(FormatError) -> RestoreError {
         move |error| RestoreError::Format { key, error }
     }
 }

@@ -1,12 +1,15 @@
 //! From a replica back to a database file. Owns the order of things: plan, image, log, check, into place. Any damage ends
 //! it with an error that names the object, and without a file. Leaves finding the way to [`history`](crate::history).
 
+mod apply;
 mod error;
 mod forward;
+mod image;
 mod log;
 mod pages;
 mod state;
 mod target;
+mod work;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -16,20 +19,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use futures::{StreamExt, TryStreamExt};
 use replvfs_vfs::types::{PageSize, Position, Txid, UnixMillis};
 
 pub use error::RestoreError;
 pub(crate) use forward::put_over;
+pub(crate) use log::{WHOLE_BYTES, ranges, read_part, segments_ahead};
+pub(crate) use work::Work;
 
-use crate::format::{CHUNK_BYTES, ChunkName, Generation, Key, LocalState, Manifest, decode_chunk, max_chunk_bytes};
-use crate::history::{History, HistoryError, Plan, Target};
+use crate::format::{Generation, Key, LocalState};
+use crate::history::{History, Plan, Target};
 use crate::store::Store;
-use pages::{Applier, PageFile};
+use apply::Applier;
+use pages::PageFile;
 use target::TargetFile;
-
-/// Chunks that are read at the same time.
-const PARALLEL_CHUNKS: usize = 8;
 
 /// What to restore, and how.
 #[derive(Clone, Default)]
@@ -44,9 +46,15 @@ pub struct RestoreOptions {
     /// Leaves beside the file what lets it go on with the replica's history, when it is opened for writing with the same replica. A state that
     /// was not the newest one becomes a new generation then.
     pub resumable: bool,
+    /// Looks at the file when it is whole, before it gets its name. When it finds fault, nothing is restored.
+    pub check: Option<CheckFn>,
     /// Is told how far the restore is, often, and from several threads.
     pub progress: Option<ProgressFn>,
 }
+
+/// Looks at a restored file under its temporary name, on a thread that may block; the library itself has no SQLite to do so. It must not change the
+/// file, nor leave anything beside it. What it finds is a sentence.
+pub type CheckFn = Arc<dyn Fn(&Path) -> Result<(), String> + Send + Sync>;
 
 /// Is called with how far a restore is.
 pub type ProgressFn = Arc<dyn Fn(Progress) + Send + Sync>;
@@ -70,6 +78,10 @@ pub struct Progress {
     pub image_bytes: u64,
     /// Bytes of the image.
     pub image_len: u64,
+    /// Bytes of the log that are in the file, as they are stored.
+    pub log_bytes: u64,
+    /// Bytes of the log that are to be read, as they are stored. An estimate: what was stored meanwhile, or was not listed, comes on top.
+    pub log_len: u64,
     /// The last transaction that is in the file.
     pub txid: Txid,
     /// The last transaction that will be, if that is known.
@@ -113,8 +125,11 @@ pub async fn restore(store: &Store, out: &Path, options: &RestoreOptions) -> Res
         state,
         restored,
     } = fill(store, &history, &plan, target, options.progress.clone()).await?;
-    let resumable = options.resumable;
+    let (resumable, check) = (options.resumable, options.check.clone());
     blocking(Key::Image(plan.generation, plan.manifest.txid), move || {
+        if let Some(check) = check {
+            check(target.path()).map_err(|problem| RestoreError::Check { problem })?;
+        }
         if resumable {
             state::leave(state, target)
         } else {
@@ -177,10 +192,9 @@ async fn fill(
         path: target.path().to_owned(),
         page_size: manifest.page_size,
     };
-    let report = Reporter::new(progress, plan);
-    write_image(store, manifest, &pages, &report).await?;
-    let applier = Applier::new(pages.clone(), manifest.page_count, (manifest.txid, manifest.taken_at))
-        .map_err(RestoreError::format(image))?;
+    let report = Arc::new(Reporter::new(progress, plan));
+    image::write_image(store, manifest, &pages, &report).await?;
+    let applier = Applier::new(pages.clone(), manifest.page_count, (manifest.txid, manifest.taken_at));
     let (Applier { page_count, last, .. }, tail) = log::apply_log(store, plan, applier, &report).await?;
     if page_count > 0 {
         blocking(image, move || check_header(&pages, image)).await?;
@@ -201,53 +215,6 @@ async fn fill(
     })
 }
 
-async fn write_image(
-    store: &Store,
-    manifest: &Manifest,
-    pages: &PageFile,
-    report: &Reporter,
-) -> Result<(), RestoreError> {
-    let (image, page_count) = (Key::Image(manifest.generation, manifest.txid), manifest.page_count);
-    let file = pages.clone();
-    blocking(image, move || file.set_page_count(page_count)).await?;
-    futures::stream::iter(manifest.chunks.iter().copied().enumerate())
-        .map(|(chunk, name)| async move {
-            let len = manifest.chunk_len(chunk);
-            write_chunk(
-                store,
-                image,
-                name,
-                chunk as u64 * CHUNK_BYTES as u64,
-                len,
-                pages.clone(),
-            )
-            .await?;
-            report.image(len as u64);
-            Ok(())
-        })
-        .buffer_unordered(PARALLEL_CHUNKS)
-        .try_collect()
-        .await
-}
-
-async fn write_chunk(
-    store: &Store,
-    image: Key,
-    name: ChunkName,
-    offset: u64,
-    len: usize,
-    pages: PageFile,
-) -> Result<(), RestoreError> {
-    let key = Key::Chunk(name);
-    let stored = crate::history::walk::read(store, key, max_chunk_bytes(len)).await?;
-    let stored = stored.ok_or(HistoryError::Missing { key, needed_by: image })?;
-    blocking(key, move || {
-        let raw = decode_chunk(name.hash, len, &stored).map_err(RestoreError::format(key))?;
-        pages.write_chunk(offset, &raw)
-    })
-    .await
-}
-
 /// The file must be the database that the replica is of: at least its page size tells.
 fn check_header(pages: &PageFile, key: Key) -> Result<(), RestoreError> {
     let field = pages.header_page_size()?;
@@ -263,7 +230,7 @@ fn check_header(pages: &PageFile, key: Key) -> Result<(), RestoreError> {
 }
 
 /// Runs what blocks on a thread for that.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     key: Key,
     work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static,
 ) -> Result<T, RestoreError> {
@@ -281,6 +248,8 @@ struct Reporter {
     progress: Option<ProgressFn>,
     image_bytes: AtomicU64,
     image_len: u64,
+    log_bytes: AtomicU64,
+    log_len: u64,
     txid: AtomicU64,
     last: Option<Txid>,
 }
@@ -291,6 +260,8 @@ impl Reporter {
             progress,
             image_bytes: AtomicU64::new(0),
             image_len: plan.manifest.database_len(),
+            log_bytes: AtomicU64::new(0),
+            log_len: plan.log_len(),
             txid: AtomicU64::new(plan.manifest.txid.0),
             last: plan.last,
         }
@@ -298,6 +269,11 @@ impl Reporter {
 
     fn image(&self, bytes: u64) {
         self.image_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.tell();
+    }
+
+    fn log(&self, bytes: u64) {
+        self.log_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.tell();
     }
 
@@ -311,6 +287,8 @@ impl Reporter {
             progress(Progress {
                 image_bytes: self.image_bytes.load(Ordering::Relaxed),
                 image_len: self.image_len,
+                log_bytes: self.log_bytes.load(Ordering::Relaxed),
+                log_len: self.log_len,
                 txid: Txid(self.txid.load(Ordering::Relaxed)),
                 last: self.last,
             });

@@ -1,16 +1,15 @@
-//! Pages into the file. Owns offsets, the file's length and the lock page's hole; blocks, so it runs on threads for that.
+//! Pages into the file. Owns offsets, the file's length and the lock page's hole; blocks, so it runs on threads for that. Leaves to
+//! [`apply`](super::apply) which pages.
 
 use std::fs::File;
 use std::io;
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use replvfs_vfs::types::{PageSize, Pgno, Txid, UnixMillis};
+use replvfs_vfs::types::{PageSize, Pgno};
 
 use super::RestoreError;
-use crate::format::{FormatError, Key, SegmentIndex, SegmentReader, Step};
 
 /// The database while it is being written.
 #[derive(Debug, Clone)]
@@ -40,8 +39,9 @@ impl PageFile {
         Ok(())
     }
 
-    fn write_page(&self, page: Pgno, bytes: &[u8]) -> Result<(), RestoreError> {
-        self.write(self.page_size.offset_of(page), bytes)
+    /// Pages that follow each other.
+    pub(super) fn write_pages(&self, first: Pgno, bytes: &[u8]) -> Result<(), RestoreError> {
+        self.write(self.page_size.offset_of(first), bytes)
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), RestoreError> {
@@ -103,87 +103,6 @@ fn without_lock_page(page_size: PageSize, offset: u64, len: usize) -> [Range<usi
         0..relative(lock_page),
         relative(lock_page + u64::from(page_size.get()))..len,
     ]
-}
-
-/// Applies transactions, one segment after another.
-#[derive(Debug)]
-pub(super) struct Applier {
-    pub(super) pages: PageFile,
-    /// Pages in the file.
-    pub(super) page_count: u32,
-    /// The last transaction that is in the file, and its time.
-    pub(super) last: (Txid, UnixMillis),
-    reader: SegmentReader,
-}
-
-impl Applier {
-    pub(super) fn new(pages: PageFile, page_count: u32, last: (Txid, UnixMillis)) -> Result<Applier, FormatError> {
-        Ok(Applier {
-            pages,
-            page_count,
-            last,
-            reader: SegmentReader::new()?,
-        })
-    }
-
-    /// Applies those transactions of a segment that are in `range`.
-    pub(super) fn apply(
-        &mut self,
-        key: Key,
-        index: &SegmentIndex,
-        range: RangeInclusive<Txid>,
-        mut load: impl FnMut(usize) -> Result<Bytes, RestoreError>,
-    ) -> Result<(), RestoreError> {
-        let Applier {
-            pages,
-            page_count,
-            last,
-            reader,
-        } = self;
-        let visit = |step: Step<'_>| match step {
-            Step::Begin(entry) => {
-                let count = entry.header.page_count;
-                // At once, so that what a transaction cut off is zeros if a later one grows the file again.
-                if count != *page_count {
-                    pages.set_page_count(count)?;
-                    *page_count = count;
-                }
-                *last = (entry.txid, entry.header.committed_at);
-                Ok(())
-            }
-            Step::Page(page, bytes) => Ok(pages.write_page(page, bytes)?),
-        };
-        reader
-            .for_each(index, range, |block| load(block).map_err(Failed::Restore), visit)
-            .map_err(|failed| failed.at(key))
-    }
-}
-
-/// An error on the way out of the reader.
-enum Failed {
-    Format(FormatError),
-    Restore(RestoreError),
-}
-
-impl From<FormatError> for Failed {
-    fn from(error: FormatError) -> Failed {
-        Failed::Format(error)
-    }
-}
-
-impl From<RestoreError> for Failed {
-    fn from(error: RestoreError) -> Failed {
-        Failed::Restore(error)
-    }
-}
-
-impl Failed {
-    fn at(self, key: Key) -> RestoreError {
-        match self {
-            Failed::Format(error) => RestoreError::Format { key, error },
-            Failed::Restore(error) => error,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -329,6 +329,27 @@ impl SegmentIndex {
         &self.pages
     }
 
+    /// The numbers of the pages that one of its transactions wrote, ascending; `None` for an entry that is another segment's.
+    #[must_use]
+    pub fn pages_of(&self, entry: &TransactionEntry) -> Option<&[Pgno]> {
+        let first = entry.first_slot as usize;
+        self.pages.get(first..first + entry.pages as usize)
+    }
+
+    /// In which block a slot is, and from which byte of its pages on.
+    #[must_use]
+    pub fn place_of(&self, slot: u32) -> (usize, usize) {
+        let per_block = pages_per_block(self.header.page_size);
+        let at = (slot % per_block) as usize * self.header.page_size.as_usize();
+        ((slot / per_block) as usize, at)
+    }
+
+    /// Raw bytes of a block's pages; 0 for a block that is not there.
+    #[must_use]
+    pub fn raw_len(&self, block: usize) -> usize {
+        self.blocks.get(block).map_or(0, |block| block.raw_len as usize)
+    }
+
     /// How many blocks there are.
     #[must_use]
     pub fn block_count(&self) -> usize {
@@ -557,6 +578,16 @@ impl SegmentReader {
             return Err(damaged("it has another length than it should"));
         }
         Ok(&self.raw)
+    }
+
+    /// The same for whoever keeps the pages.
+    ///
+    /// # Errors
+    ///
+    /// As [`block`](Self::block).
+    pub fn take_block(&mut self, index: &SegmentIndex, block: usize, stored: &[u8]) -> Result<Vec<u8>, FormatError> {
+        self.block(index, block, stored)?;
+        Ok(std::mem::take(&mut self.raw))
     }
 
     /// Goes through those of the segment's transactions that are in `range`, and through all their pages, in order.

@@ -409,8 +409,8 @@ async fn segments_may_be_merged_and_deleted_under_a_restore() {
         path: PathBuf::new(),
         page_size: replica.page_size,
     };
-    let report = Reporter::new(None, &plan);
-    let applier = Applier::new(pages, plan.manifest.page_count, (Txid(0), UnixMillis(0))).unwrap();
+    let report = Arc::new(Reporter::new(None, &plan));
+    let applier = Applier::new(pages, plan.manifest.page_count, (Txid(0), UnixMillis(0)));
     let (applier, _) = log::apply_log(&replica.store, &plan, applier, &report).await.unwrap();
     assert_eq!(applier.last.0, Txid(replica.txid));
     assert!(expected.len() >= 512);
