@@ -92,7 +92,7 @@ pub async fn make(store: &Store, generation: Option<Generation>, folder: &Path) 
     let since = now();
     let sending = Sending {
         store: store.clone(),
-        token: getrandom::u64().map_err(io::Error::from)?,
+        token: getrandom::u64().map_err(|error| io::Error::other(error.to_string()))?,
         known: basis::by_hash(&before.chunks),
     };
     let (chunks, sent) = sending.all(aside.file(), restored.bytes).await?;
