@@ -17,6 +17,7 @@ mod error;
 pub mod format;
 pub mod history;
 pub mod local_state;
+mod outside;
 mod pipeline;
 pub mod restore;
 pub mod store;

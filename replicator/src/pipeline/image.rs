@@ -10,11 +10,12 @@ use futures::{StreamExt, TryStreamExt, stream};
 use replvfs_vfs::log::Base;
 use replvfs_vfs::snapshot::{Snapshot, SnapshotError};
 use replvfs_vfs::types::Pgno;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::Stopped;
 use super::uploader::{Backoff, Owner, Uploader};
 use crate::format::{CHUNK_BYTES, ChunkHash, FormatError, Generation, Key, Manifest, encode_chunk};
+use crate::outside;
 use crate::store::Body;
 
 /// Encoded chunks between the reader and the uploads, each about [`CHUNK_BYTES`] at most.
@@ -62,7 +63,7 @@ pub(super) async fn make(
     let (page_size, page_count) = (snapshot.page_size(), snapshot.page_count());
     let (sender, receiver) = mpsc::channel(READ_AHEAD);
     // The snapshot goes with the reader: its lock is let go as soon as all is read.
-    let reader = tokio::task::spawn_blocking(move || read(snapshot, &sender));
+    let reader = outside::blocking(move || read(snapshot, &sender));
     let uploads = stream::unfold(receiver, |mut receiver: mpsc::Receiver<Chunk>| async move {
         let chunk = receiver.recv().await?;
         Some((chunk, receiver))
@@ -160,6 +161,15 @@ async fn upload(uploader: &Uploader, hash: ChunkHash, stored: Bytes, may_be_ther
     uploader.create_named_by_content(key, &Body::Bytes(stored)).await
 }
 
+/// Waits where there is no room. `false` when nobody takes chunks any more.
+fn hand_over(uploads: &mpsc::Sender<Chunk>, chunk: Chunk) -> bool {
+    match uploads.try_send(chunk) {
+        Ok(()) => true,
+        Err(TrySendError::Full(chunk)) => uploads.blocking_send(chunk).is_ok(),
+        Err(TrySendError::Closed(_)) => false,
+    }
+}
+
 /// Reads all pages in order, and sends each chunk that was not sent before.
 fn read(mut snapshot: Snapshot, uploads: &mpsc::Sender<Chunk>) -> Result<Vec<ChunkHash>, ReadError> {
     let page_bytes = snapshot.page_size().as_usize();
@@ -176,7 +186,7 @@ fn read(mut snapshot: Snapshot, uploads: &mpsc::Sender<Chunk>) -> Result<Vec<Chu
         };
         snapshot.read_pages(first, raw)?;
         let (hash, stored) = encode_chunk(raw, LEVEL)?;
-        if sent.insert(hash) && uploads.blocking_send((hash, stored.into())).is_err() {
+        if sent.insert(hash) && !hand_over(uploads, (hash, stored.into())) {
             return Err(ReadError::Abandoned);
         }
         hashes.push(hash);

@@ -32,6 +32,7 @@ use super::status::Image;
 use super::uploader::{Backoff, Owner, Uploader};
 use crate::format::{Generation, Key, ObjectHash, Parent};
 use crate::history::walk::SegmentEnd;
+use crate::outside;
 
 /// What is to be done about it.
 pub(super) const FENCED: &str = "Let one machine write. To go on here with what is in the replica, restore it in this database's place, or, if nothing \
@@ -158,12 +159,13 @@ impl Task {
         let shared = Arc::clone(&self.shared);
         let interval = self.plan.flush_interval;
         tokio::select! {
+            biased;
             () = async { while self.step().await.is_ok() {} } => {}
             Stopped = watch(&shared, interval) => {}
         }
         self.shared.failed();
         let log = Arc::clone(&self.shared.log);
-        if tokio::task::spawn_blocking(move || log.look()).await.is_err() {
+        if outside::blocking(move || log.look()).await.is_err() {
             tracing::error!(database = %self.shared.database, "letting go of the WAL failed, which is a bug in replvfs");
         }
         // Whatever goes on with it is not this process.
@@ -225,6 +227,7 @@ impl Task {
                 return Ok(());
             }
             tokio::select! {
+                biased;
                 () = tokio::time::sleep_until(due) => return Ok(()),
                 () = self.shared.wake.notified() => {}
             }
@@ -486,7 +489,7 @@ impl Task {
     /// Notes which generation is being written. That this fails is trouble for the next start only.
     async fn begun(&self, identity: Identity, stored: Stored) -> Result<(), Stopped> {
         let shared = Arc::clone(&self.shared);
-        let noting = tokio::task::spawn_blocking(move || {
+        let noting = outside::blocking(move || {
             if let Err(problem) = shared.local.begun(identity, stored) {
                 shared.trouble(&problem);
             }
@@ -684,7 +687,7 @@ impl Task {
 /// Another writer has this process's turn. Noted, so that no other process of this machine takes it back by itself.
 async fn fenced(shared: &Arc<Shared>, key: Key, why: &str) -> Stopped {
     let noting = Arc::clone(shared);
-    let noted = tokio::task::spawn_blocking(move || noting.local.fenced()).await;
+    let noted = outside::blocking(move || noting.local.fenced()).await;
     if let Ok(Err(problem)) = noted {
         shared.trouble(&problem);
     }
@@ -744,7 +747,7 @@ async fn watch(shared: &Shared, interval: Duration) -> Stopped {
         if shared.status.current_trouble().is_some() {
             let log = Arc::clone(log);
             // A panic in it has been told where it happened, and ends no replication that goes on.
-            let _ = tokio::task::spawn_blocking(move || log.let_writers_by()).await;
+            let _ = outside::blocking(move || log.let_writers_by()).await;
         }
     }
 }
@@ -752,7 +755,7 @@ async fn watch(shared: &Shared, interval: Duration) -> Stopped {
 /// Has what other processes committed put into the log.
 async fn look(shared: &Shared) -> Result<(), Stopped> {
     let log = Arc::clone(&shared.log);
-    match tokio::task::spawn_blocking(move || log.look()).await {
+    match outside::blocking(move || log.look()).await {
         Ok(()) => Ok(()),
         Err(stopped) => {
             shared.fail(&format!(
@@ -775,7 +778,7 @@ async fn seal(
     loop {
         let (transactions, folder) = (Arc::clone(&transactions), plan.folder.clone());
         let (generation, previous) = (chain.generation, chain.previous);
-        let sealing = tokio::task::spawn_blocking(move || sealer::seal(&transactions, generation, previous, &folder));
+        let sealing = outside::blocking(move || sealer::seal(&transactions, generation, previous, &folder));
         match sealing.await {
             Ok(Err(error)) if error.may_pass() => {
                 shared.trouble(&error.to_string());

@@ -22,6 +22,7 @@ use opendal::layers::{ConcurrentLimitLayer, RetryEvent, RetryLayer, TimeoutLayer
 use opendal::{Buffer, ErrorKind, Operator};
 
 use crate::format::Key;
+use crate::outside;
 use error::Action;
 pub use error::StoreError;
 use folder::Folder;
@@ -533,7 +534,7 @@ fn read_part(file: &File, at: u64, len: u64) -> io::Result<Bytes> {
 fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> impl Future<Output = io::Result<T>> {
-    let handle = tokio::task::spawn_blocking(work);
+    let handle = outside::blocking(work);
     async move {
         match handle.await {
             Ok(result) => result,
