@@ -81,7 +81,7 @@ impl<T> Future for Blocking<T> {
 /// The world as a test makes it, for the thread that the test runs on.
 #[cfg(test)]
 pub(crate) mod simulated {
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
     use std::fs::File;
     use std::rc::Rc;
     use std::time::SystemTime;
@@ -92,8 +92,26 @@ pub(crate) mod simulated {
         fn synced(&self, file: &File);
     }
 
+    /// A rule of the protocol that a test may break, to see that it is noticed.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) enum Rule {
+        /// Objects are created on condition that they do not exist.
+        Condition,
+        /// A seal that loses its slot is put behind what has it.
+        SealBehindWinner,
+        /// An object counts when the store has said so.
+        AnswerFirst,
+        /// A generation is sealed before the next one begins.
+        Seal,
+        /// Who found the replica empty looks whether it still was, when he has begun.
+        StillEmpty,
+        /// What is in a slot is compared before it counts as one's own.
+        Compare,
+    }
+
     thread_local! {
         static WORLD: RefCell<Option<Rc<dyn World>>> = const { RefCell::new(None) };
+        static BROKEN: Cell<Option<Rule>> = const { Cell::new(None) };
     }
 
     pub(crate) fn world() -> Option<Rc<dyn World>> {
@@ -102,6 +120,14 @@ pub(crate) mod simulated {
 
     pub(crate) fn set_world(world: Option<Rc<dyn World>>) {
         WORLD.set(world);
+    }
+
+    pub(crate) fn breaks(rule: Option<Rule>) {
+        BROKEN.set(rule);
+    }
+
+    pub(crate) fn is_broken(rule: Rule) -> bool {
+        BROKEN.get() == Some(rule)
     }
 }
 

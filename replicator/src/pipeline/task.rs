@@ -460,6 +460,10 @@ impl Task {
     ) -> Result<Chain, Stopped> {
         let database_id = generation::ensure(&self.uploader).await?;
         let begun = generation::begin(&self.uploader, ended, parent, page_size, base.txid).await?;
+        if self.found.was_empty && begun.generation > Generation(1) {
+            // Whoever stores an image after this finds the number taken, and acknowledges nothing.
+            self.is_still_empty().await?;
+        }
         let identity = Identity {
             database_id,
             generation: begun.generation,
