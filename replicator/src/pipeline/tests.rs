@@ -3,6 +3,7 @@
 mod fencing;
 mod machine;
 mod resuming;
+mod simulator;
 
 use std::path::Path;
 use std::sync::Arc;
