@@ -24,6 +24,7 @@ pub(crate) use forward::put_over;
 
 use crate::format::{CHUNK_BYTES, ChunkName, Generation, Key, LocalState, Manifest, decode_chunk, max_chunk_bytes};
 use crate::history::{History, HistoryError, Plan, Target};
+use crate::outside;
 use crate::store::Store;
 use pages::{Applier, PageFile};
 use target::TargetFile;
@@ -267,7 +268,7 @@ async fn blocking<T: Send + 'static>(
     key: Key,
     work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static,
 ) -> Result<T, RestoreError> {
-    match tokio::task::spawn_blocking(work).await {
+    match outside::blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(RestoreError::Task {
             key,
