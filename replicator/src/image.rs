@@ -109,8 +109,8 @@ pub async fn make(store: &Store, generation: Option<Generation>, folder: &Path) 
         txid: restored.txid,
         page_size: restored.page_size,
         page_count: restored.page_count,
-        // Whatever the clock here says: the state was not there before its last transaction was.
-        taken_at: UnixMillis(since.0.max(restored.committed_at.0)),
+        // Not now: its writer may have gone on since, and not have uploaded that yet.
+        taken_at: restored.committed_at,
         position,
         chunks,
     };

@@ -159,12 +159,6 @@ async fn compare_with(
         Some(newest) => Some(newest.clone()),
         None => load_generation(store, known.generation).await?,
     };
-    let Some(ours) = ours else {
-        return Ok(lost(format!(
-            "generation {} is not in the replica any more",
-            known.generation
-        )));
-    };
     let parent = Parent {
         generation: known.generation,
         txid: stored,
@@ -172,6 +166,11 @@ async fn compare_with(
     let diverged = |what: String| Attached {
         verdict: Verdict::Diverged(parent, what),
         newest: Some(stored),
+    };
+    let Some(ours) = ours else {
+        let what = format!("generation {} is not in the replica any more", known.generation);
+        let is_followed = newest.is_some_and(|newest| newest.meta().generation > known.generation);
+        return Ok(if is_followed { diverged(what) } else { lost(what) });
     };
     match known.slot {
         None if ours.root() != known.previous => {
@@ -181,6 +180,12 @@ async fn compare_with(
         Some(slot) => {
             let key = Key::Log(known.generation, slot);
             match find(store, known.generation, slot).await? {
+                // Retention deletes what another writer has gone on from.
+                None if goes_on_behind(store, &ours, newest, stored).await? => {
+                    return Ok(diverged(format!(
+                        "{key} is not in the replica any more, and what came after it is"
+                    )));
+                }
                 None => return Ok(lost(format!("{key} is not in the replica any more"))),
                 Some(Found::Seal) => return Ok(diverged(format!("{key} is a seal"))),
                 Some(Found::Segment(segment)) => {
@@ -218,6 +223,21 @@ async fn compare_with(
             sealed: behind.sealed,
         }),
     })
+}
+
+/// Whether anything is there that came after a transaction.
+async fn goes_on_behind(
+    store: &Store,
+    ours: &GenerationHistory,
+    newest: Option<&GenerationHistory>,
+    stored: Txid,
+) -> Result<bool, HistoryError> {
+    let number = ours.meta().generation;
+    if newest.is_some_and(|newest| newest.meta().generation > number) || ours.images().last() > Some(&stored) {
+        return Ok(true);
+    }
+    let listed = list_log(store, number).await?;
+    Ok(listed.newest().is_some_and(|piece| piece.reach() > stored))
 }
 
 /// What the log has behind the noted transaction.

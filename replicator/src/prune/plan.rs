@@ -122,7 +122,8 @@ impl Limits {
                 Retention::Forever => None,
                 Retention::For(length) => Some(before(before(now, length), options.grace)),
             },
-            young: newest_stored.map(|newest| before(newest, options.grace)),
+            // Nor must an object that the store dates into the future make all others old.
+            young: newest_stored.map(|newest| before(newest.min(options.now), options.grace)),
         }
     }
 
@@ -175,8 +176,8 @@ pub(super) fn plan(survey: &Survey, options: &PruneOptions) -> Vec<Deletion> {
         };
         let gone = base.images(generation);
         images.extend(gone.iter().map(|image| base.deletion(&image.object, Reason::OldImage)));
-        let left = &generation.images[gone.len()..];
-        named.extend(left.iter().flat_map(|image| &image.chunks));
+        // Also those of images that go now: an image that is being made may have taken chunks over from one of them. They go with the next run.
+        named.extend(generation.images.iter().flat_map(|image| &image.chunks));
         if !is_left_alone {
             let mut gone = slots(generation, base, next_has_begun, &limits);
             gone.extend(spans(generation, base));
@@ -187,8 +188,8 @@ pub(super) fn plan(survey: &Survey, options: &PruneOptions) -> Vec<Deletion> {
     }
     let mut deletions = images;
     deletions.extend(pieces);
-    // What cannot be read may name any of them.
-    if survey.generations.iter().all(|generation| !generation.is_damaged) {
+    // What cannot be read, or was not listed, may name any of them.
+    if is_whole(&survey.generations) && !named.is_empty() {
         deletions.extend(survey.chunks.iter().filter_map(|chunk| match chunk.key {
             Key::Chunk(name) if !named.contains(&name) && limits.is_old(chunk) => Some(Deletion {
                 key: chunk.key,
@@ -199,6 +200,14 @@ pub(super) fn plan(survey: &Survey, options: &PruneOptions) -> Vec<Deletion> {
         }));
     }
     deletions
+}
+
+/// Whether each generation that ever was is known. Their descriptions are never deleted.
+fn is_whole(generations: &[Objects]) -> bool {
+    let numbered = (1..).zip(generations);
+    numbered
+        .into_iter()
+        .all(|(number, generation)| generation.number.0 == number && !generation.is_damaged)
 }
 
 /// From where on a generation is needed.
