@@ -20,6 +20,7 @@ pub mod history;
 pub mod image;
 pub mod local_state;
 pub mod merge;
+mod outside;
 mod pipeline;
 pub mod prune;
 pub mod restore;

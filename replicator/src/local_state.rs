@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use replvfs_vfs::held::wal_salts;
 
 use crate::format::{FormatError, LocalState, STATE_SLOT_BYTES};
+use crate::outside;
 
 /// Appended to the database's name.
 const SUFFIX: &str = "-replvfs";
@@ -130,4 +131,11 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
 pub(crate) fn write(file: &File, state: &LocalState) -> io::Result<()> {
     let slot = state.to_slot().map_err(io::Error::other)?;
     file.write_all_at(&slot, LocalState::offset(state.sequence))
+}
+
+/// Waits until what was written is on the disk.
+pub(crate) fn sync(file: &File) -> io::Result<()> {
+    file.sync_all()?;
+    outside::synced(file);
+    Ok(())
 }

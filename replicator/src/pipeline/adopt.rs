@@ -15,6 +15,8 @@ use crate::format::{Key, ObjectHash, SegmentIndex};
 use crate::history::HistoryError;
 use crate::history::find::hash_of;
 use crate::history::walk::{SegmentEnd, Slot, slot_end};
+#[cfg(test)]
+use crate::outside::simulated::{Rule, is_broken};
 use crate::store::Store;
 
 /// What is in the slot.
@@ -53,6 +55,10 @@ pub(super) fn prove(index: &SegmentIndex, ours: &[Arc<Transaction>]) -> Result<(
     let theirs = index.transactions();
     if ours.len() < theirs.len() {
         return Err("it goes on beyond what was committed here".to_owned());
+    }
+    #[cfg(test)]
+    if is_broken(Rule::Compare) {
+        return Ok(());
     }
     for (theirs, ours) in theirs.iter().zip(ours) {
         let end = theirs.header.end;

@@ -11,6 +11,7 @@ use super::attach::{self, Verdict};
 use super::shared::Shared;
 use super::uploader::Uploader;
 use crate::format::Key;
+use crate::outside;
 
 /// What is to be done about it.
 const FENCED: &str = "Let one machine write. To go on here with what is in the replica, restore it in this database's place, or, if nothing \
@@ -88,7 +89,7 @@ async fn replaced(shared: &Arc<Shared>, what: &str) -> Stopped {
     // Before anything that waits.
     shared.knows_it_is_fenced();
     let noting = Arc::clone(shared);
-    let noted = tokio::task::spawn_blocking(move || noting.local.fenced()).await;
+    let noted = outside::blocking(move || noting.local.fenced()).await;
     if let Ok(Err(problem)) = noted {
         shared.trouble(&problem);
     }

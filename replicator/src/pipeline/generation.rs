@@ -14,6 +14,7 @@ use crate::format::{
     ReplicaMeta,
 };
 use crate::history::list_generations;
+use crate::outside;
 use crate::store::{Body, Created, Fencing};
 
 /// One more than a JSON object may have: decoding one that is longer fails.
@@ -207,7 +208,7 @@ fn encoded(uploader: &Uploader, bytes: Result<Vec<u8>, FormatError>) -> Result<B
 
 pub(super) fn random<const N: usize>(uploader: &Uploader) -> Result<[u8; N], Stopped> {
     let mut bytes = [0; N];
-    match getrandom::fill(&mut bytes) {
+    match outside::random(&mut bytes) {
         Ok(()) => Ok(bytes),
         Err(error) => Err(fail(uploader, &format!("the system gives no random numbers: {error}"))),
     }

@@ -10,13 +10,14 @@ use futures::{StreamExt, TryStreamExt, stream};
 use replvfs_vfs::log::Base;
 use replvfs_vfs::snapshot::{Snapshot, SnapshotError};
 use replvfs_vfs::types::Pgno;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::Stopped;
 use super::basis::{self, Basis, Wanted};
 use super::images::{Sent, Ticket};
 use super::uploader::{Owner, Uploader};
 use crate::format::{CHUNK_BYTES, ChunkHash, ChunkName, FormatError, Key, Manifest, encode_chunk};
+use crate::outside;
 use crate::store::Body;
 
 /// Encoded chunks between the reader and the uploads, each about [`CHUNK_BYTES`] at most.
@@ -89,7 +90,7 @@ async fn make_in_time(uploader: &Uploader, base: Base, ticket: &Ticket) -> Resul
         ticket: ticket.clone(),
         uploads: sender,
     };
-    let reader = tokio::task::spawn_blocking(move || reading.read(snapshot));
+    let reader = outside::blocking(move || reading.read(snapshot));
     let uploads = stream::unfold(receiver, |mut receiver: mpsc::Receiver<Chunk>| async move {
         let chunk = receiver.recv().await?;
         Some((chunk, receiver))
@@ -264,7 +265,7 @@ impl Reading {
             if on_their_way.insert(hash) && !self.ticket.sent.has(hash) {
                 let (_, stored) = encode_chunk(raw, LEVEL)?;
                 counts.sent += 1;
-                if self.uploads.blocking_send((hash, stored.into())).is_err() {
+                if !hand_over(&self.uploads, (hash, stored.into())) {
                     return Err(ReadError::Abandoned);
                 }
             }
@@ -272,5 +273,14 @@ impl Reading {
         }
         counts.chunks = chunks.len();
         Ok((chunks, counts))
+    }
+}
+
+/// Waits where there is no room. `false` when nobody takes chunks any more.
+fn hand_over(uploads: &mpsc::Sender<Chunk>, chunk: Chunk) -> bool {
+    match uploads.try_send(chunk) {
+        Ok(()) => true,
+        Err(TrySendError::Full(chunk)) => uploads.blocking_send(chunk).is_ok(),
+        Err(TrySendError::Closed(_)) => false,
     }
 }

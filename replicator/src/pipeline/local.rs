@@ -170,7 +170,7 @@ impl Local {
             return;
         }
         if let Some(file) = inner.file.take()
-            && let Err(error) = file.sync_all()
+            && let Err(error) = local_state::sync(&file)
         {
             tracing::warn!("syncing {} failed: {error}", self.state_file.display());
         }
@@ -268,7 +268,7 @@ impl Local {
         self.write(&mut inner, state)?;
         let file = inner.file.as_ref().map(File::try_clone);
         drop(inner);
-        let synced = file.map_or(Ok(()), |file| file.and_then(|file| file.sync_all()));
+        let synced = file.map_or(Ok(()), |file| file.and_then(|file| local_state::sync(&file)));
         synced.map_err(|error| self.failed(&error))
     }
 

@@ -13,6 +13,7 @@ use super::fenced::Refusal;
 use super::local::{Local, Taken};
 use super::status::Status;
 use super::upkeep::Upkeep;
+use crate::outside;
 use crate::store::Store;
 
 #[derive(Debug)]
@@ -55,7 +56,7 @@ impl Drop for Waiting<'_> {
 }
 
 pub(super) fn now() -> UnixMillis {
-    let since_epoch = SystemTime::now()
+    let since_epoch = outside::wall_clock()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
     UnixMillis(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))

@@ -34,6 +34,7 @@ use super::upkeep::Schedule;
 use super::uploader::{Backoff, Uploader};
 use crate::format::{Generation, Key, ObjectHash, Parent};
 use crate::history::walk::SegmentEnd;
+use crate::outside;
 
 /// So many gaps without a segment between them are no accident.
 const GAPS_IN_A_ROW: u32 = 3;
@@ -149,12 +150,13 @@ impl Task {
         let shared = Arc::clone(&self.shared);
         let interval = self.plan.flush_interval;
         tokio::select! {
+            biased;
             () = async { while self.step().await.is_ok() {} } => {}
             Stopped = watch(&shared, interval) => {}
         }
         self.shared.failed();
         let log = Arc::clone(&self.shared.log);
-        if tokio::task::spawn_blocking(move || log.look()).await.is_err() {
+        if outside::blocking(move || log.look()).await.is_err() {
             tracing::error!(database = %self.shared.database, "letting go of the WAL failed, which is a bug in replvfs");
         }
         // Whatever goes on with it is not this process.
@@ -217,6 +219,7 @@ impl Task {
                 return Ok(());
             }
             tokio::select! {
+                biased;
                 () = tokio::time::sleep_until(due) => return Ok(()),
                 () = self.shared.wake.notified() => {}
             }
@@ -489,6 +492,10 @@ impl Task {
     ) -> Result<Chain, Stopped> {
         let database_id = generation::ensure(&self.uploader).await?;
         let begun = generation::begin(&self.uploader, ended, parent, page_size, base.txid).await?;
+        if self.found.was_empty && begun.generation > Generation(1) {
+            // Whoever stores an image after this finds the number taken, and acknowledges nothing.
+            self.is_still_empty().await?;
+        }
         let identity = Identity {
             database_id,
             generation: begun.generation,
@@ -529,7 +536,7 @@ impl Task {
     /// Notes which generation is being written. That this fails is trouble for the next start only.
     async fn begun(&self, identity: Identity, stored: Stored) -> Result<(), Stopped> {
         let shared = Arc::clone(&self.shared);
-        let noting = tokio::task::spawn_blocking(move || {
+        let noting = outside::blocking(move || {
             if let Err(problem) = shared.local.begun(identity, stored) {
                 shared.trouble(&problem);
             }
@@ -729,7 +736,7 @@ async fn watch(shared: &Shared, interval: Duration) -> Stopped {
         if shared.status.current_trouble().is_some() {
             let log = Arc::clone(log);
             // A panic in it has been told where it happened, and ends no replication that goes on.
-            let _ = tokio::task::spawn_blocking(move || log.let_writers_by()).await;
+            let _ = outside::blocking(move || log.let_writers_by()).await;
         }
     }
 }
@@ -737,7 +744,7 @@ async fn watch(shared: &Shared, interval: Duration) -> Stopped {
 /// Has what other processes committed put into the log.
 async fn look(shared: &Shared) -> Result<(), Stopped> {
     let log = Arc::clone(&shared.log);
-    match tokio::task::spawn_blocking(move || log.look()).await {
+    match outside::blocking(move || log.look()).await {
         Ok(()) => Ok(()),
         Err(stopped) => {
             shared.fail(&format!(
@@ -760,7 +767,7 @@ async fn seal(
     loop {
         let (transactions, folder) = (Arc::clone(&transactions), plan.folder.clone());
         let (generation, previous) = (chain.generation, chain.previous);
-        let sealing = tokio::task::spawn_blocking(move || sealer::seal(&transactions, generation, previous, &folder));
+        let sealing = outside::blocking(move || sealer::seal(&transactions, generation, previous, &folder));
         match sealing.await {
             Ok(Err(error)) if error.may_pass() => {
                 shared.trouble(&error.to_string());

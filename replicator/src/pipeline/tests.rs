@@ -4,6 +4,7 @@ mod fencing;
 mod machine;
 mod merged;
 mod resuming;
+mod simulator;
 mod stopping;
 mod turn;
 mod upkeep;

@@ -6,14 +6,16 @@
 //! as long as it stays, what follows the second slot tells that the second was taken.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use replvfs_vfs::types::Txid;
+use tokio::time::Instant;
 
 use super::Stopped;
 use super::fenced::fenced;
 use super::uploader::{Owner, Uploader};
 use crate::format::{Generation, Key};
+use crate::outside;
 use crate::store::{Body, Store, StoreError};
 
 /// An answer that is older than this when the object is there is asked for again: the process may have slept between the two.
@@ -71,11 +73,12 @@ struct Asked(Instant, SystemTime);
 
 impl Asked {
     fn now() -> Asked {
-        Asked(Instant::now(), SystemTime::now())
+        Asked(Instant::now(), outside::wall_clock())
     }
 
     fn is_long_ago(&self) -> bool {
-        self.0.elapsed() > FRESH || self.1.elapsed().is_ok_and(|since| since > FRESH)
+        let by_date = outside::wall_clock().duration_since(self.1);
+        self.0.elapsed() > FRESH || by_date.is_ok_and(|since| since > FRESH)
     }
 }
 

@@ -11,6 +11,7 @@ use super::Stopped;
 use super::shared::Shared;
 use crate::format::Key;
 use crate::history::HistoryError;
+use crate::outside;
 use crate::store::{Body, Created, StoreError};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -46,13 +47,14 @@ impl Backoff {
 
     /// Waits for the next time. Ends early when somebody begins to wait.
     pub(super) async fn pause(&mut self, shared: &Shared) -> Result<(), Stopped> {
-        let mut pause = self.next(getrandom::u32().unwrap_or(0));
+        let mut pause = self.next(outside::random_number());
         // Before the question whether somebody waits: whoever begins to between the two is not overheard.
         let hurry = shared.hurry.notified();
         if shared.is_awaited() {
             pause = pause.min(LONGEST_PAUSE_AWAITED);
         }
         tokio::select! {
+            biased;
             () = tokio::time::sleep(pause) => {}
             () = hurry => {}
         }

@@ -60,7 +60,7 @@ pub(super) fn leave(mut state: LocalState, target: TargetFile) -> Result<(), Res
 pub(super) fn write(path: &Path, state: &LocalState) -> Result<(), RestoreError> {
     let written = local_state::open(path).and_then(|file| {
         local_state::write(&file, state)?;
-        file.sync_all()
+        local_state::sync(&file)
     });
     written.map_err(|error| RestoreError::File {
         action: "write",

@@ -23,6 +23,7 @@ use opendal::{Buffer, ErrorKind, Metadata, Operator};
 use replvfs_vfs::types::UnixMillis;
 
 use crate::format::Key;
+use crate::outside;
 use error::Action;
 pub use error::StoreError;
 use folder::Folder;
@@ -603,7 +604,7 @@ fn read_part(file: &File, at: u64, len: u64) -> io::Result<Bytes> {
 fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> impl Future<Output = io::Result<T>> {
-    let handle = tokio::task::spawn_blocking(work);
+    let handle = outside::blocking(work);
     async move {
         match handle.await {
             Ok(result) => result,

@@ -1,0 +1,261 @@
+//! One schedule: what the machines do, and what is done to them.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use replvfs_vfs::types::Txid;
+use tokio::time::{Instant, sleep};
+
+use super::check;
+use super::disk::Disk;
+use super::process::Machine;
+use super::world::Sim;
+use crate::history::Target;
+
+/// How long everything may take once everything works.
+const CALM: Duration = Duration::from_secs(900);
+
+pub(super) async fn run(sim: &Arc<Sim>, folder: &Path) {
+    let count = 2 + usize::from(sim.rng().below(3) == 0);
+    let mut machines: Vec<_> = (0..count).map(|number| Machine::new(number, folder)).collect();
+    let founded = found(sim);
+    machines[0].disk = Some(Arc::new(Mutex::new(Disk::new(founded, sim))));
+    machines[0].start(sim);
+    if count == 3 && sim.rng().below(8) == 0 {
+        let other = found(sim);
+        machines[2].disk = Some(Arc::new(Mutex::new(Disk::new(other, sim))));
+    }
+    let steps = 15 + sim.rng().below(30);
+    for _ in 0..steps {
+        step(sim, &mut machines).await;
+        if sim.violation().is_some() {
+            break;
+        }
+    }
+    calm_down(sim, &mut machines).await;
+    if sim.violation().is_none() {
+        check::everything(sim, folder).await;
+    }
+}
+
+fn found(sim: &Sim) -> usize {
+    let mut rng = sim.rng();
+    sim.model.lock().unwrap().found(&mut rng)
+}
+
+async fn step(sim: &Arc<Sim>, machines: &mut [Machine]) {
+    let (longest, at, what) = {
+        let mut rng = sim.rng();
+        let longest = [5, 50, 500, 5_000, 60_000][rng.below(5) as usize];
+        (longest, rng.below(machines.len() as u64) as usize, rng.below(100))
+    };
+    let pause = sim.rng().delay(longest);
+    sleep(pause).await;
+    for machine in machines.iter_mut() {
+        machine.end_restore(sim, false).await;
+        for process in &machine.processes {
+            process.capture.observe(&*process.replica);
+            if sim.rng().below(2) == 0 && process.is_open {
+                process.capture.sync();
+            }
+        }
+    }
+    let machine = &mut machines[at];
+    if machine.restoring.is_some() {
+        return;
+    }
+    if machine.disk.is_none() {
+        if what < 40 {
+            begin_restore(sim, machine).await;
+        }
+        return;
+    }
+    if machine.processes.is_empty() && what < 50 {
+        return machine.start(sim);
+    }
+    match what {
+        0..46 => commit(sim, machine),
+        46..52 => start_or_open(sim, machine),
+        52..58 => kill_one(sim, machine).await,
+        58..62 => machine.lose_power(sim).await,
+        62..69 => pause_or_go_on(sim, machine),
+        69..74 => cut(sim, machine),
+        74..78 => close(sim, machine).await,
+        78..83 => restart_wal(sim, machine),
+        83..86 => machine.take_snapshot(),
+        86..88 => {
+            let taken = machine.snapshots.len() as u64;
+            if taken > 0 {
+                let which = sim.rng().below(taken) as usize;
+                machine.go_back(sim, which).await;
+            }
+        }
+        88..95 => begin_restore(sim, machine).await,
+        95..97 => machine.disk.as_ref().unwrap().lock().unwrap().commit(sim),
+        97 => suspend(machine),
+        _ => machine.processes.iter().for_each(|process| process.shared.hurry_up()),
+    }
+}
+
+async fn begin_restore(sim: &Arc<Sim>, machine: &mut Machine) {
+    let target = {
+        let mut rng = sim.rng();
+        match rng.below(4) {
+            0 => Target::Txid(Txid(rng.below(20))),
+            _ => Target::Newest,
+        }
+    };
+    machine.begin_restore(sim, target).await;
+}
+
+fn commit(sim: &Arc<Sim>, machine: &mut Machine) {
+    let times = 1 + sim.rng().below(3);
+    let which = sim.rng().below(machine.processes.len() as u64) as usize;
+    let Some(process) = machine.processes.get(which) else {
+        return;
+    };
+    if !process.is_open || process.gate.is_closed() {
+        return;
+    }
+    for _ in 0..times {
+        process.capture.commit(&*process.replica);
+    }
+    let state = machine.disk.as_ref().unwrap().lock().unwrap().state;
+    sim.trace(|| {
+        format!(
+            "machine {}: process {} commits up to state {state}, transaction {:?}",
+            machine.number,
+            process.number,
+            process.log.last_txid()
+        )
+    });
+}
+
+fn start_or_open(sim: &Arc<Sim>, machine: &mut Machine) {
+    let running = machine.processes.len();
+    let mut processes = machine.processes.iter_mut();
+    match processes.find(|process| !process.is_open && !process.gate.is_closed()) {
+        Some(process) => process.open(),
+        None if running < 2 => machine.start(sim),
+        None => {}
+    }
+}
+
+async fn kill_one(sim: &Arc<Sim>, machine: &mut Machine) {
+    if machine.processes.is_empty() {
+        return;
+    }
+    let which = sim.rng().below(machine.processes.len() as u64) as usize;
+    sim.count(|counts| counts.crashes += 1);
+    machine.processes.remove(which).kill(sim).await;
+}
+
+fn pause_or_go_on(sim: &Arc<Sim>, machine: &mut Machine) {
+    let which = sim.rng().below(machine.processes.len() as u64) as usize;
+    let Some(process) = machine.processes.get(which) else {
+        return;
+    };
+    if process.gate.is_closed() {
+        sim.trace(|| format!("machine {}: process {} goes on", machine.number, process.number));
+        return process.gate.open();
+    }
+    sim.trace(|| format!("machine {}: process {} is stopped", machine.number, process.number));
+    sim.count(|counts| counts.pauses += 1);
+    process.gate.close();
+    let (gate, pause) = (Arc::clone(&process.gate), sim.rng().delay(120_000));
+    tokio::spawn(async move {
+        sleep(pause).await;
+        gate.open();
+    });
+}
+
+fn cut(sim: &Arc<Sim>, machine: &Machine) {
+    let until = Instant::now() + sim.rng().delay(120_000);
+    sim.trace(|| format!("machine {}: is cut off", machine.number));
+    sim.count(|counts| counts.partitions += 1);
+    sim.sky.lock().unwrap().cut(machine.number, until);
+}
+
+async fn close(sim: &Arc<Sim>, machine: &mut Machine) {
+    let open = machine.processes.iter().filter(|process| process.is_open).count();
+    let one = machine
+        .processes
+        .iter_mut()
+        .find(|process| process.is_open && !process.gate.is_closed());
+    if let Some(process) = one {
+        process.close(sim, open == 1).await;
+    }
+}
+
+/// Where the pin lets it.
+fn restart_wal(sim: &Arc<Sim>, machine: &mut Machine) {
+    let keeps = |process: &super::process::Process| process.owns() && !process.is_drained();
+    if machine.processes.iter().any(keeps) {
+        return;
+    }
+    sim.count(|counts| counts.wal_restarts += 1);
+    sim.trace(|| format!("machine {}: the WAL begins again", machine.number));
+    let mut awake = machine
+        .processes
+        .iter()
+        .filter(|process| process.is_open && !process.gate.is_closed());
+    let owners = machine.processes.iter().filter(|process| process.owns()).count();
+    let owner = awake.find(|process| process.owns());
+    match owner {
+        Some(process) => process.capture.restart_wal(&*process.replica),
+        None if owners == 0 => machine.disk.as_ref().unwrap().lock().unwrap().restart_wal(sim),
+        None => {}
+    }
+}
+
+fn suspend(machine: &Machine) {
+    for process in &machine.processes {
+        if process.owns() && process.log.is_settled() && !process.log.base_wanted() {
+            process.capture.suspend();
+        }
+    }
+}
+
+/// Everything works from here on: whoever writes gets to an end.
+async fn calm_down(sim: &Arc<Sim>, machines: &mut [Machine]) {
+    sim.trace(|| "the weather is calm".to_owned());
+    sim.sky.lock().unwrap().clear_up();
+    for machine in machines.iter_mut() {
+        machine.processes.iter().for_each(|process| process.gate.open());
+        machine.end_restore(sim, true).await;
+        if machine.processes.is_empty() && sim.rng().below(2) == 0 {
+            machine.start(sim);
+        }
+    }
+    let end = Instant::now() + CALM;
+    loop {
+        let mut waits_for = None;
+        for process in machines.iter().flat_map(|machine| &machine.processes) {
+            if process.is_open {
+                process.capture.sync();
+            }
+            process.capture.observe(&*process.replica);
+            if !process.has_failed() && process.owns() && !process.is_drained() && process.is_open {
+                waits_for = Some(process);
+            }
+        }
+        let on_their_way = sim.sky.lock().unwrap().on_their_way;
+        let Some(process) = waits_for else {
+            if on_their_way == 0 {
+                break;
+            }
+            sleep(Duration::from_secs(10)).await;
+            continue;
+        };
+        if Instant::now() > end {
+            let (machine, status) = (process.capture.machine, process.replica.status());
+            sim.violated(format!("machine {machine} gets to no end: {status}"));
+            break;
+        }
+        sleep(Duration::from_millis(700)).await;
+    }
+    for machine in machines.iter_mut() {
+        machine.kill_all(sim).await;
+    }
+}
