@@ -326,20 +326,16 @@ impl Run {
         let before = self.result.unreferenced;
         self.unreferenced_pieces(listing, &[]);
         let count = self.result.unreferenced.segments - before.segments;
-        match (found.first_image, newest && count > 0) {
-            (Some(image), true) => self.find(
-                Key::Image(number, image),
-                "it is missing, and there is a log: either it is still being made, or it is lost",
-                format!("all of generation {number}"),
+        let warning = match (newest, count > 0) {
+            // Segments may be there before it is. Nothing tells that from one that was lost.
+            (true, true) => format!(
+                "generation {number} has a log and no image: it cannot be restored from until that is made; if no process is making it, it is lost"
             ),
-            _ if newest => self.result.warnings.push(format!(
-                "generation {number} has no image yet: it cannot be restored from"
-            )),
-            _ if count > 0 => self.result.warnings.push(format!(
-                "generation {number} has a log and no image: it cannot be restored from"
-            )),
-            _ => {}
-        }
+            (true, false) => format!("generation {number} has no image yet: it cannot be restored from"),
+            (false, true) => format!("generation {number} has a log and no image: it cannot be restored from"),
+            (false, false) => return,
+        };
+        self.result.warnings.push(warning);
     }
 
     /// A generation has everything that another one says to have from it.
