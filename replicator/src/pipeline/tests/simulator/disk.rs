@@ -234,7 +234,8 @@ impl Capture {
             snapshot: Snapshot::for_test(page_size(), content),
         }));
         inner.cursor = Some(Cursor::at(disk, commits));
-        if taken && continuity != Continuity::Continued {
+        // A log that began anew has dropped what was captured before this, without a number.
+        if taken && (continuity != Continuity::Continued || inner.numbered.last() != Some(&disk.state)) {
             inner.renumber(disk.state);
         }
     }
