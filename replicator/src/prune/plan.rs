@@ -100,6 +100,7 @@ struct Limits {
     window: Option<UnixMillis>,
     /// What was stored after this may be in use without anything that says so; `None` where the store tells no time.
     young: Option<UnixMillis>,
+    merged_at_once: bool,
 }
 
 fn before(time: UnixMillis, length: std::time::Duration) -> UnixMillis {
@@ -123,6 +124,7 @@ impl Limits {
                 Retention::For(length) => Some(before(before(now, length), options.grace)),
             },
             young: newest_stored.map(|newest| before(newest, options.grace)),
+            merged_at_once: options.merged_at_once,
         }
     }
 
@@ -317,7 +319,7 @@ fn merged(generation: &Objects, base: Base, limits: &Limits) -> HashSet<Txid> {
             .any(|piece| piece.key(generation.number) == span.object.key)
     };
     let read = generation.spans.iter().filter(is_read);
-    let old = read.filter(|span| limits.is_old(&span.object));
+    let old = read.filter(|span| limits.merged_at_once || limits.is_old(&span.object));
     old.flat_map(|span| span.segments.iter().copied()).collect()
 }
 
