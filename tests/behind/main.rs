@@ -3,6 +3,7 @@
 
 mod half;
 mod killed;
+mod merged;
 mod process;
 
 use std::path::{Path, PathBuf};

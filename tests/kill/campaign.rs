@@ -15,7 +15,7 @@ use replvfs_tests::writers::replica::{Restorer, remove};
 use rusqlite::Connection;
 
 use crate::counts::Counts;
-use crate::objects::Objects;
+use crate::objects::{Objects, merged};
 use crate::plan::{self, Rng, Writer};
 use crate::round::run;
 
@@ -67,6 +67,9 @@ impl Campaign<'_> {
         self.as_if_the_machine_were_lost();
         self.last_writer();
         self.everything_is_in_the_replica();
+        let (spans, gone) = merged(&self.scratch.file("replica"));
+        let most = self.counts.merged;
+        self.counts.merged = (most.0.max(spans), most.1.max(gone));
         self.counts.rounds += 1;
         self.counts.restores += std::mem::take(&mut self.restorer.restores);
     }

@@ -13,6 +13,8 @@ pub(crate) struct Counts {
     pub(crate) rounds: u64,
     pub(crate) restores: u64,
     pub(crate) disks_lost: u64,
+    /// The most spans that a replica had after a round, and the most of them whose first segment was deleted.
+    pub(crate) merged: (u64, u64),
     /// Rounds after which a journal was there that the next one had to play back.
     pub(crate) hot_journals: u64,
     pub(crate) writers: u64,
@@ -77,6 +79,9 @@ impl Counts {
         if rounds < 60 {
             return missing;
         }
+        if self.merged.0 == 0 {
+            missing.push("segments that were merged");
+        }
         let mut some = |tally: &Tally, names: &[&'static str]| {
             missing.extend(names.iter().filter(|name| !tally.contains_key(**name)));
         };
@@ -120,7 +125,7 @@ impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} rounds, {} writers, {} killed; {} commits, {} times some were acknowledged; {} hot journals; {} disks lost; {} restores",
+            "{} rounds, {} writers, {} killed; {} commits, {} times some were acknowledged; {} hot journals; {} disks lost; {} restores; at most {} spans after a round, and {} without their segments",
             self.rounds,
             self.writers,
             self.kills,
@@ -128,7 +133,9 @@ impl fmt::Display for Counts {
             self.acknowledged,
             self.hot_journals,
             self.disks_lost,
-            self.restores
+            self.restores,
+            self.merged.0,
+            self.merged.1
         )?;
         writeln!(f, "kills by event:    {:?}", self.by_event)?;
         writeln!(f, "kills by phase:    {:?}", self.by_phase)?;

@@ -1,5 +1,6 @@
 //! The replica's folder, watched from outside: which objects came while the writers of a round ran.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -36,7 +37,7 @@ impl Kind {
                 .sum()
         };
         match self {
-            Kind::Segment => in_generations("log"),
+            Kind::Segment => segments(replica).count() as u64,
             Kind::Image => in_generations("image"),
             Kind::Generation => {
                 let generations = entries(&replica.join("gen"));
@@ -57,6 +58,30 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
     entries.flatten().map(|entry| entry.path()).collect()
 }
 
+/// How many spans there are, and how many of the segments that they stand for at least are gone.
+pub(crate) fn merged(replica: &Path) -> (u64, u64) {
+    let (mut spans, mut gone) = (0, 0);
+    for generation in entries(&replica.join("gen")) {
+        let slots = entries(&generation.join("log"));
+        for span in entries(&generation.join("span")) {
+            spans += 1;
+            let name = span.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let first = name.split('-').next().unwrap_or_default();
+            let is_there = |slot: &PathBuf| {
+                slot.file_name()
+                    .is_some_and(|slot| slot.to_string_lossy().starts_with(first))
+            };
+            gone += u64::from(!slots.iter().any(is_there));
+        }
+    }
+    (spans, gone)
+}
+
+fn segments(replica: &Path) -> impl Iterator<Item = PathBuf> {
+    let generations = entries(&replica.join("gen")).into_iter();
+    generations.flat_map(|folder| entries(&folder.join("log")))
+}
+
 fn below(folder: &Path) -> u64 {
     let entries = entries(folder);
     let files = entries
@@ -70,16 +95,25 @@ fn below(folder: &Path) -> u64 {
 pub(crate) struct Objects {
     replica: PathBuf,
     before: Vec<(Kind, u64)>,
+    segments: HashSet<PathBuf>,
 }
 
 impl Objects {
     pub(crate) fn new(replica: PathBuf) -> Objects {
         let before = Kind::ALL.map(|kind| (kind, kind.count(&replica))).to_vec();
-        Objects { replica, before }
+        Objects {
+            segments: segments(&replica).collect(),
+            replica,
+            before,
+        }
     }
 
-    /// Objects that came since. Nothing is ever removed but what was on its way.
+    /// Objects that came since. Nothing is ever removed but what was on its way, and segments that were merged.
     pub(crate) fn new_ones(&self, kind: Kind) -> u64 {
+        if kind == Kind::Segment {
+            let new = segments(&self.replica).filter(|segment| !self.segments.contains(segment));
+            return new.count() as u64;
+        }
         let before = self.before.iter().find(|(known, _)| *known == kind);
         let before = before.map_or(0, |(_, count)| *count);
         kind.count(&self.replica).saturating_sub(before)

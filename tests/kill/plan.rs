@@ -137,6 +137,7 @@ impl Writer {
             until_owner: false,
             patient: false,
             page_size: 0,
+            deletes_merged: true,
         };
         let kill = Kill::draw(rng, steps, journal);
         Writer {

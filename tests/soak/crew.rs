@@ -117,6 +117,7 @@ impl Crew<'_> {
             until_owner: false,
             patient: true,
             page_size: 0,
+            deletes_merged: false,
         }
     }
 
@@ -335,6 +336,7 @@ impl Crew<'_> {
             id: LAST_WRITER,
             mode,
             page_size: 4096,
+            deletes_merged: false,
             ..self.job(0)
         };
         self.writers.push(Process::start(0, job, &self.sender));

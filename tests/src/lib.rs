@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, Once, PoisonError};
 
 use replvfs::Config;
+use replvfs::config::Retention;
 use replvfs::history::Target;
 use replvfs::restore::{RestoreOptions, Restored, restore};
 use replvfs::store::{Store, StoreOptions};
@@ -29,6 +30,18 @@ pub use rng::Rng;
 pub fn register() {
     // The smallest there is, so that transactions of a few hundred KiB are read back from the WAL.
     register_once(Config::default().memory_limit(1 << 20));
+}
+
+/// The same with segments that are merged often, nothing of which is out of the window ever. With `deletes`, segments that a span stands for are
+/// deleted at once, which is for processes beside which nobody restores. The first call of the process counts.
+pub fn register_merging(deletes: bool) {
+    let config = Config::default().memory_limit(1 << 20);
+    let config = config.upkeep_for_tests(5, 2, replvfs::prune::GRACE, Retention::Forever);
+    register_once(if deletes {
+        config.delete_merged_at_once_for_tests()
+    } else {
+        config
+    });
 }
 
 /// The same with the configuration that a program has which sets nothing, for benchmarks. The first call of the process counts.

@@ -153,5 +153,11 @@ fn a_missing_database_is_not_opened_until_the_store_answers() {
 #[test]
 fn an_idle_database_asks_nothing_of_its_store() {
     start();
-    voyage::at_rest();
+    voyage::at_rest(0);
+}
+
+#[test]
+fn an_idle_database_that_was_looked_after_asks_nothing_of_its_store() {
+    start();
+    voyage::at_rest(70);
 }

@@ -273,8 +273,38 @@ impl Voyage {
     }
 }
 
-/// A database that is read and checkpointed, and not written, beside one that is busy: by its uploads the time is measured.
-pub(crate) fn at_rest() {
+/// So many segments, of which some are merged.
+fn looked_after(connection: &Connection, store: &FaultyStore, segments: usize) {
+    for _ in 0..segments {
+        connection.execute_batch("INSERT INTO t(b) VALUES('one')").unwrap();
+        replvfs_tests::flush(connection);
+    }
+    let (store, since) = (Store::from_operator(store.healthy.clone()), Instant::now());
+    let merged = || replvfs_tests::block_on(store.list("gen/")).unwrap();
+    while !merged().iter().any(|(key, _)| matches!(key, Key::Span(..))) {
+        assert!(since.elapsed() < NEVER, "nothing is merged: {}", status(connection));
+    }
+}
+
+/// What goes on behind the last segment comes to its end.
+fn rests(store: &FaultyStore, busy: &Connection) {
+    let since = Instant::now();
+    loop {
+        let before = store.weather.calls().len();
+        for _ in 0..20 {
+            busy.execute_batch("INSERT INTO t(b) VALUES('more')").unwrap();
+            replvfs_tests::flush(busy);
+        }
+        if store.weather.calls().len() == before {
+            return;
+        }
+        assert!(since.elapsed() < NEVER, "it never rests: {:?}", store.weather.calls());
+    }
+}
+
+/// A database that is read and checkpointed, and not written, beside one that is busy: by its uploads the time is measured. It has stored so many
+/// segments before, beside a few.
+pub(crate) fn at_rest(segments: usize) {
     let folder = fast_folder();
     let (idle_store, busy_store) = (FaultyStore::new(true), FaultyStore::new(true));
     let idle = connect(&folder.path().join("idle.db"), &idle_store);
@@ -287,6 +317,10 @@ pub(crate) fn at_rest() {
     // The image may come after the last segment that a flush waits for, and is noted then.
     while status(&idle)["image"] != "stored" {
         std::thread::yield_now();
+    }
+    if segments > 0 {
+        looked_after(&idle, &idle_store, segments);
+        rests(&idle_store, &busy);
     }
     idle_store.weather.storm(None);
     for round in 0..60 {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use opendal::Operator;
 
 use crate::pipeline::due::Rule;
+use crate::pipeline::upkeep;
 pub(crate) use settings::{Given, Settings, Target, is_immutable};
 
 /// A duration as settings have it: a whole number with `ms`, `s`, `m`, `h` or `d`.
@@ -95,7 +96,7 @@ pub struct Config {
     pub(crate) make_default: bool,
     pub(crate) operator: Option<Operator>,
     pub(crate) given: Given,
-    pub(crate) upkeep: (u64, Duration),
+    pub(crate) upkeep: upkeep::Rule,
     pub(crate) images: Rule,
 }
 
@@ -106,7 +107,7 @@ impl Default for Config {
             make_default: false,
             operator: None,
             given: Given::default(),
-            upkeep: (64, crate::prune::GRACE),
+            upkeep: upkeep::Rule::default(),
             images: Rule::default(),
         }
     }
@@ -225,11 +226,27 @@ impl Config {
         self
     }
 
-    /// How often the owner looks after its replica, and how long what is not needed stays: for tests.
+    /// How often the owner looks after its replica, of how many segments a span is made, how long what is not needed stays, and how long history is
+    /// kept, with no least time: for tests. It is looked after for ever, too.
     #[doc(hidden)]
     #[must_use]
-    pub fn upkeep_for_tests(mut self, segments: u64, grace: Duration) -> Config {
-        self.upkeep = (segments, grace);
+    pub fn upkeep_for_tests(mut self, segments: u64, pieces: usize, grace: Duration, retention: Retention) -> Config {
+        self.upkeep = upkeep::Rule {
+            segments,
+            pieces,
+            grace,
+            retention: Some(retention),
+            ..self.upkeep
+        };
+        self.images.grace = grace;
+        self
+    }
+
+    /// Segments that a span stands for are deleted at once, for tests in which nobody else reads meanwhile.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn delete_merged_at_once_for_tests(mut self) -> Config {
+        self.upkeep.merged_at_once = true;
         self
     }
 
@@ -243,6 +260,7 @@ impl Config {
             age,
             pause,
             check,
+            ..self.images
         };
         self
     }

@@ -9,6 +9,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
 use super::parse::{self, DURATION_FORMS, SIZE_FORMS, show_duration, show_size};
 use super::{Config, ConfigError, Durability, OnFenced, Restore, Retention};
+use crate::pipeline::upkeep::Rule;
 use crate::store::redacted;
 
 const NAMES: &[&str] = &[
@@ -113,7 +114,7 @@ pub(crate) struct Settings {
     pub(crate) restore: Restore,
     pub(crate) on_fenced: OnFenced,
     pub(crate) retention: Retention,
-    pub(crate) upkeep: (u64, Duration),
+    pub(crate) upkeep: Rule,
     /// With the defaults filled in, for comparison with a later connection.
     effective: Given,
 }

@@ -29,6 +29,8 @@ pub struct MergeOptions {
     pub level: i32,
     /// Where a span that is large is put until it is stored, in a file without a name. Default: where the system keeps such files.
     pub folder: Option<PathBuf>,
+    /// Requests at the same time. At least 1. Default: 16.
+    pub parallel: usize,
 }
 
 impl Default for MergeOptions {
@@ -37,6 +39,7 @@ impl Default for MergeOptions {
             pieces: 32,
             level: LEVEL,
             folder: None,
+            parallel: 16,
         }
     }
 }

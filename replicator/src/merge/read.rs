@@ -14,7 +14,6 @@ use crate::store::Store;
 
 /// Pieces up to this length are read whole, some at a time.
 const WHOLE_BYTES: u64 = 1 << 20;
-const PARALLEL: usize = 16;
 /// Of larger ones, so many bytes.
 const RANGE_BYTES: u64 = 4 << 20;
 
@@ -51,7 +50,7 @@ enum Fetched {
 pub(super) async fn send_pieces(
     store: &Store,
     generation: &GenerationHistory,
-    pieces: Vec<Piece>,
+    (pieces, parallel): (Vec<Piece>, usize),
     sender: mpsc::Sender<Message>,
 ) -> Result<(), MergeError> {
     let (number, page_size) = (generation.meta().generation, generation.meta().page_size);
@@ -60,7 +59,7 @@ pub(super) async fn send_pieces(
             let key = piece.key(number);
             (key, fetch(store, key, piece.len).await)
         })
-        .buffered(PARALLEL);
+        .buffered(parallel.max(1));
     let mut next: Option<Txid> = None;
     let (mut pages, mut transactions) = (0, 0);
     while let Some((key, piece)) = fetched.next().await {

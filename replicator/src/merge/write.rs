@@ -37,9 +37,9 @@ pub(super) async fn span(
     options: &MergeOptions,
 ) -> Result<(Option<Span>, usize), MergeError> {
     let (sender, receiver) = mpsc::channel(2);
-    let options = options.clone();
+    let (options, parallel) = (options.clone(), options.parallel);
     let writing = tokio::task::spawn_blocking(move || write(receiver, &options));
-    let sent = send_pieces(store, generation, pieces, sender).await;
+    let sent = send_pieces(store, generation, (pieces, parallel), sender).await;
     let written = writing.await.map_err(|error| MergeError::Task(error.to_string()))?;
     sent?;
     written

@@ -15,6 +15,8 @@ pub(crate) struct Rule {
     pub(crate) pause: Duration,
     /// Reads what is believed to be unchanged all the same, and stops replication where it is not. For tests.
     pub(crate) check: bool,
+    /// How long chunks stay that nothing names.
+    pub(crate) grace: Duration,
 }
 
 impl Default for Rule {
@@ -24,6 +26,7 @@ impl Default for Rule {
             age: Duration::from_secs(24 * 60 * 60),
             pause: Duration::from_secs(60),
             check: false,
+            grace: crate::history::GRACE,
         }
     }
 }

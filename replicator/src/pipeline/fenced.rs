@@ -46,6 +46,7 @@ impl Shared {
     pub(super) fn knows_it_is_fenced(&self) {
         self.refusal.refuses.store(self.refusal.stops(), Ordering::Release);
         self.status.fenced();
+        self.upkeep.end();
     }
 
     /// The state beside the database says so.

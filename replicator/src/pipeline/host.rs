@@ -198,11 +198,7 @@ fn start(
         flush_interval: settings.flush_interval,
         segment_size: settings.segment_size,
         folder: path.parent().unwrap_or(Path::new("/")).to_owned(),
-        upkeep: Schedule {
-            segments: settings.upkeep.0,
-            retention: settings.retention,
-            grace: settings.upkeep.1,
-        },
+        upkeep: Schedule::new(settings.upkeep, settings.retention),
         images,
     };
     if settings.on_fenced == OnFenced::Stop {

@@ -19,8 +19,8 @@ use crate::history::GRACE;
 
 /// A making that lasts longer is given up, and its chunks are not used any more: whoever deletes what no image names must not come near them.
 const LONGEST: Duration = Duration::from_secs(GRACE.as_secs() / 2);
-/// What was sent by one that was given up is used again for so long. The rest is left for the next one to come to its end in.
-const USED_AGAIN: Duration = Duration::from_secs(GRACE.as_secs() / 8);
+/// What was sent by one that was given up is used again for this part of the grace period. The rest is left for the next one to come to its end in.
+const USED_AGAIN: u32 = 8;
 
 /// The chunks that were sent for an image, or for several of which none was finished.
 #[derive(Debug)]
@@ -220,7 +220,10 @@ impl Images {
         state.before.merge(&after);
         state.number += 1;
         state.making = true;
-        let again = state.sent.take().filter(|sent| sent.age() < USED_AGAIN);
+        let again = state
+            .sent
+            .take()
+            .filter(|sent| sent.age() < self.rule.grace / USED_AGAIN);
         let sent = again.unwrap_or_else(|| Arc::new(Sent::new(token)));
         state.sent = Some(Arc::clone(&sent));
         Some(Ticket {
@@ -374,7 +377,7 @@ mod tests {
             ),
             ..Sent::new(7)
         };
-        images.state().as_mut().expect("a generation").sent = Some(Arc::new(ago(USED_AGAIN)));
+        images.state().as_mut().expect("a generation").sent = Some(Arc::new(ago(GRACE / USED_AGAIN)));
         assert_eq!(images.make(2).expect("a generation").sent.token, 2);
         assert_eq!(ago(GRACE / 2).time_left(), Duration::ZERO);
     }

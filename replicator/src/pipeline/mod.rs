@@ -40,7 +40,7 @@ mod shared;
 mod status;
 mod task;
 mod turn;
-mod upkeep;
+pub(crate) mod upkeep;
 mod uploader;
 mod waiting;
 

@@ -176,6 +176,8 @@ impl Shared {
                 }
                 Taken::From(None) => self.log.begin_anew(),
             }
+            // Only with the lock.
+            self.upkeep.begin();
             self.owner.store(!matches!(taken, Taken::No), Ordering::Release);
         });
         let first = self.undecided.swap(false, Ordering::AcqRel);
@@ -201,8 +203,8 @@ impl Shared {
 
     /// Lets another process take over.
     pub(super) fn let_go(&self) {
-        self.upkeep.stop();
         self.local.release(|| {
+            self.upkeep.pause();
             self.owner.store(false, Ordering::Release);
             true
         });
@@ -213,7 +215,7 @@ impl Shared {
         self.local.release(|| {
             let closed = !self.is_open();
             if closed {
-                self.upkeep.stop();
+                self.upkeep.pause();
                 self.owner.store(false, Ordering::Release);
             }
             closed
@@ -261,7 +263,7 @@ impl Shared {
     /// The log has failed.
     pub(super) fn failed(&self) {
         self.failed.store(true, Ordering::Release);
-        self.upkeep.stop();
+        self.upkeep.end();
         self.hurry.notify_waiters();
         self.wake.notify_one();
     }

@@ -23,6 +23,8 @@ pub const GRACE: Duration = crate::history::GRACE;
 
 /// Deletions at a time of what has no order among itself.
 const PARALLEL: usize = 8;
+/// Requests at a time to look at what is there.
+const SURVEY_PARALLEL: usize = 16;
 
 /// What is kept, and from when on.
 #[derive(Debug, Clone)]
@@ -35,6 +37,11 @@ pub struct PruneOptions {
     pub now: UnixMillis,
     /// Only says what would be deleted.
     pub dry_run: bool,
+    /// Requests at the same time. At least 1. Default: 16.
+    pub parallel: usize,
+    /// For tests: segments that a span stands for stay no longer than that one is there.
+    #[doc(hidden)]
+    pub merged_at_once: bool,
 }
 
 impl PruneOptions {
@@ -46,6 +53,8 @@ impl PruneOptions {
             grace: GRACE,
             now,
             dry_run: false,
+            parallel: SURVEY_PARALLEL,
+            merged_at_once: false,
         }
     }
 }
@@ -93,15 +102,15 @@ async fn prune_beside(
     options: &PruneOptions,
     meanwhile: impl AsyncFnOnce(),
 ) -> Result<Pruned, PruneError> {
-    let (survey, warnings) = survey::survey(store, meanwhile).await?;
+    let (survey, warnings) = survey::survey(store, options.parallel.max(1), meanwhile).await?;
     let deletions = plan::plan(&survey, options);
     if !options.dry_run {
-        delete(store, &deletions).await?;
+        delete(store, options.parallel, &deletions).await?;
     }
     Ok(Pruned { deletions, warnings })
 }
 
-async fn delete(store: &Store, deletions: &[Deletion]) -> Result<(), StoreError> {
+async fn delete(store: &Store, parallel: usize, deletions: &[Deletion]) -> Result<(), StoreError> {
     let is_chunk = |deletion: &&Deletion| matches!(deletion.key, Key::Chunk(_));
     // Each is gone before the next one goes: slots in this order are what fences.
     for deletion in deletions.iter().filter(|deletion| !is_chunk(deletion)) {
@@ -110,7 +119,7 @@ async fn delete(store: &Store, deletions: &[Deletion]) -> Result<(), StoreError>
     let chunks: Vec<Key> = deletions.iter().filter(is_chunk).map(|deletion| deletion.key).collect();
     futures::stream::iter(chunks)
         .map(|key| async move { store.delete(&key).await })
-        .buffer_unordered(PARALLEL)
+        .buffer_unordered(parallel.clamp(1, PARALLEL))
         .try_collect()
         .await
 }

@@ -100,6 +100,7 @@ struct Limits {
     window: Option<UnixMillis>,
     /// What was stored after this may be in use without anything that says so; `None` where the store tells no time.
     young: Option<UnixMillis>,
+    merged_at_once: bool,
 }
 
 fn before(time: UnixMillis, length: std::time::Duration) -> UnixMillis {
@@ -124,6 +125,7 @@ impl Limits {
             },
             // Nor must an object that the store dates into the future make all others old.
             young: newest_stored.map(|newest| before(newest.min(options.now), options.grace)),
+            merged_at_once: options.merged_at_once,
         }
     }
 
@@ -326,7 +328,7 @@ fn merged(generation: &Objects, base: Base, limits: &Limits) -> HashSet<Txid> {
             .any(|piece| piece.key(generation.number) == span.object.key)
     };
     let read = generation.spans.iter().filter(is_read);
-    let old = read.filter(|span| limits.is_old(&span.object));
+    let old = read.filter(|span| limits.merged_at_once || limits.is_old(&span.object));
     old.flat_map(|span| span.segments.iter().copied()).collect()
 }
 

@@ -9,12 +9,10 @@ use crate::history::walk::{fetch_end, read};
 use crate::history::{HistoryError, list_generations, load_generation};
 use crate::store::{Dated, Store};
 
-/// Requests at the same time.
-const PARALLEL: usize = 16;
-
 /// What there is, and what cannot be read.
 pub(super) async fn survey(
     store: &Store,
+    parallel: usize,
     meanwhile: impl AsyncFnOnce(),
 ) -> Result<(Survey, Vec<String>), HistoryError> {
     check(store).await?;
@@ -27,7 +25,7 @@ pub(super) async fn survey(
     };
     let mut warnings = Vec::new();
     for number in list_generations(store).await? {
-        let (objects, problems) = generation(store, number).await?;
+        let (objects, problems) = generation(store, parallel, number).await?;
         warnings.extend(
             problems
                 .iter()
@@ -48,7 +46,11 @@ async fn check(store: &Store) -> Result<(), HistoryError> {
     Ok(())
 }
 
-async fn generation(store: &Store, number: Generation) -> Result<(Objects, Vec<String>), HistoryError> {
+async fn generation(
+    store: &Store,
+    parallel: usize,
+    number: Generation,
+) -> Result<(Objects, Vec<String>), HistoryError> {
     let mut problems = Vec::new();
     let meta: Option<GenerationMeta> = match load_generation(store, number).await {
         Ok(found) => found.map(|found| found.meta().clone()),
@@ -78,7 +80,7 @@ async fn generation(store: &Store, number: Generation) -> Result<(Objects, Vec<S
     }
     let read = futures::stream::iter(images)
         .map(|(object, txid)| image(store, meta.as_ref(), object, txid))
-        .buffered(PARALLEL);
+        .buffered(parallel);
     for image in read.try_collect::<Vec<_>>().await? {
         match image {
             Ok(image) => objects.images.extend(image),
@@ -87,7 +89,7 @@ async fn generation(store: &Store, number: Generation) -> Result<(Objects, Vec<S
     }
     let read = futures::stream::iter(spans)
         .map(|(object, last)| span(store, object, last))
-        .buffered(PARALLEL);
+        .buffered(parallel);
     for span in read.try_collect::<Vec<_>>().await? {
         objects.spans.push(span);
     }

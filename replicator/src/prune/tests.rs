@@ -155,7 +155,7 @@ async fn what_is_in_the_window_is_restored_after_every_single_deletion() {
         for (done, deletion) in deletions.iter().enumerate() {
             *reasons.entry(deletion.reason.to_string()).or_default() += 1;
             let when = format!("seed {seed}, after {done} deletions and {}", deletion.key);
-            delete(&replica.store, std::slice::from_ref(deletion)).await.unwrap();
+            delete(&replica.store, 1, std::slice::from_ref(deletion)).await.unwrap();
             let some: Vec<_> = points.iter().filter(|_| random.below(16) == 0).cloned().collect();
             check(&replica, &some, &when).await;
             no_slot_is_free_behind_one_that_is_there(&replica, &deletions[..=done], &when).await;

@@ -59,6 +59,7 @@ pub fn run_if_asked() {
     // The harness has begun a line of its own.
     println!();
     let job = Job::decode(&job);
+    crate::register_merging(job.deletes_merged);
     let mut child = Child {
         rng: Rng::new(job.seed),
         input: lines_of_input(),

@@ -70,6 +70,8 @@ pub struct Job {
     pub patient: bool,
     /// In bytes, for a database that is not there yet.
     pub page_size: u64,
+    /// Segments that were merged are deleted at once.
+    pub deletes_merged: bool,
 }
 
 impl Job {
@@ -94,6 +96,7 @@ impl Job {
             "uri": self.uri, "id": self.id, "plain": self.plain, "pragmas": self.pragmas, "mode": self.mode,
             "journal": format!("{:?}", self.journal), "seed": self.seed, "steps": self.steps, "until_owner": self.until_owner,
             "patient": self.patient, "page_size": self.page_size,
+            "deletes_merged": self.deletes_merged,
         })
         .to_string()
     }
@@ -121,6 +124,7 @@ impl Job {
             until_owner: flag("until_owner"),
             patient: flag("patient"),
             page_size: number("page_size"),
+            deletes_merged: flag("deletes_merged"),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use opendal::Operator;
 use replvfs_vfs::host::Replica;
 use replvfs_vfs::log::{Base, Capturing, Continuity, Log};
 use replvfs_vfs::resume::{Left, Next, Resume};
@@ -22,8 +23,7 @@ use crate::pipeline::due::Rule;
 use crate::pipeline::replica::DatabaseReplica;
 use crate::pipeline::shared::Shared;
 use crate::pipeline::task::{Plan, Task};
-use crate::pipeline::upkeep::Schedule;
-use crate::prune::GRACE;
+use crate::pipeline::upkeep::{self, Schedule};
 use crate::restore::{RestoreOptions, restore};
 use crate::store::{Store, StoreOptions};
 
@@ -102,6 +102,8 @@ pub(super) struct Machine {
     pub(super) uri: String,
     pub(super) upkeep: Schedule,
     pub(super) images: Rule,
+    /// In place of what the URI says, for those that write.
+    pub(super) operator: Option<Operator>,
 }
 
 impl Machine {
@@ -136,11 +138,8 @@ impl Machine {
             },
             wal: Arc::new(Mutex::new(Wal::new(1, 0))),
             folder,
-            upkeep: Schedule {
-                segments: 64,
-                retention: Retention::Forever,
-                grace: GRACE,
-            },
+            operator: None,
+            upkeep: Schedule::new(upkeep::Rule::default(), Retention::Forever),
         }
     }
 
@@ -158,6 +157,11 @@ impl Machine {
 
     pub(super) fn state(&self) -> LocalState {
         local_state::read(&self.state_file()).unwrap().unwrap()
+    }
+
+    fn writers_store(&self) -> Store {
+        let operator = self.operator.clone();
+        operator.map_or_else(|| self.store(), Store::from_operator)
     }
 
     pub(super) fn store(&self) -> Store {
@@ -191,7 +195,7 @@ impl Machine {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed) as i64;
         let log = Log::new();
-        let shared = Arc::new(Shared::new(Arc::clone(&log), self.store(), &self.database()));
+        let shared = Arc::new(Shared::new(Arc::clone(&log), self.writers_store(), &self.database()));
         prepare(&shared);
         let plan = Plan {
             flush_interval: Duration::from_millis(10),

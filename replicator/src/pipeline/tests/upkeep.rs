@@ -1,24 +1,72 @@
-//! What the owner does for its replica.
+//! What the owner does for its replica, and that it ends with the ownership.
 
-use std::time::Duration;
+mod trouble;
+
+use std::time::{Duration, Instant};
 
 use replvfs_vfs::types::Txid;
+use trouble::{Deletions, Trouble};
 
 use super::machine::{Machine, Process};
 use super::resuming::with_history;
 use crate::config::Retention;
 use crate::format::{Generation, Key};
 use crate::history::Target;
-use crate::pipeline::upkeep::Schedule;
+use crate::pipeline::upkeep::{Rule, Schedule};
+use crate::store::Body;
 
 fn machine(retention: Retention) -> Machine {
     let mut machine = Machine::new();
-    machine.upkeep = Schedule {
+    let rule = Rule {
         segments: 4,
-        retention,
         grace: Duration::ZERO,
+        ..Rule::default()
     };
+    machine.upkeep = Schedule::new(rule, retention);
     machine
+}
+
+/// Whose segments are merged by the pair, and deleted, which the store does not do as it should.
+fn machine_in_trouble(deletions: Deletions) -> (Machine, Trouble) {
+    let mut machine = Machine::new();
+    let rule = Rule {
+        segments: 4,
+        pieces: 2,
+        merged_at_once: true,
+        retention: Some(Retention::Forever),
+        ..Rule::default()
+    };
+    machine.upkeep = Schedule::new(rule, Retention::Forever);
+    let trouble = Trouble::new(deletions);
+    machine.operator = Some(trouble.operator(&machine.replica()));
+    (machine, trouble)
+}
+
+/// One that looks after its replica, and waits for the store's answer to a deletion.
+async fn one_that_hangs() -> (Machine, Trouble, Process) {
+    let (machine, trouble) = machine_in_trouble(Deletions::Hang);
+    let process = with_history(&machine, 1..=1).await;
+    for value in 2..=4 {
+        process.commit(&machine, value);
+        process.flush().await;
+    }
+    process.until("a deletion is asked for", |_| trouble.asked() > 0).await;
+    assert!(process.shared.upkeep.is_running());
+    (machine, trouble, process)
+}
+
+/// As if a segment had been on its way until now.
+fn late_segments(machine: &Machine, process: &Process) {
+    for _ in 0..20 {
+        let shared = &process.shared;
+        shared.upkeep.stored(&machine.upkeep, &shared.store, &shared.database);
+    }
+}
+
+async fn is_over(process: &Process) {
+    process
+        .until_without_locks("it ends", |process| !process.shared.upkeep.is_running())
+        .await;
 }
 
 /// Another image, behind what is there.
@@ -80,5 +128,139 @@ async fn for_ever_nothing_is_done() {
     }
     assert_eq!(machine.objects("/log/").await, 20);
     assert_eq!(machine.objects("/image/").await, 2);
+    process.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_close_does_not_wait_for_it_and_ends_it() {
+    let (machine, trouble, process) = one_that_hangs().await;
+    process.commit(&machine, 5);
+    let since = Instant::now();
+    process.close();
+    assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+    process
+        .until_without_locks("it is let go", |process| process.shared.is_standby())
+        .await;
+    is_over(&process).await;
+    let asked = trouble.asked();
+    late_segments(&machine, &process);
+    assert!(!process.shared.upkeep.is_running());
+    // Whoever comes next goes on with it.
+    trouble.set(Deletions::Done);
+    let next = machine.start();
+    next.flush().await;
+    for value in 6..=10 {
+        next.commit(&machine, value);
+        next.flush().await;
+    }
+    next.until("it is looked after again", |_| trouble.asked() > asked)
+        .await;
+    assert_eq!(next.status("generation"), 1);
+    assert_eq!(machine.restored(Target::Newest).await, 10);
+    next.kill().await;
+    process.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_begins_between_two_tenures() {
+    let (machine, trouble, process) = one_that_hangs().await;
+    process.shared.let_go();
+    is_over(&process).await;
+    let asked = trouble.asked();
+    late_segments(&machine, &process);
+    assert!(!process.shared.upkeep.is_running());
+    assert_eq!(trouble.asked(), asked);
+    assert!(process.shared.own());
+    late_segments(&machine, &process);
+    process.until("it goes on", |_| trouble.asked() > asked).await;
+    process.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_fenced_or_has_failed_never_begins_again() {
+    for is_fenced in [true, false] {
+        let (machine, trouble, process) = one_that_hangs().await;
+        if is_fenced {
+            let next = Key::Log(Generation(1), Txid(5));
+            let theirs = Body::Bytes("another writer's".into());
+            machine.store().create(&next, theirs).await.unwrap();
+            process.commit(&machine, 5);
+            assert!(process.failure().await.contains("another writer"));
+        } else {
+            process.shared.fail("for a test");
+        }
+        is_over(&process).await;
+        let asked = trouble.asked();
+        late_segments(&machine, &process);
+        process.shared.own();
+        late_segments(&machine, &process);
+        assert!(!process.shared.upkeep.is_running());
+        assert_eq!(trouble.asked(), asked);
+        process.kill().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_refuses_deletions_is_asked_again_and_stops_nothing() {
+    let (machine, trouble) = machine_in_trouble(Deletions::Refused);
+    let process = with_history(&machine, 1..=1).await;
+    for value in 2..=30 {
+        process.commit(&machine, value);
+        process.flush().await;
+        if trouble.asked() > 0 {
+            process
+                .until("it says so", |process| process.shared.upkeep.problem().is_some())
+                .await;
+        }
+    }
+    let problem = process.shared.upkeep.problem().unwrap();
+    assert!(
+        problem.contains("deleting") && problem.contains("retention=forever"),
+        "{problem}"
+    );
+    // At each time once: nothing is deleted behind what was refused.
+    let asked = trouble.asked();
+    assert!((2..=8).contains(&asked), "{asked} times");
+    assert_eq!(process.log.failure(), None);
+    assert_eq!(process.status("last_error"), serde_json::Value::Null);
+    let second = Key::Log(Generation(1), Txid(2));
+    assert!(is_there(&machine, second).await);
+    trouble.set(Deletions::Done);
+    let mut value = 31;
+    while is_there(&machine, second).await || process.shared.upkeep.problem().is_some() {
+        process.commit(&machine, value);
+        process.flush().await;
+        value += 1;
+        assert!(value < 200, "it was not tried again");
+    }
+    assert_eq!(machine.restored(Target::Newest).await, value - 1);
+    process.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_written_seldom_is_looked_after_every_hour() {
+    let (mut machine, trouble) = machine_in_trouble(Deletions::Done);
+    machine.upkeep.rule.segments = u64::MAX;
+    let process = with_history(&machine, 1..=1).await;
+    let mut value = 1;
+    for hour in 1..=3 {
+        let asked = trouble.asked();
+        for _ in 0..6 {
+            value += 1;
+            process.commit(&machine, value);
+            process.flush().await;
+            assert!(!process.shared.upkeep.is_running());
+        }
+        assert_eq!(trouble.asked(), asked, "hour {hour}");
+        process.shared.upkeep.backdate(Duration::from_secs(60 * 60));
+        // Never by a timer.
+        assert!(!process.shared.upkeep.is_running());
+        value += 1;
+        process.commit(&machine, value);
+        process.flush().await;
+        process.until("it is looked after", |_| trouble.asked() > asked).await;
+        is_over(&process).await;
+    }
+    assert_eq!(machine.restored(Target::Newest).await, value);
     process.kill().await;
 }

@@ -9,6 +9,7 @@ fn options(pieces: usize) -> MergeOptions {
         pieces,
         level: 1,
         folder: None,
+        ..MergeOptions::default()
     }
 }
 
