@@ -72,10 +72,14 @@ pub enum Retention {
     For(Duration),
 }
 
-/// 7 days.
+/// For ever.
+#[allow(
+    clippy::derivable_impls,
+    reason = "a default that deletes nothing is a decision, not a matter of order"
+)]
 impl Default for Retention {
     fn default() -> Retention {
-        Retention::For(Duration::from_secs(7 * 24 * 60 * 60))
+        Retention::Forever
     }
 }
 
@@ -219,7 +223,7 @@ impl Config {
         self
     }
 
-    /// How long history is kept. 1 min to 100 years, or for ever. Default: 7 days.
+    /// How long history is kept. 1 min to 100 years, or for ever. Default: for ever.
     #[must_use]
     pub fn retention(mut self, retention: Retention) -> Config {
         self.given.retention = Some(retention);

@@ -49,7 +49,7 @@ impl PruneOptions {
     #[must_use]
     pub fn at(now: UnixMillis) -> PruneOptions {
         PruneOptions {
-            retention: Retention::default(),
+            retention: Retention::For(Duration::from_secs(7 * 24 * 60 * 60)),
             grace: GRACE,
             now,
             dry_run: false,

@@ -254,6 +254,7 @@ async fn merged() -> Replica {
         pieces: 2,
         level: 1,
         folder: None,
+        ..MergeOptions::default()
     };
     for more in [3, 0] {
         let made = merge_next(&replica.store, Generation(1), &options).await.unwrap();

@@ -22,7 +22,7 @@ use crate::pipeline::due::Rule;
 use crate::pipeline::replica::DatabaseReplica;
 use crate::pipeline::shared::Shared;
 use crate::pipeline::task::{Plan, Task};
-use crate::pipeline::upkeep::Schedule;
+use crate::pipeline::upkeep::{self, Schedule};
 use crate::restore::{RestoreError, RestoreOptions, Restored, restore};
 
 pub(super) struct Process {
@@ -52,11 +52,7 @@ impl Process {
             flush_interval: Duration::from_millis(interval),
             segment_size,
             folder: machine.folder.clone(),
-            upkeep: Schedule {
-                segments: 1,
-                retention: Retention::Forever,
-                grace: Duration::ZERO,
-            },
+            upkeep: Schedule::new(upkeep::Rule::default(), Retention::Forever),
             images,
         };
         let none = Duration::ZERO;
