@@ -178,8 +178,8 @@ pub(super) fn plan(survey: &Survey, options: &PruneOptions) -> Vec<Deletion> {
         };
         let gone = base.images(generation);
         images.extend(gone.iter().map(|image| base.deletion(&image.object, Reason::OldImage)));
-        // Also those of images that go now: an image that is being made may have taken chunks over from one of them. They go with the next run.
-        named.extend(generation.images.iter().flat_map(|image| &image.chunks));
+        let left = &generation.images[gone.len()..];
+        named.extend(left.iter().flat_map(|image| &image.chunks));
         if !is_left_alone {
             let mut gone = slots(generation, base, next_has_begun, &limits);
             gone.extend(spans(generation, base));

@@ -28,7 +28,6 @@ pub(crate) use work::Work;
 
 use crate::format::{Generation, Key, LocalState};
 use crate::history::{History, Plan, Target};
-use crate::outside;
 use crate::store::Store;
 use apply::Applier;
 use pages::PageFile;
@@ -235,7 +234,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
     key: Key,
     work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static,
 ) -> Result<T, RestoreError> {
-    match outside::blocking(work).await {
+    match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(RestoreError::Task {
             key,

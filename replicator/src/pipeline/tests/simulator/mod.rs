@@ -8,7 +8,7 @@
 //! | variable | |
 //! |---|---|
 //! | `REPLVFS_SIM_SEED` | one schedule, told step by step |
-//! | `REPLVFS_SIM_SCHEDULES` | how many; 2,000 without it, 100,000 with `REPLVFS_LONG_TESTS=1` |
+//! | `REPLVFS_SIM_SCHEDULES` | how many; 2,000 without it, 3,000 with `REPLVFS_LONG_TESTS=1` |
 
 mod check;
 mod disk;
@@ -112,7 +112,7 @@ fn no_schedule_breaks_a_promise() {
         return;
     }
     let long = std::env::var_os("REPLVFS_LONG_TESTS").is_some_and(|value| value == "1");
-    let count = number("REPLVFS_SIM_SCHEDULES").unwrap_or(if long { 100_000 } else { 2_000 });
+    let count = number("REPLVFS_SIM_SCHEDULES").unwrap_or(if long { 3_000 } else { 2_000 });
     let started = Instant::now();
     let (found, counts) = run(0, count, SHOWN, None);
     let a_second = counts.schedules as f64 / started.elapsed().as_secs_f64();
