@@ -44,7 +44,7 @@ fn the_defaults() {
     assert_eq!(settings.segment_size, 4 << 20);
     assert_eq!(settings.timeout, Duration::from_secs(30));
     assert_eq!(settings.close_timeout, Duration::from_secs(5));
-    assert_eq!(settings.retention, Retention::For(Duration::from_secs(7 * 86_400)));
+    assert_eq!(settings.retention, Retention::Forever);
     assert_eq!(Config::default().given.memory_limit(), 64 << 20);
     assert!(
         resolve(&Config::default(), "vfs=replvfs&mode=rwc&_txlock=immediate")
@@ -253,7 +253,7 @@ fn a_further_connection_may_repeat_or_leave_out_but_not_contradict() {
         ("segment_size=1MiB", "another segment_size"),
         ("wal_limit=2GiB", "another wal_limit"),
         ("on_fenced=stop", "another on_fenced"),
-        ("retention=forever", "another retention"),
+        ("retention=9d", "another retention"),
         ("nolock=1", "nolock=1"),
         ("unknown=1", "not a URI parameter"),
     ] {
