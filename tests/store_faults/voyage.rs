@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use opendal::layers::TimeoutLayer;
+use replvfs::config::Retention;
 use replvfs::format::{Generation, Key};
 use replvfs::history::Target;
 use replvfs::store::Store;
@@ -55,7 +56,8 @@ fn try_connect(path: &Path, store: &FaultyStore, parameters: &str) -> rusqlite::
         .operator(store.faulty.clone().layer(timeouts))
         .flush_interval(Duration::from_millis(10))
         .timeout(FLUSH_TIMEOUT)
-        .close_timeout(CLOSE_TIMEOUT);
+        .close_timeout(CLOSE_TIMEOUT)
+        .retention(Retention::For(Duration::from_secs(7 * 24 * 60 * 60)));
     replvfs::register(config).unwrap();
     open(&format!("file:{}?vfs={name}&{parameters}", path.display()))
 }
@@ -353,7 +355,8 @@ pub(crate) fn without_any_answer() {
         .vfs_name("replvfs-hanging")
         .operator(store.faulty.clone())
         .timeout(FLUSH_TIMEOUT)
-        .close_timeout(CLOSE_TIMEOUT);
+        .close_timeout(CLOSE_TIMEOUT)
+        .retention(Retention::For(Duration::from_secs(7 * 24 * 60 * 60)));
     replvfs::register(config).unwrap();
     let since = Instant::now();
     let connection = open(&format!("file:{}?vfs=replvfs-hanging&restore=never", path.display())).unwrap();
