@@ -159,8 +159,9 @@ impl History {
             let not_there = |why: String| HistoryError::NotInHistory {
                 target: Target::Txid(txid),
                 range: format!(
-                    "generation {} begins after it, {why}{}",
+                    "generation {} begins after it{}, {why}{}",
                     found.number(),
+                    begins_with(found),
                     self.pruned(found)
                 ),
                 left_out: self.left_out.clone(),
@@ -323,4 +324,10 @@ impl History {
             left_out: self.left_out.clone(),
         }
     }
+}
+
+/// The oldest transaction of a generation that can be restored, in words.
+fn begins_with(found: &GenerationHistory) -> String {
+    let oldest = found.images.first();
+    oldest.map_or(String::new(), |image| format!(" with the image of transaction {image}"))
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod branches;
+mod pruned;
 mod spans;
 
 use std::collections::BTreeMap;
@@ -726,6 +727,7 @@ async fn a_log_that_is_not_listed_is_asked_for_by_name() {
         file: Arc::new(tempfile::tempfile().unwrap()),
         path: PathBuf::new(),
         page_size: replica.page_size,
+        digests: None,
     };
     let report = Arc::new(Reporter::new(None, &plan));
     let applier = Applier::new(pages, plan.manifest.page_count, (Txid(6), UnixMillis(0)));
