@@ -499,3 +499,54 @@ fn a_database_whose_process_died() {
     assert_eq!(told["against"]["ahead_by"], 2, "{told}");
     plain.close().unwrap();
 }
+
+/// It is replicated as it is, and so it is restored; only who asks SQLite hears of it.
+#[test]
+fn a_database_that_was_corrupt_when_it_was_captured() {
+    let pair = Pair::new();
+    let plain = pair.plain();
+    plain
+        .execute_batch("CREATE TABLE t(a UNIQUE, b); INSERT INTO t VALUES (1, zeroblob(9000)), (2, 3)")
+        .unwrap();
+    plain.close().unwrap();
+    // The root of the index.
+    let mut corrupt = std::fs::read(pair.database()).unwrap();
+    corrupt[2 * 4096..3 * 4096].fill(0x5a);
+    std::fs::write(pair.database(), &corrupt).unwrap();
+    let connection = pair.open("delete");
+    connection
+        .query_row("SELECT count(b) FROM t NOT INDEXED", [], |_| Ok(()))
+        .unwrap();
+    flush(&connection);
+    connection.close().unwrap();
+    pair.assert_equal("corrupt as it is");
+    assert_eq!(replvfs(&["verify", &pair.replica()]).status.code(), Some(0));
+
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.db");
+    let shown = out.display().to_string();
+    let restore = |flags: &[&str]| {
+        let replica = pair.replica();
+        let arguments = [&["restore", &replica, &shown][..], flags].concat();
+        let output = replvfs(&arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code().unwrap(), said)
+    };
+    let (code, said) = restore(&["--verify"]);
+    assert_eq!(code, 1, "{said}");
+    assert!(
+        said.contains("it is no sound database") && said.contains("nothing was restored"),
+        "{said}"
+    );
+    assert!(names(folder.path()).is_empty());
+    for name in ["out.db", "out.db-wal", "out.db-replvfs"] {
+        std::fs::write(folder.path().join(name), b"another").unwrap();
+    }
+    let before = content(folder.path());
+    let (code, said) = restore(&["--verify", "--force"]);
+    assert_eq!(code, 1, "{said}");
+    assert!(content(folder.path()) == before, "what is there was touched");
+    let (code, said) = restore(&["--force"]);
+    assert_eq!(code, 0, "{said}");
+    assert!(std::fs::read(&out).unwrap() == corrupt);
+}
