@@ -20,13 +20,17 @@ use rusqlite::Connection;
 /// An image is due after half of the database was logged, and is begun again at once. Each chunk that is believed to be unchanged is compared.
 const VFS: &str = "replvfs-images";
 
-fn uri(scratch: &Scratch, parameters: &str) -> String {
+fn register() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let config = Config::default().memory_limit(1 << 20).vfs_name(VFS);
         let day = Duration::from_secs(24 * 60 * 60);
         replvfs::register(config.images_for_test(0, day, Duration::ZERO, true)).expect("registering the VFS");
     });
+}
+
+fn uri(scratch: &Scratch, parameters: &str) -> String {
+    register();
     format!(
         "file:{}?vfs={VFS}&replica={}&flush_interval=10ms{parameters}",
         scratch.database().display(),
@@ -412,4 +416,47 @@ fn an_image_is_made_out_of_the_replica_beside_its_writer() {
         0,
         "its file is gone"
     );
+}
+
+/// Writes until there is an image of a transaction behind `txid`, with that in it.
+fn write_until_image(connection: &Connection, txid: u64, sql: &str) -> u64 {
+    while status(connection)["last_image"]["txid"].as_u64() <= Some(txid) && status(connection)["making_image"] == false
+    {
+        connection.execute_batch(sql).unwrap();
+        flush(connection);
+    }
+    next_image(connection, txid)["txid"].as_u64().unwrap()
+}
+
+/// What is cut off at the end leaves a last chunk that nobody wrote to, and that is another one all the same. Then it grows again by pages that are free.
+#[test]
+fn a_last_chunk_that_nobody_wrote_to_has_another_length() {
+    let scratch = Scratch::in_memory();
+    let connection = connect(&scratch);
+    connection.execute_batch("PRAGMA auto_vacuum=INCREMENTAL").unwrap();
+    let mut last = fill_with_image(&connection)["txid"].as_u64().unwrap();
+    connection.execute_batch("DELETE FROM t WHERE a > 400").unwrap();
+    const ELSEWHERE: &str = "UPDATE t SET b = randomblob(10000) WHERE a < 200";
+    let mut truth = Vec::new();
+    for round in 0..12 {
+        last = write_until_image(&connection, last, ELSEWHERE);
+        assert_eq!(status(&connection)["failed"], serde_json::Value::Null, "round {round}");
+        let sql = match round % 4 {
+            // In one transaction, which allocates pages behind the end and frees them.
+            3 => "BEGIN; CREATE TABLE u AS SELECT zeroblob(300000); DROP TABLE u; COMMIT".to_owned(),
+            _ => format!("PRAGMA incremental_vacuum({})", 7 + round * 13),
+        };
+        connection.execute_batch(&sql).unwrap();
+        flush(&connection);
+        truth.push(state(&connection, &scratch.database()));
+    }
+    last = write_until_image(&connection, last, ELSEWHERE);
+    flush(&connection);
+    truth.push(state(&connection, &scratch.database()));
+    assert_eq!(status(&connection)["failed"], serde_json::Value::Null);
+    assert_eq!(status(&connection)["discontinuities"], 0);
+    assert!(images(&scratch, 1).len() >= 12 && images(&scratch, 1).last() >= Some(&last));
+    for (txid, image) in &truth {
+        check(&scratch, *txid, image);
+    }
 }

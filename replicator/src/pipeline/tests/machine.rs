@@ -360,7 +360,9 @@ impl Capturing for Capture {
     }
 
     fn has_news(&self) -> bool {
-        *self.captured.lock().unwrap() < self.wal.lock().unwrap().commits.len()
+        // In the order of everybody else, or two wait for each other.
+        let wal = self.wal.lock().unwrap();
+        *self.captured.lock().unwrap() < wal.commits.len()
     }
 
     fn let_writers_by(&self) {}
