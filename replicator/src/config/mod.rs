@@ -243,6 +243,7 @@ impl Config {
             age,
             pause,
             check,
+            ..Rule::default()
         };
         self
     }

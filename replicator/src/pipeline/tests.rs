@@ -7,6 +7,7 @@ mod resuming;
 mod stopping;
 mod turn;
 mod upkeep;
+mod vanishing;
 
 use std::path::Path;
 use std::sync::Arc;
