@@ -26,9 +26,11 @@ use crate::store::Store;
 use path::{Listing, LogPath};
 use walk::{SegmentEnd, Walk, fetch_end, read, segment_end, size};
 
-/// A chunk that no image names is not deleted before it is older than this, by the store's clock; and an image whose chunks could become that old while it
-/// is made is given up long before.
+/// A chunk that no image names is not deleted before it is older than this, by the store's clock; and an image whose chunks could have become that old
+/// while it was made is looked at again.
 pub(crate) const GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+/// No chunk is deleted because of a look at the manifests that is longer ago than this.
+pub(crate) const SURVEYED: Duration = Duration::from_secs(5 * 60);
 
 /// Requests at the same time when many small objects are read.
 const PARALLEL: usize = 16;

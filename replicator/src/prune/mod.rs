@@ -6,7 +6,8 @@
 mod plan;
 mod survey;
 
-use std::time::Duration;
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt};
 use replvfs_vfs::types::UnixMillis;
@@ -15,7 +16,7 @@ pub use plan::{Deletion, Reason};
 
 use crate::config::Retention;
 use crate::format::Key;
-use crate::history::HistoryError;
+use crate::history::{HistoryError, SURVEYED};
 use crate::store::{Store, StoreError};
 
 /// How long what is not needed any more stays, for those who read or write it at that moment.
@@ -25,6 +26,8 @@ pub const GRACE: Duration = crate::history::GRACE;
 const PARALLEL: usize = 8;
 /// Requests at a time to look at what is there.
 const SURVEY_PARALLEL: usize = 16;
+/// Chunks between two looks at the clock.
+const CHUNKS_AT_ONCE: usize = 64;
 
 /// What is kept, and from when on.
 #[derive(Debug, Clone)]
@@ -102,26 +105,49 @@ async fn prune_beside(
     options: &PruneOptions,
     meanwhile: impl AsyncFnOnce(),
 ) -> Result<Pruned, PruneError> {
+    let since = Instant::now();
     let (survey, warnings) = survey::survey(store, options.parallel.max(1), meanwhile).await?;
     let deletions = plan::plan(&survey, options);
     if !options.dry_run {
-        delete(store, options.parallel, &deletions).await?;
+        delete(store, &deletions, options, since).await?;
     }
     Ok(Pruned { deletions, warnings })
 }
 
-async fn delete(store: &Store, parallel: usize, deletions: &[Deletion]) -> Result<(), StoreError> {
+/// `since` then the store has been looked at.
+async fn delete(
+    store: &Store,
+    deletions: &[Deletion],
+    options: &PruneOptions,
+    mut since: Instant,
+) -> Result<(), PruneError> {
     let is_chunk = |deletion: &&Deletion| matches!(deletion.key, Key::Chunk(_));
     // Each is gone before the next one goes: slots in this order are what fences.
     for deletion in deletions.iter().filter(|deletion| !is_chunk(deletion)) {
         store.delete(&deletion.key).await?;
     }
     let chunks: Vec<Key> = deletions.iter().filter(is_chunk).map(|deletion| deletion.key).collect();
-    futures::stream::iter(chunks)
-        .map(|key| async move { store.delete(&key).await })
-        .buffer_unordered(parallel.clamp(1, PARALLEL))
-        .try_collect()
-        .await
+    let mut still = None;
+    for some in chunks.chunks(CHUNKS_AT_ONCE) {
+        if since.elapsed() > SURVEYED {
+            since = Instant::now();
+            still = Some(unneeded_chunks(store, options).await?);
+        }
+        let unneeded = |key: &Key| still.as_ref().is_none_or(|still: &HashSet<Key>| still.contains(key));
+        futures::stream::iter(some.iter().copied().filter(unneeded))
+            .map(|key| async move { store.delete(&key).await })
+            .buffer_unordered(options.parallel.clamp(1, PARALLEL))
+            .try_collect::<()>()
+            .await?;
+    }
+    Ok(())
+}
+
+/// Once more: an image may have come that took very long to make, and names what nothing named.
+async fn unneeded_chunks(store: &Store, options: &PruneOptions) -> Result<HashSet<Key>, PruneError> {
+    let (survey, _) = survey::survey(store, options.parallel.max(1), async || {}).await?;
+    let keys = plan::plan(&survey, options).into_iter().map(|deletion| deletion.key);
+    Ok(keys.filter(|key| matches!(key, Key::Chunk(_))).collect())
 }
 
 #[cfg(test)]

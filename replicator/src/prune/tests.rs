@@ -155,7 +155,9 @@ async fn what_is_in_the_window_is_restored_after_every_single_deletion() {
         for (done, deletion) in deletions.iter().enumerate() {
             *reasons.entry(deletion.reason.to_string()).or_default() += 1;
             let when = format!("seed {seed}, after {done} deletions and {}", deletion.key);
-            delete(&replica.store, 1, std::slice::from_ref(deletion)).await.unwrap();
+            delete(&replica.store, std::slice::from_ref(deletion), &options, Instant::now())
+                .await
+                .unwrap();
             let some: Vec<_> = points.iter().filter(|_| random.below(16) == 0).cloned().collect();
             check(&replica, &some, &when).await;
             no_slot_is_free_behind_one_that_is_there(&replica, &deletions[..=done], &when).await;
@@ -221,6 +223,34 @@ async fn an_image_that_appears_meanwhile_keeps_its_chunks() {
         stamp(&replica, long_ago);
     };
     prune_beside(&replica.store, &options, image).await.unwrap();
+    let txid = replica.txid;
+    replica
+        .check(Target::Txid(Txid(txid)), replica.generation.0, txid)
+        .await;
+}
+
+/// An image that took longer than the grace period to make is stored when everything has been planned.
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_that_an_image_names_by_now_stay() {
+    let mut replica = history(31).await;
+    replica.segment(3).await;
+    replica.image().await;
+    let image = Key::Image(replica.generation, Txid(replica.txid));
+    let manifest = replica.store.read(&image).await.unwrap();
+    replica.store.delete(&image).await.unwrap();
+    stamp(&replica, UnixMillis(1));
+    let options = options(&replica, 1_000_000, 5);
+    let deletions = planned(&replica, &options).await;
+    let unnamed = deletions.iter().filter(|deletion| deletion.reason == Reason::Unnamed);
+    let unnamed = unnamed.count();
+    assert!(unnamed > 0);
+    replica
+        .store
+        .create(&image, crate::store::Body::Bytes(manifest))
+        .await
+        .unwrap();
+    let long_ago = Instant::now().checked_sub(SURVEYED + Duration::from_secs(1)).unwrap();
+    delete(&replica.store, &deletions, &options, long_ago).await.unwrap();
     let txid = replica.txid;
     replica
         .check(Target::Txid(Txid(txid)), replica.generation.0, txid)
