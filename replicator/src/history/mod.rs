@@ -215,12 +215,15 @@ impl History {
         };
         let range = oldest.max(*range.start())..=*range.end();
         let (start, path) = self.path_at(found, &listing, *range.start()).await?;
+        let mut next = *range.start();
         self.visit_ends(found, start, path, *range.end(), |segment, end| {
+            let wanted = next..=*range.end();
+            next = end.index.header().last.next().max(next);
             for entry in end
                 .index
                 .transactions()
                 .iter()
-                .filter(|entry| range.contains(&entry.txid))
+                .filter(|entry| wanted.contains(&entry.txid))
             {
                 visit(LogEntry {
                     generation,
@@ -237,7 +240,7 @@ impl History {
         .map(|_| ())
     }
 
-    /// Reads the ends of the pieces from `start` on, up to the one that holds `stop`. Returns the transaction after
+    /// Reads the ends of the pieces from `start` on, up to the one that holds `stop`. They may have transactions in common. Returns the transaction after
     /// the last one that was read.
     async fn visit_ends(
         &self,
