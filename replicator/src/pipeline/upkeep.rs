@@ -88,6 +88,9 @@ struct Memory {
     told: usize,
 }
 
+/// The kind of what is not allowed.
+const DENIED: &str = "denied";
+
 #[derive(Debug, Clone)]
 struct Problem {
     text: String,
@@ -242,7 +245,9 @@ impl Memory {
 
 async fn work(rule: &Rule, retention: Retention, store: &Store, memory: &Mutex<Memory>) -> (Vec<Problem>, Vec<String>) {
     let mut problems = Vec::new();
-    if let Err(error) = merge(rule, store, memory).await {
+    // What was merged would be there twice.
+    let may_delete = lock(memory).problems.iter().all(|problem| problem.kind != DENIED);
+    if may_delete && let Err(error) = merge(rule, store, memory).await {
         let text = error.to_string();
         problems.push(Problem {
             kind: text.clone(),
@@ -262,7 +267,7 @@ async fn work(rule: &Rule, retention: Retention, store: &Store, memory: &Mutex<M
             // Which object it was to begin with changes, and says nothing.
             let is_denied = matches!(&error, PruneError::Store(error) if error.is_denied());
             let text = error.to_string();
-            let kind = if is_denied { "denied".to_owned() } else { text.clone() };
+            let kind = if is_denied { DENIED.to_owned() } else { text.clone() };
             problems.push(Problem { text, kind });
             return (problems, Vec::new());
         }

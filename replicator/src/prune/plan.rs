@@ -19,7 +19,7 @@ use crate::store::Dated;
 
 /// So many chunks are deleted at a time; the next time goes on.
 pub(super) const MOST_CHUNKS: usize = 256 << 10;
-/// Longer than this nothing that was stored is believed to have been the only thing: see [`Passed`]. A little more than a day, for what is written daily.
+/// So much of the time between two dates counts at most: see [`Passed`]. A little more than a day, for what is written daily.
 const SILENCE: Duration = Duration::from_secs(26 * 60 * 60);
 
 /// Everything in a replica that may ever be deleted.

@@ -42,7 +42,8 @@ pub(super) async fn survey(
     warnings.extend(survey.warning());
     warnings.extend(find_broken(store, &mut survey).await?);
     meanwhile().await;
-    if survey.has_chunks() {
+    let is_damaged = survey.generations.iter().any(|generation| generation.is_damaged);
+    if survey.has_chunks() && !is_damaged {
         // After the chunks were listed: one that is listed is named by a manifest that is listed now, or by none.
         warnings.extend(look_again(store, &mut survey).await?);
     }

@@ -153,6 +153,10 @@ impl Generations {
     }
 
     async fn image(&self, txid: u64, ticket: &Ticket) -> Made {
+        self.image_taken_at(txid, ticket, 0).await
+    }
+
+    async fn image_taken_at(&self, txid: u64, ticket: &Ticket, at: i64) -> Made {
         let mut bytes = vec![0; CHUNKS * CHUNK_BYTES];
         for (number, chunk) in bytes.chunks_mut(CHUNK_BYTES).enumerate() {
             chunk[0] = if number == 0 { txid as u8 } else { number as u8 + 100 };
@@ -160,7 +164,7 @@ impl Generations {
         let base = Base {
             txid: Txid(txid),
             position: Position::default(),
-            taken_at: UnixMillis(0),
+            taken_at: UnixMillis(at),
             continuity: Continuity::Continued,
             snapshot: Snapshot::for_test(page_size(), bytes),
         };
@@ -256,13 +260,16 @@ async fn an_image_that_took_long_is_looked_at_again() {
 /// A making that was ended between storing its image and looking: the next of the same state meets its manifest.
 #[tokio::test]
 async fn what_another_making_left_counts_only_if_it_is_whole() {
-    let of = Generations::new("nothing", Rule::default());
-    let ticket = of.ticket(1);
-    assert_eq!(of.image(1, &ticket).await, made(4, 4));
-    of.images.given_up(&ticket);
-    let name = manifest_at(&of.healthy, FIRST, Txid(1)).await.unwrap().unwrap().chunks[3];
-    of.healthy.delete(&Key::Chunk(name)).await.unwrap();
-    let ticket = of.ticket(2);
-    assert_eq!(of.image(1, &ticket).await, Made::Failed);
-    assert!(of.listed().await.is_empty());
+    // With the same bytes, and with others.
+    for taken_at in [0, 1] {
+        let of = Generations::new("nothing", Rule::default());
+        let ticket = of.ticket(1);
+        assert_eq!(of.image(1, &ticket).await, made(4, 4));
+        of.images.given_up(&ticket);
+        let name = manifest_at(&of.healthy, FIRST, Txid(1)).await.unwrap().unwrap().chunks[3];
+        of.healthy.delete(&Key::Chunk(name)).await.unwrap();
+        let ticket = of.ticket(2);
+        assert_eq!(of.image_taken_at(1, &ticket, taken_at).await, Made::Failed);
+        assert!(of.listed().await.is_empty());
+    }
 }
