@@ -348,12 +348,29 @@ pub(crate) async fn list_slots(store: &Store, generation: Generation) -> Result<
 /// All generations of which anything is there, ascending.
 pub(crate) async fn list_generations(store: &Store) -> Result<Vec<Generation>, HistoryError> {
     let folders = store.list_folders(Key::generations_prefix()).await?;
-    let mut found: Vec<Generation> = folders.iter().filter_map(|name| Generation::parse(name)).collect();
+    let listed = folders.iter().filter_map(|name| Generation::parse(name)).collect();
+    with_unlisted(store, listed).await
+}
+
+/// A store may list late what it has: what was begun right before or after one that it shows is found by name.
+async fn with_unlisted(store: &Store, mut found: Vec<Generation>) -> Result<Vec<Generation>, HistoryError> {
+    let is_there = async |number| Ok::<_, HistoryError>(size(store, Key::Generation(number)).await?.is_some());
     found.sort_unstable();
-    // A store may list late what it has: what was begun since is found by name.
+    let mut before = 0;
+    for listed in found.clone() {
+        let between = (before + 1..listed.0).rev().map(Generation);
+        for number in between {
+            if !is_there(number).await? {
+                break;
+            }
+            found.push(number);
+        }
+        before = listed.0;
+    }
+    found.sort_unstable();
     let mut newest = found.last().copied().unwrap_or(Generation(0));
     // Nothing follows the highest number, whose next is itself.
-    while newest.next() > newest && size(store, Key::Generation(newest.next())).await?.is_some() {
+    while newest.next() > newest && is_there(newest.next()).await? {
         newest = newest.next();
         found.push(newest);
     }
@@ -413,4 +430,32 @@ pub(crate) async fn read_meta(store: &Store, key: Key, len: u64) -> Result<Optio
         }));
     }
     read(store, key, MAX_META_BYTES as u64).await
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::store::{Body, StoreOptions};
+
+    /// Who was not shown the generation before the one that he began took the replica for empty.
+    #[tokio::test]
+    async fn a_generation_that_is_not_listed_yet_is_found_beside_one_that_is() {
+        let store = Store::open("memory://history-unlisted", &StoreOptions::default()).unwrap();
+        for number in [1, 2, 3, 4, 7] {
+            let body = Body::Bytes(bytes::Bytes::from_static(b"{}"));
+            store.create(&Key::Generation(Generation(number)), body).await.unwrap();
+        }
+        for (listed, all) in [
+            (vec![], vec![1, 2, 3, 4]),
+            (vec![3], vec![1, 2, 3, 4]),
+            (vec![4, 1], vec![1, 2, 3, 4]),
+            (vec![7, 2], vec![1, 2, 7]),
+            (vec![u64::MAX], vec![u64::MAX]),
+        ] {
+            let listed = listed.into_iter().map(Generation).collect();
+            let found = with_unlisted(&store, listed).await.unwrap();
+            assert_eq!(found, all.into_iter().map(Generation).collect::<Vec<_>>());
+        }
+    }
 }

@@ -36,6 +36,13 @@ pub(super) struct End {
     pub(super) sealed: bool,
 }
 
+impl End {
+    /// Nothing is in it, and it follows from nothing: this may not be the replica's history yet.
+    pub(super) fn is_unfounded(&self) -> bool {
+        self.stored.slot.is_none() && self.image.is_none() && self.parent.is_none()
+    }
+}
+
 /// How the history goes on.
 #[derive(Debug)]
 pub(super) enum Verdict {
@@ -49,6 +56,8 @@ pub(super) enum Verdict {
     Diverged(Parent, String),
     /// What this machine remembers is not in the replica any more.
     Lost(String),
+    /// The replica got another database's history, before anything of this one's was in it.
+    Forestalled,
 }
 
 /// What [`attach`] found.
@@ -117,14 +126,15 @@ async fn compare(store: &Store, start: &Start) -> Result<Attached, HistoryError>
     })
 }
 
-/// Whether anything was ever stored.
-pub(super) async fn has_history(store: &Store) -> Result<bool, HistoryError> {
+/// Whether anything was ever stored, in a generation after `own` if there is one.
+pub(super) async fn has_history(store: &Store, own: Option<Generation>) -> Result<bool, HistoryError> {
     #[cfg(test)]
     if is_broken(Rule::StillEmpty) {
         return Ok(false);
     }
     let generations = list_generations(store).await?;
-    Ok(newest_begun(store, &generations).await?.is_some())
+    let newest = newest_begun(store, &generations).await?;
+    Ok(newest.is_some_and(|newest| own.is_none_or(|own| newest.meta().generation > own)))
 }
 
 /// The newest generation that has anything in it. One that has only been named is what a crash left, before anybody could rely on it.
@@ -197,6 +207,15 @@ async fn compare_with(
         }
     }
     if let Some(newest) = newest.filter(|newest| newest.meta().generation > known.generation) {
+        let is_unfounded = known.slot.is_none() && ours.images().is_empty() && ours.meta().parent.is_none();
+        #[cfg(test)]
+        let is_unfounded = is_unfounded && !is_broken(Rule::StillEmpty);
+        if is_unfounded {
+            return Ok(Attached {
+                verdict: Verdict::Forestalled,
+                newest: Some(stored),
+            });
+        }
         return Ok(diverged(format!("generation {} has begun", newest.meta().generation)));
     }
     let behind = last_behind(store, known).await?;

@@ -16,6 +16,7 @@ use super::{Reporter, RestoreError};
 use crate::format::{Key, ObjectHash, SegmentIndex, SegmentReader};
 use crate::history::walk::{Fetch, Task, Walk, check_place, fetch_end, follows, read, read_range};
 use crate::history::{HistoryError, Plan, Target};
+use crate::outside;
 use crate::store::Store;
 
 /// Segments up to this length are read whole; of larger ones, blocks.
@@ -48,7 +49,7 @@ fn fetch(store: Store, key: Key, len: u64) -> Fetch<Fetched> {
         let Some(object) = read(&store, key, WHOLE_BYTES).await? else {
             return Ok(None);
         };
-        let looked_at = tokio::task::spawn_blocking(move || {
+        let looked_at = outside::blocking(move || {
             let index = SegmentIndex::from_object(&object).map_err(HistoryError::format(key))?;
             // What follows a span asks for that of its last segment.
             let hash = index.merged().is_empty().then(|| ObjectHash::of(&object));
@@ -128,10 +129,10 @@ pub(super) async fn apply_log(
     report: &Arc<Reporter>,
 ) -> Result<(Applier, Tail), RestoreError> {
     let wanted = plan.manifest.txid.next()..=plan.last.unwrap_or(Txid(u64::MAX));
-    let (steps, queue) = mpsc::channel(QUEUE);
+    let (steps, queue) = outside::queue(QUEUE);
     let image = Key::Image(plan.generation, plan.manifest.txid);
     let (range, told) = (wanted.clone(), Arc::clone(report));
-    let apply = super::blocking(image, move || apply_steps(applier, queue, &range, &told));
+    let apply = move || apply_steps(applier, queue, &range, &told);
     let reader = Reader {
         store,
         page_size: plan.manifest.page_size,
@@ -139,9 +140,9 @@ pub(super) async fn apply_log(
         wanted,
         steps,
     };
-    let (applied, read) = futures::join!(apply, reader.read_log(plan));
+    let (applied, read) = outside::fed(apply, reader.read_log(plan)).await;
     // What failed first in the order of the log is told: applying is behind reading, and ends without an error when reading has failed.
-    let applier = applied?;
+    let applier = applied.unwrap_or_else(|error| Err(super::died(image, &error)))?;
     let tail = match read {
         Ok(tail) => tail,
         Err(ReadError::Failed(error)) => return Err(error),
@@ -171,14 +172,14 @@ fn apply_steps(
     wanted: &RangeInclusive<Txid>,
     report: &Reporter,
 ) -> Result<Applier, RestoreError> {
-    while let Some(step) = steps.blocking_recv() {
+    while let Some(step) = outside::next(&mut steps) {
         match step {
             Step::Segment(key, index) => {
                 let mut cut_off = false;
                 let applied = applier.apply(key, &index, wanted, |_| {
                     report.tell();
                     loop {
-                        match steps.blocking_recv() {
+                        match outside::next(&mut steps) {
                             Some(Step::Block(block)) => return block.wait(key)?,
                             Some(Step::Done(bytes)) => report.log(bytes),
                             None | Some(Step::Segment(..)) => {

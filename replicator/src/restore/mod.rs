@@ -28,6 +28,7 @@ pub(crate) use work::Work;
 
 use crate::format::{Generation, Key, LocalState};
 use crate::history::{History, Plan, Target};
+use crate::outside;
 use crate::store::Store;
 use apply::Applier;
 use pages::PageFile;
@@ -234,13 +235,14 @@ pub(crate) async fn blocking<T: Send + 'static>(
     key: Key,
     work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static,
 ) -> Result<T, RestoreError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(RestoreError::Task {
-            key,
-            problem: error.to_string(),
-        }),
-    }
+    outside::blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(died(key, &error)))
+}
+
+fn died(key: Key, error: &tokio::task::JoinError) -> RestoreError {
+    let problem = error.to_string();
+    RestoreError::Task { key, problem }
 }
 
 /// Tells the caller how far it is.

@@ -6,6 +6,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::RestoreError;
 use crate::format::Key;
+use crate::outside;
 
 /// Bytes that one permit stands for.
 const PERMIT_BYTES: usize = 1024;
@@ -41,11 +42,11 @@ impl Work {
     pub(crate) async fn begin<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Pending<T> {
         let thread = Arc::clone(&self.threads).acquire_owned().await.ok();
         let (sender, receiver) = oneshot::channel();
-        tokio::task::spawn_blocking(move || {
+        drop(outside::blocking(move || {
             // Whoever waits for it may have given up.
             let _ = sender.send(work());
             drop(thread);
-        });
+        }));
         Pending(receiver)
     }
 }
@@ -57,7 +58,7 @@ pub(crate) struct Pending<T>(oneshot::Receiver<T>);
 impl<T> Pending<T> {
     /// Waits on a thread that may block.
     pub(super) fn wait(self, key: Key) -> Result<T, RestoreError> {
-        self.0.blocking_recv().map_err(|_| died(key))
+        outside::waited(self.0).ok_or_else(|| died(key))
     }
 
     /// Waits in a task.

@@ -4,10 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::LazyLock;
 
 use replvfs_vfs::types::Txid;
-use tokio::runtime::{Builder, Runtime};
 
 use super::super::machine::PAGE;
 use super::model::{Model, StateId};
@@ -109,21 +107,7 @@ async fn restored(
         force: true,
         ..RestoreOptions::default()
     };
-    // Restoring is not a part of the protocol, and goes on threads of its own: of what happens in the simulation none is under way any more.
-    static THREADS: LazyLock<Runtime> = LazyLock::new(|| {
-        Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap()
-    });
-    let (sender, receiver) = std::sync::mpsc::channel();
-    let (from, place) = (store.clone(), out.to_owned());
-    THREADS.spawn(async move {
-        let _ = sender.send(restore(&from, &place, &options).await);
-    });
-    let restored = receiver.recv().map_err(|error| error.to_string())?;
-    let restored = restored.map_err(|error| error.to_string())?;
+    let restored = restore(store, out, &options).await.map_err(|error| error.to_string())?;
     Ok((restored, std::fs::read(out).unwrap()))
 }
 

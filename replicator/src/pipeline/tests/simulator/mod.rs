@@ -103,7 +103,6 @@ fn number(name: &str) -> Option<u64> {
 }
 
 #[test]
-#[ignore = "does not get along with the parallel restore yet"]
 fn no_schedule_breaks_a_promise() {
     if let Some(seed) = number("REPLVFS_SIM_SEED") {
         let folder = folder();
@@ -129,7 +128,6 @@ fn no_schedule_breaks_a_promise() {
 
 /// One seed is one schedule.
 #[test]
-#[ignore = "does not get along with the parallel restore yet"]
 fn a_seed_decides_everything() {
     let folder = folder();
     tracing::subscriber::with_default(Ear, || {
@@ -142,7 +140,6 @@ fn a_seed_decides_everything() {
 
 /// What the simulator is for: without any one of these rules it finds a schedule that breaks a promise.
 #[test]
-#[ignore = "does not get along with the parallel restore yet"]
 fn a_rule_that_is_broken_is_noticed() {
     let rules = [
         (Rule::Condition, 200),
