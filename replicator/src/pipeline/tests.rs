@@ -9,6 +9,7 @@ mod stopping;
 mod strays;
 mod turn;
 mod upkeep;
+mod vanishing;
 
 use std::path::Path;
 use std::sync::Arc;
