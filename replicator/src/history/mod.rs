@@ -9,6 +9,7 @@ pub(crate) mod images;
 mod overview;
 pub(crate) mod path;
 mod plan;
+pub(crate) mod stray;
 pub(crate) mod walk;
 
 use std::ops::RangeInclusive;
