@@ -104,6 +104,8 @@ async fn prune_beside(
 ) -> Result<Pruned, PruneError> {
     let (survey, warnings) = survey::survey(store, options.parallel.max(1), meanwhile).await?;
     let deletions = plan::plan(&survey, options);
+    #[cfg(test)]
+    let deletions = broken_for_test(deletions);
     if !options.dry_run {
         delete(store, options.parallel, &deletions).await?;
     }
@@ -122,6 +124,15 @@ async fn delete(store: &Store, parallel: usize, deletions: &[Deletion]) -> Resul
         .buffer_unordered(parallel.clamp(1, PARALLEL))
         .try_collect()
         .await
+}
+
+#[cfg(test)]
+fn broken_for_test(mut deletions: Vec<Deletion>) -> Vec<Deletion> {
+    use crate::outside::simulated::{Rule, is_broken};
+    if is_broken(Rule::Ascending) {
+        deletions.reverse();
+    }
+    deletions
 }
 
 #[cfg(test)]
