@@ -99,10 +99,8 @@ pub async fn make(store: &Store, generation: Option<Generation>, folder: &Path) 
     if now().0.saturating_sub(since.0) > i64::try_from(GRACE.as_millis() / 2).unwrap_or(i64::MAX) {
         return Err(ImageError::Overtaken(key));
     }
-    match store.size(&key).await {
-        Ok(_) => {}
-        Err(error) if error.is_not_found() => return Err(ImageError::Overtaken(key)),
-        Err(error) => return Err(error.into()),
+    if !is_there(store, &key).await? {
+        return Err(ImageError::Overtaken(key));
     }
     let manifest = Manifest {
         generation: restored.generation,
@@ -116,7 +114,20 @@ pub async fn make(store: &Store, generation: Option<Generation>, folder: &Path) 
     };
     (made.chunks, made.sent) = (manifest.chunks.len(), sent);
     made.is_new = store_manifest(store, &manifest).await?;
+    if made.is_new && !is_there(store, &key).await? {
+        // Who listed the manifests before this one came may delete what it names.
+        store.delete(&Key::Image(manifest.generation, manifest.txid)).await?;
+        return Err(ImageError::Overtaken(key));
+    }
     Ok(made)
+}
+
+async fn is_there(store: &Store, key: &Key) -> Result<bool, StoreError> {
+    match store.size(key).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether it was not there before.

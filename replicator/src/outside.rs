@@ -160,11 +160,9 @@ pub(crate) mod simulated {
         Compare,
         /// Who has a slot for his turn looks whether the one before is there.
         Predecessor,
-        /// Slots are deleted in ascending order.
-        Ascending,
         /// A chunk that is named stays.
         Named,
-        /// A chunk that is young stays.
+        /// What is young stays.
         Young,
     }
 

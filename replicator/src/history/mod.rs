@@ -26,9 +26,11 @@ use crate::store::Store;
 use path::{Listing, LogPath};
 use walk::{SegmentEnd, Walk, fetch_end, read, segment_end, size};
 
-/// A chunk that no image names is not deleted before it is older than this, by the store's clock; and an image whose chunks could become that old while it
-/// is made is given up long before.
+/// A chunk that no image names is not deleted before it is older than this, by the store's clock; and an image whose chunks could have become that old
+/// while it was made is looked at again.
 pub(crate) const GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+/// No chunk is deleted because of a look at the manifests that is longer ago than this.
+pub(crate) const SURVEYED: Duration = Duration::from_secs(5 * 60);
 
 /// Requests at the same time when many small objects are read.
 const PARALLEL: usize = 16;
@@ -213,12 +215,15 @@ impl History {
         };
         let range = oldest.max(*range.start())..=*range.end();
         let (start, path) = self.path_at(found, &listing, *range.start()).await?;
+        let mut next = *range.start();
         self.visit_ends(found, start, path, *range.end(), |segment, end| {
+            let wanted = next..=*range.end();
+            next = end.index.header().last.next().max(next);
             for entry in end
                 .index
                 .transactions()
                 .iter()
-                .filter(|entry| range.contains(&entry.txid))
+                .filter(|entry| wanted.contains(&entry.txid))
             {
                 visit(LogEntry {
                     generation,
@@ -235,7 +240,7 @@ impl History {
         .map(|_| ())
     }
 
-    /// Reads the ends of the pieces from `start` on, up to the one that holds `stop`. Returns the transaction after
+    /// Reads the ends of the pieces from `start` on, up to the one that holds `stop`. They may have transactions in common. Returns the transaction after
     /// the last one that was read.
     async fn visit_ends(
         &self,

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use replvfs_vfs::types::UnixMillis;
 
+use crate::history::{GRACE, SURVEYED};
+
 /// The bounds of the rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rule {
@@ -13,6 +15,10 @@ pub(crate) struct Rule {
     pub(crate) age: Duration,
     /// After an image was given up the next one is not begun before this is over.
     pub(crate) pause: Duration,
+    /// Of a making that took longer, what it sent may be old enough to be deleted before an image names it: it is looked for.
+    pub(crate) slow: Duration,
+    /// It is looked for when this has passed since the image was stored: then nobody deletes who has not seen it.
+    pub(crate) settle: Duration,
     /// Reads what is believed to be unchanged all the same, and stops replication where it is not. For tests.
     pub(crate) check: bool,
     /// How long chunks stay that nothing names.
@@ -25,6 +31,8 @@ impl Default for Rule {
             least: 64 << 20,
             age: Duration::from_secs(24 * 60 * 60),
             pause: Duration::from_secs(60),
+            slow: GRACE / 2,
+            settle: SURVEYED * 2,
             check: false,
             grace: crate::history::GRACE,
         }

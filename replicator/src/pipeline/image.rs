@@ -11,6 +11,7 @@ use replvfs_vfs::log::Base;
 use replvfs_vfs::snapshot::{Snapshot, SnapshotError};
 use replvfs_vfs::types::Pgno;
 use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::task::JoinError;
 
 use super::Stopped;
 use super::basis::{self, Basis, Wanted};
@@ -23,6 +24,8 @@ use crate::store::Body;
 /// Encoded chunks between the reader and the uploads, each about [`CHUNK_BYTES`] at most.
 const READ_AHEAD: usize = 12;
 const UPLOADS_AT_ONCE: usize = 4;
+/// Questions without content.
+const LOOKS_AT_ONCE: usize = 16;
 /// zstd's: an image is made once and read in an emergency, but making it holds a lock on the database.
 pub(crate) const LEVEL: i32 = 1;
 
@@ -61,11 +64,6 @@ type Chunk = (ChunkHash, Bytes);
 
 /// Makes the image of `base`.
 pub(super) async fn make(uploader: &Uploader, base: Base, ticket: &Ticket) -> Result<Made, Stopped> {
-    let making = tokio::time::timeout(ticket.sent.time_left(), make_in_time(uploader, base, ticket));
-    making.await.unwrap_or_else(|_| Ok(too_late(uploader)))
-}
-
-async fn make_in_time(uploader: &Uploader, base: Base, ticket: &Ticket) -> Result<Made, Stopped> {
     let shared = uploader.shared();
     let Base {
         txid,
@@ -82,7 +80,7 @@ async fn make_in_time(uploader: &Uploader, base: Base, ticket: &Ticket) -> Resul
         page_count,
     };
     let basis = find_basis(uploader, wanted, ticket).await?;
-    let (named, key) = (!basis.names.is_empty(), basis.key);
+    let key = basis.key.filter(|_| !basis.names.is_empty());
     let (sender, receiver) = mpsc::channel(READ_AHEAD);
     // The snapshot goes with the reader: its lock is let go as soon as all is read.
     let reading = Reading {
@@ -100,35 +98,15 @@ async fn make_in_time(uploader: &Uploader, base: Base, ticket: &Ticket) -> Resul
         .buffer_unordered(UPLOADS_AT_ONCE)
         .try_collect::<()>()
         .await?;
-    let (chunks, counts) = match reader.await {
-        Ok(Ok(read)) => read,
-        Ok(Err(ReadError::Snapshot(SnapshotError::GivenUp(reason)))) => {
-            tracing::debug!(database = %shared.database, reason, "an image was given up; another will be made");
-            return Ok(Made::GivenUp);
-        }
-        Ok(Err(error @ ReadError::Unlike(_))) => {
-            shared.fail(&format!("{error}, which is a bug in replvfs"));
-            return Err(Stopped);
-        }
-        Ok(Err(error)) => {
-            shared.trouble(&format!("making an image of {}: {error}", shared.database));
-            return Ok(Made::Failed);
-        }
-        Err(stopped) => {
-            shared.fail(&format!(
-                "an image could not be made, which is a bug in replvfs: {stopped}"
-            ));
-            return Err(Stopped);
-        }
+    let (chunks, counts) = match outcome(uploader, reader.await)? {
+        Ok(read) => read,
+        Err(made) => return Ok(made),
     };
-    if let Some(key) = key.filter(|_| named)
+    if let Some(key) = key
         && !is_there(uploader, key).await?
     {
         tracing::debug!(database = %shared.database, "{key} was deleted while an image was made after it; another will be made");
         return Ok(Made::Failed);
-    }
-    if ticket.sent.time_left().is_zero() {
-        return Ok(too_late(uploader));
     }
     let manifest = Manifest {
         generation: ticket.generation,
@@ -139,16 +117,101 @@ async fn make_in_time(uploader: &Uploader, base: Base, ticket: &Ticket) -> Resul
         position,
         chunks,
     };
-    store_manifest(uploader, &manifest).await.map(|()| Made::Stored(counts))
+    let gone = match store_manifest(uploader, &manifest).await? {
+        None => what_is_gone(uploader, &manifest, key, ticket).await?,
+        // By a making of which only this is known.
+        Some(theirs) => missing_chunk(uploader, &theirs).await?,
+    };
+    match gone {
+        None => Ok(Made::Stored(counts)),
+        Some(gone) => withdraw(uploader, Key::Image(ticket.generation, txid), gone).await,
+    }
 }
 
-fn too_late(uploader: &Uploader) -> Made {
+type Read = (Vec<ChunkName>, Counts);
+
+/// What came of the reading: all names, or what there is instead of an image.
+fn outcome(
+    uploader: &Uploader,
+    read: Result<Result<Read, ReadError>, JoinError>,
+) -> Result<Result<Read, Made>, Stopped> {
     let shared = uploader.shared();
-    shared.trouble(&format!(
-        "making an image of {} has taken so long that it is begun again",
-        shared.database
-    ));
-    Made::Failed
+    match read {
+        Ok(Ok(read)) => Ok(Ok(read)),
+        Ok(Err(ReadError::Snapshot(SnapshotError::GivenUp(reason)))) => {
+            tracing::debug!(database = %shared.database, reason, "an image was given up; another will be made");
+            Ok(Err(Made::GivenUp))
+        }
+        Ok(Err(error @ ReadError::Unlike(_))) => {
+            shared.fail(&format!("{error}, which is a bug in replvfs"));
+            Err(Stopped)
+        }
+        Ok(Err(error)) => {
+            shared.trouble(&format!("making an image of {}: {error}", shared.database));
+            Ok(Err(Made::Failed))
+        }
+        Err(stopped) => {
+            shared.fail(&format!(
+                "an image could not be made, which is a bug in replvfs: {stopped}"
+            ));
+            Err(Stopped)
+        }
+    }
+}
+
+/// What the image relies on and is not there any more. Whoever lists manifests from now on sees it; who did before has seen the basis. Where the making
+/// has taken so long that its own chunks may have been deleted, all are looked for as soon as nobody deletes who listed before.
+async fn what_is_gone(
+    uploader: &Uploader,
+    manifest: &Manifest,
+    basis: Option<Key>,
+    ticket: &Ticket,
+) -> Result<Option<Key>, Stopped> {
+    if let Some(basis) = basis {
+        if basis == Key::Image(manifest.generation, manifest.txid) {
+            // Of the same state: that something is there by that name tells nothing.
+            return missing_chunk(uploader, manifest).await;
+        }
+        if !is_there(uploader, basis).await? {
+            return Ok(Some(basis));
+        }
+    }
+    if ticket.sent.age() < ticket.rule.slow {
+        return Ok(None);
+    }
+    tokio::time::sleep(ticket.rule.settle).await;
+    let missing = missing_chunk(uploader, manifest).await?;
+    if missing.is_some() {
+        ticket.sent.lose();
+    }
+    Ok(missing)
+}
+
+/// A chunk that the manifest names and that is not in the store.
+async fn missing_chunk(uploader: &Uploader, manifest: &Manifest) -> Result<Option<Key>, Stopped> {
+    let names: HashSet<ChunkName> = manifest.chunks.iter().copied().collect();
+    let looks = stream::iter(names).map(|name| async move {
+        let key = Key::Chunk(name);
+        let there = is_there(uploader, key).await?;
+        Ok((!there).then_some(key))
+    });
+    let looks = looks.buffer_unordered(LOOKS_AT_ONCE);
+    looks
+        .try_filter_map(|missing| async move { Ok(missing) })
+        .boxed()
+        .try_next()
+        .await
+}
+
+/// An image that cannot be relied on must not stay: another one would be made after it, and what it replaces be deleted.
+async fn withdraw(uploader: &Uploader, key: Key, gone: Key) -> Result<Made, Stopped> {
+    let shared = uploader.shared();
+    tracing::warn!(
+        database = %shared.database,
+        "{gone} was deleted while the image {key} was made, which relies on it; the image is withdrawn, and another will be made"
+    );
+    uploader.until_answered(|| shared.store.delete(&key)).await?;
+    Ok(Made::Failed)
 }
 
 /// One that cannot be used is as none: everything is read and sent.
@@ -177,7 +240,8 @@ async fn is_there(uploader: &Uploader, key: Key) -> Result<bool, Stopped> {
         .await
 }
 
-async fn store_manifest(uploader: &Uploader, manifest: &Manifest) -> Result<(), Stopped> {
+/// The one that was there already, if it is not this one.
+async fn store_manifest(uploader: &Uploader, manifest: &Manifest) -> Result<Option<Manifest>, Stopped> {
     let shared = uploader.shared();
     let key = Key::Image(manifest.generation, manifest.txid);
     let bytes = match manifest.encode() {
@@ -187,26 +251,27 @@ async fn store_manifest(uploader: &Uploader, manifest: &Manifest) -> Result<(), 
             return Err(Stopped);
         }
     };
-    match uploader.create(key, &Body::Bytes(bytes.into())).await? {
-        Owner::Us => Ok(()),
-        Owner::Another if has_same_pages(uploader, key, manifest).await? => Ok(()),
-        Owner::Another => {
-            shared.fail(&format!(
-                "{key} in the replica {} is from another writer of the same generation: give each database a replica of its own",
-                shared.store.replica()
-            ));
-            Err(Stopped)
-        }
+    if uploader.create(key, &Body::Bytes(bytes.into())).await? == Owner::Us {
+        return Ok(None);
     }
+    let theirs = with_same_pages(uploader, key, manifest).await?;
+    if theirs.is_none() {
+        shared.fail(&format!(
+            "{key} in the replica {} is from another writer of the same generation: give each database a replica of its own",
+            shared.store.replica()
+        ));
+        return Err(Stopped);
+    }
+    Ok(theirs)
 }
 
-/// Whether the image in the store is one that was made of the same state at another time: a base may be asked for twice.
-async fn has_same_pages(uploader: &Uploader, key: Key, ours: &Manifest) -> Result<bool, Stopped> {
+/// The image in the store, if it is one that was made of the same state at another time: a base may be asked for twice.
+async fn with_same_pages(uploader: &Uploader, key: Key, ours: &Manifest) -> Result<Option<Manifest>, Stopped> {
     let store = &uploader.shared().store;
     let limit = Manifest::max_bytes(ours.page_size);
     let bytes = uploader.until_answered(|| store.read_up_to(&key, limit)).await?;
     let theirs = Manifest::decode(&bytes).ok();
-    Ok(theirs.is_some_and(|theirs| theirs.has_same_pages(ours)))
+    Ok(theirs.filter(|theirs| theirs.has_same_pages(ours)))
 }
 
 /// The token is this making's: whatever is there under the name can only be an attempt of its own.
@@ -243,7 +308,7 @@ impl Reading {
             };
             done += pages;
             let untouched = self.basis.untouched(chunks.len());
-            if let Some(name) = untouched.filter(|_| !self.ticket.check) {
+            if let Some(name) = untouched.filter(|_| !self.ticket.rule.check) {
                 chunks.push(name);
                 continue;
             }

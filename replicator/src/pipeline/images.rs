@@ -5,6 +5,7 @@
 //! stores segments, and by the making of images beside it.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,10 +16,7 @@ use super::changed::Touched;
 use super::due::{self, Rule, Situation};
 use super::shared::now;
 use crate::format::{ChunkHash, Generation};
-use crate::history::GRACE;
 
-/// A making that lasts longer is given up, and its chunks are not used any more: whoever deletes what no image names must not come near them.
-const LONGEST: Duration = Duration::from_secs(GRACE.as_secs() / 2);
 /// What was sent by one that was given up is used again for this part of the grace period. The rest is left for the next one to come to its end in.
 const USED_AGAIN: u32 = 8;
 
@@ -30,6 +28,8 @@ pub(super) struct Sent {
     since: (Instant, UnixMillis),
     /// Those that the store has confirmed.
     hashes: Mutex<HashSet<ChunkHash>>,
+    /// One of them is not there any more.
+    is_lost: AtomicBool,
 }
 
 impl Sent {
@@ -38,6 +38,7 @@ impl Sent {
             token,
             since: (Instant::now(), now()),
             hashes: Mutex::default(),
+            is_lost: AtomicBool::new(false),
         }
     }
 
@@ -54,14 +55,18 @@ impl Sent {
     }
 
     /// Since the first chunk may have been sent.
-    fn age(&self) -> Duration {
+    pub(super) fn age(&self) -> Duration {
         let by_date = u64::try_from(now().0.saturating_sub(self.since.1.0)).unwrap_or(0);
         self.since.0.elapsed().max(Duration::from_millis(by_date))
     }
 
-    /// How long an image may still name them.
-    pub(super) fn time_left(&self) -> Duration {
-        LONGEST.saturating_sub(self.age())
+    /// Not to be used again.
+    pub(super) fn lose(&self) {
+        self.is_lost.store(true, Ordering::Relaxed);
+    }
+
+    fn may_be_used_again(&self, limit: Duration) -> bool {
+        self.age() < limit && !self.is_lost.load(Ordering::Relaxed)
     }
 }
 
@@ -75,7 +80,7 @@ pub(super) struct Ticket {
     pub(super) known_from: Txid,
     pub(super) touched: Touched,
     pub(super) sent: Arc<Sent>,
-    pub(super) check: bool,
+    pub(super) rule: Rule,
 }
 
 /// The generation, as the task takes it up.
@@ -220,10 +225,8 @@ impl Images {
         state.before.merge(&after);
         state.number += 1;
         state.making = true;
-        let again = state
-            .sent
-            .take()
-            .filter(|sent| sent.age() < self.rule.grace / USED_AGAIN);
+        let limit = self.rule.grace / USED_AGAIN;
+        let again = state.sent.take().filter(|sent| sent.may_be_used_again(limit));
         let sent = again.unwrap_or_else(|| Arc::new(Sent::new(token)));
         state.sent = Some(Arc::clone(&sent));
         Some(Ticket {
@@ -233,7 +236,7 @@ impl Images {
             known_from: state.known_from,
             touched: state.before.clone(),
             sent,
-            check: self.rule.check,
+            rule: self.rule,
         })
     }
 
@@ -269,6 +272,7 @@ impl Images {
 mod tests {
     use super::*;
     use crate::format::{CHUNK_BYTES, ChunkName, Manifest};
+    use crate::history::GRACE;
     use replvfs_vfs::types::{Pgno, Position};
 
     const PAGES: u32 = 64;
@@ -337,6 +341,54 @@ mod tests {
         assert_eq!((left(&third), third.known_from), (vec![0, 1, 3], Txid(12)));
     }
 
+    /// Forgetting any of them would leave a chunk as it was.
+    #[test]
+    fn each_single_segment_counts() {
+        const CHUNKS: u32 = 100;
+        let images = images(None);
+        let of = |chunk: u32| {
+            let mut touched = Touched::nothing(page_size());
+            touched.begin(CHUNKS * 16);
+            touched.page(Pgno::new(chunk * 16 + chunk % 16 + 1).expect("a page"));
+            touched
+        };
+        let name = ChunkName {
+            hash: ChunkHash([0; 32]),
+            token: 0,
+        };
+        let before = Manifest {
+            generation: Generation(1),
+            txid: Txid(0),
+            page_size: page_size(),
+            page_count: CHUNKS * 16,
+            taken_at: UnixMillis(0),
+            position: Position::default(),
+            chunks: vec![name; CHUNKS as usize],
+        };
+        let left = |ticket: &Ticket| {
+            let leaves = |chunk: &usize| ticket.touched.leaves(&before, CHUNKS * 16, *chunk);
+            (0..CHUNKS as usize).filter(leaves).collect::<Vec<_>>()
+        };
+        for round in 0..4_u32 {
+            for chunk in 0..CHUNKS / 2 {
+                images.logged(&of(2 * chunk + round % 2), CHUNKS * 16);
+            }
+            let ticket = images.make(round.into()).expect("a generation");
+            // The second sees what the first had, which was given up; the third and the fourth see their own.
+            let expected: Vec<usize> = match round {
+                0 | 2 => (0..CHUNKS as usize).filter(|chunk| chunk % 2 == 1).collect(),
+                1 => Vec::new(),
+                _ => (0..CHUNKS as usize).filter(|chunk| chunk % 2 == 0).collect(),
+            };
+            assert_eq!(left(&ticket), expected, "round {round}");
+            if round == 0 {
+                images.given_up(&ticket);
+            } else {
+                images.stored(&ticket, Txid(20 + u64::from(round)), now());
+            }
+        }
+    }
+
     #[test]
     fn one_that_was_replaced_changes_nothing_any_more() {
         let images = images(None);
@@ -368,7 +420,6 @@ mod tests {
     fn what_was_sent_long_ago_is_not_named_any_more() {
         let images = images(None);
         let first = images.make(1).expect("a generation");
-        assert!(first.sent.time_left() <= GRACE / 2 && first.sent.time_left() > GRACE / 3);
         images.given_up(&first);
         let ago = |time: Duration| Sent {
             since: (
@@ -379,7 +430,11 @@ mod tests {
         };
         images.state().as_mut().expect("a generation").sent = Some(Arc::new(ago(GRACE / USED_AGAIN)));
         assert_eq!(images.make(2).expect("a generation").sent.token, 2);
-        assert_eq!(ago(GRACE / 2).time_left(), Duration::ZERO);
+        images.state().as_mut().expect("a generation").sent = Some(Arc::new(ago(GRACE / USED_AGAIN / 2)));
+        let young = images.make(3).expect("a generation");
+        assert_eq!(young.sent.token, 7);
+        young.sent.lose();
+        assert_eq!(images.make(4).expect("a generation").sent.token, 4);
     }
 
     #[test]

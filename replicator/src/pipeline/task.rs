@@ -623,7 +623,10 @@ impl Task {
         self.shared.status.uploading(0, None);
         self.progress.segment(stored.mark.txid);
         let shared = &self.shared;
-        shared.upkeep.stored(&self.plan.upkeep, &shared.store, &shared.database);
+        let last = stored.mark.txid;
+        shared
+            .upkeep
+            .stored(&self.plan.upkeep, last, &shared.store, &shared.database);
     }
 
     /// A slot that was this process's turn is taken. If what is in it is ours, its transactions are done, and leave `transactions`; else says

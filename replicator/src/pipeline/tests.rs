@@ -8,6 +8,7 @@ mod simulator;
 mod stopping;
 mod turn;
 mod upkeep;
+mod vanishing;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -14,7 +14,7 @@ use super::apply::{Applier, RawBlock};
 use super::work::{Pending, Work};
 use super::{Reporter, RestoreError};
 use crate::format::{Key, ObjectHash, SegmentIndex, SegmentReader};
-use crate::history::walk::{Fetch, Task, Walk, check_place, fetch_end, read, read_range};
+use crate::history::walk::{Fetch, Task, Walk, check_place, fetch_end, follows, read, read_range};
 use crate::history::{HistoryError, Plan, Target};
 use crate::outside;
 use crate::store::Store;
@@ -243,7 +243,7 @@ impl Reader<'_> {
             self.check_header(key, &index)?;
             // Before any of it is applied.
             if let Some((before, expected)) = previous
-                && header.previous != expected
+                && !follows(&header, index.merged(), slot, expected)
             {
                 return Err(RestoreError::Chain { key, previous: before }.into());
             }

@@ -10,9 +10,9 @@ use replvfs_vfs::types::Txid;
 
 use super::image::wrong_page_size;
 use super::{Looked, Run, said};
-use crate::format::{Key, ObjectHash, SegmentHeader, SegmentIndex, SegmentReader};
+use crate::format::{Key, MergedSegment, ObjectHash, SegmentHeader, SegmentIndex, SegmentReader};
 use crate::history::path::{Listing, Piece};
-use crate::history::walk::{Fetch, SegmentEnd, Walk, check_place, fetch_end, read};
+use crate::history::walk::{Fetch, SegmentEnd, Walk, check_place, fetch_end, follows, read};
 use crate::history::{HistoryError, path_at};
 use crate::restore::{RestoreError, WHOLE_BYTES, blocking, ranges, read_part, segments_ahead};
 use crate::store::Store;
@@ -20,6 +20,7 @@ use crate::store::Store;
 /// A segment or a span that was read to its last byte.
 struct Checked {
     header: SegmentHeader,
+    merged: Vec<MergedSegment>,
     /// What its successor has to name.
     hash: ObjectHash,
     len: u64,
@@ -45,8 +46,8 @@ impl Run {
             match walk.piece(slot).await {
                 Ok(Some((key, checked))) => {
                     self.counted.add(checked.len);
+                    self.segment(found, key, &checked, (slot, previous));
                     let Checked { header, hash, .. } = checked;
-                    self.segment(found, key, &checked, previous);
                     previous = Some((key, hash));
                     last = last.max(header.last);
                     slot = header.last.next();
@@ -90,7 +91,13 @@ impl Run {
         }
     }
 
-    fn segment(&mut self, found: &Looked, key: Key, checked: &Checked, previous: Option<(Key, ObjectHash)>) {
+    fn segment(
+        &mut self,
+        found: &Looked,
+        key: Key,
+        checked: &Checked,
+        (slot, previous): (Txid, Option<(Key, ObjectHash)>),
+    ) {
         let Checked { header, content, .. } = checked;
         let lost = found.lost(header.first, header.last);
         if found
@@ -104,7 +111,7 @@ impl Run {
             self.find(key, problem.clone(), lost);
         }
         if let Some((before, expected)) = previous
-            && header.previous != expected
+            && !follows(header, &checked.merged, slot, expected)
         {
             // A restore from an image right before it does not see what stands before.
             let lost = found.lost(header.first, Txid(header.first.0 - 1));
@@ -143,6 +150,7 @@ fn whole(key: Key, object: &Bytes) -> Result<Checked, RestoreError> {
     let content = blocks(key, &index, 0..index.block_count(), object, 0)?;
     Ok(Checked {
         header: *index.header(),
+        merged: index.merged().to_vec(),
         hash: index.chain_hash().unwrap_or_else(|| ObjectHash::of(object)),
         len: object.len() as u64,
         content,
@@ -171,6 +179,7 @@ async fn large(store: &Store, key: Key, end: SegmentEnd) -> Result<Checked, Rest
     hasher.update(&tail);
     Ok(Checked {
         header: *index.header(),
+        merged: index.merged().to_vec(),
         hash: index.chain_hash().unwrap_or(ObjectHash(*hasher.finalize().as_bytes())),
         len,
         content,
