@@ -23,7 +23,7 @@ pub(crate) struct Work {
 
 impl Work {
     pub(crate) fn new() -> Work {
-        let threads = std::thread::available_parallelism().map_or(2, usize::from);
+        let threads = outside::parallelism();
         Work {
             room: Arc::new(Semaphore::new(RAW_BYTES / PERMIT_BYTES)),
             // While one waits for the disk another one can go on.
