@@ -139,7 +139,11 @@ impl History {
                 for generation in restorable() {
                     oldest = generation;
                     let first = self.manifest(generation, generation.images.first()).await?;
-                    if first.is_some_and(|manifest| manifest.taken_at <= time) {
+                    // What was there then was deleted; an older generation has another state.
+                    let is_pruned = generation.images.first() != Some(&generation.meta.first_image);
+                    if first.is_some_and(|manifest| manifest.taken_at <= time)
+                        || is_pruned && generation.meta.created_at <= time
+                    {
                         break;
                     }
                 }
