@@ -361,7 +361,7 @@ fn whoever_merges_and_prunes_is_killed_beside_a_writer() {
             deleted += before;
             keeper = Some(Keeper::start(&scratch));
         }
-        killed > 12 && deleted > 0 && restores > 30 && images(&scratch)[0] > 300
+        killed > 4 && deleted > 0 && restores > 30 && images(&scratch)[0] > 300
     });
     let left: Vec<Point> = points
         .lock()
