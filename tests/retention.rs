@@ -351,16 +351,17 @@ fn whoever_merges_and_prunes_is_killed_beside_a_writer() {
     points.lock().unwrap().push_back(writer.next());
     let mut rng = Rng::new(77);
     let mut keeper = Some(Keeper::start(&scratch));
-    let (mut killed, mut deleted) = (0, 0);
+    let (mut killed, mut deleted, mut patience) = (0, 0, 1);
     let restores = while_it_is_read(&scratch, &mut writer, &points, |_, restores| {
-        let at_work = keeper.as_ref().is_some_and(|keeper| keeper.told(0) > 0);
+        let at_work = keeper.as_ref().is_some_and(|keeper| keeper.told(0) > patience);
         if at_work && rng.below(3) == 0 {
+            patience = rng.below(3) as usize;
             let (in_the_middle, before) = keeper.take().unwrap().kill();
             killed += usize::from(in_the_middle);
             deleted += before;
             keeper = Some(Keeper::start(&scratch));
         }
-        killed > 12 && restores > 30 && images(&scratch)[0] > 300
+        killed > 12 && deleted > 0 && restores > 30 && images(&scratch)[0] > 300
     });
     let left: Vec<Point> = points
         .lock()
@@ -372,7 +373,6 @@ fn whoever_merges_and_prunes_is_killed_beside_a_writer() {
     drop(keeper);
     drop(writer);
     eprintln!("killed {killed} times in the middle, {deleted} deletions before, {restores} restores");
-    assert!(deleted > 0, "all was deleted by the writer");
     assert!(left.len() > 1, "{left:?}");
     let verified = block_on(verify(&store(&scratch), &VerifyOptions::default())).unwrap();
     assert!(verified.findings.is_empty(), "{:?}", verified.findings);

@@ -79,6 +79,15 @@ impl<T> Future for Blocking<T> {
     }
 }
 
+/// How many threads may work at the same time.
+pub(crate) fn parallelism() -> usize {
+    #[cfg(test)]
+    if simulated::world().is_some() {
+        return 1;
+    }
+    std::thread::available_parallelism().map_or(2, usize::from)
+}
+
 /// What is read in a task, for work on a thread that may block.
 pub(crate) fn queue<T>(len: usize) -> (mpsc::Sender<T>, mpsc::Receiver<T>) {
     #[cfg(test)]
@@ -149,6 +158,12 @@ pub(crate) mod simulated {
         StillEmpty,
         /// What is in a slot is compared before it counts as one's own.
         Compare,
+        /// Who has a slot for his turn looks whether the one before is there.
+        Predecessor,
+        /// A chunk that is named stays.
+        Named,
+        /// What is young stays.
+        Young,
     }
 
     thread_local! {

@@ -9,6 +9,7 @@ pub(crate) mod images;
 mod overview;
 pub(crate) mod path;
 mod plan;
+pub(crate) mod stray;
 pub(crate) mod walk;
 
 use std::ops::RangeInclusive;
@@ -21,7 +22,9 @@ pub use error::{HistoryError, LeftOut};
 pub use overview::{Count, Moment, Objects, Reach};
 pub use plan::Plan;
 
-use crate::format::{FormatError, Generation, GenerationMeta, Key, MAX_META_BYTES, ObjectHash, ReplicaMeta};
+use crate::format::{
+    FormatError, Generation, GenerationMeta, Key, MAX_META_BYTES, ObjectHash, ReplicaMeta, SegmentIndex,
+};
 use crate::store::Store;
 use path::{Listing, LogPath};
 use walk::{SegmentEnd, Walk, fetch_end, read, segment_end, size};
@@ -238,6 +241,22 @@ impl History {
         })
         .await
         .map(|_| ())
+    }
+
+    /// Calls `visit` with the pieces of a generation's log from the one that holds `first` up to the one that holds `stop`. Returns the last transaction of
+    /// them, or the one before `first`.
+    pub(crate) async fn visit_from(
+        &self,
+        generation: &GenerationHistory,
+        first: Txid,
+        stop: Txid,
+        mut visit: impl FnMut(Key, &SegmentIndex),
+    ) -> Result<Txid, HistoryError> {
+        let listing = self.listing(generation).await?;
+        let (start, path) = self.path_at(generation, &listing, first).await?;
+        let visit = |key, end: &SegmentEnd| visit(key, &end.index);
+        let after = self.visit_ends(generation, start, path, stop, visit).await?;
+        Ok(Txid(after.max(first).0.saturating_sub(1)))
     }
 
     /// Reads the ends of the pieces from `start` on, up to the one that holds `stop`. They may have transactions in common. Returns the transaction after

@@ -217,6 +217,7 @@ impl Local {
             left: left.filter(|left| left.mark.txid >= stored.mark.txid),
             if_wal: None,
             fenced: false,
+            restored: Some(false),
         };
         self.write_synced(inner, state)
     }
@@ -230,6 +231,7 @@ impl Local {
         state.stored = stored.mark;
         state.slot = stored.slot;
         state.previous = stored.previous;
+        state.restored = Some(false);
         // What ended before it is not needed to find what follows it.
         state.left = state.left.filter(|left| left.mark.txid >= stored.mark.txid);
         self.write(&mut inner, state)

@@ -605,7 +605,9 @@ impl Task {
                         previous: segment.hash,
                     });
                 }
-                self.proved = true;
+                if !std::mem::replace(&mut self.proved, true) {
+                    generation::probe_again(&self.uploader, place.0).await;
+                }
                 let due = self.maker().look(transactions.last()).await?;
                 return due.map_or(Ok(()), |state| self.make(state));
             }
@@ -651,6 +653,14 @@ impl Task {
             Ok(Found::Segment(end)) => end,
             Ok(Found::Nothing) => return Ok(Ok(())),
             Ok(Found::Foreign(why)) => return Ok(Err(why)),
+            Ok(Found::Sealed) if self.proved => return Ok(Err(adopt::SEAL.to_owned())),
+            Ok(Found::Sealed) => {
+                // As if it had been found at the start.
+                self.gap = true;
+                self.shared.log.request_base();
+                transactions.clear();
+                return Ok(Ok(()));
+            }
             Err(error) => return Ok(Err(error.to_string())),
         };
         self.take_up_to(&end, transactions).await?;

@@ -6,6 +6,7 @@ mod merged;
 mod resuming;
 mod simulator;
 mod stopping;
+mod strays;
 mod turn;
 mod upkeep;
 mod vanishing;

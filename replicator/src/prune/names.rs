@@ -1,6 +1,8 @@
 //! The names of the chunks that images name, in little memory.
 
 use crate::format::ChunkName;
+#[cfg(test)]
+use crate::outside::simulated::{Rule, is_broken};
 
 /// 17 bytes a name. Two names of which one is taken for the other keep a chunk that could go.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +23,10 @@ fn short(name: &ChunkName) -> u128 {
 impl Names {
     /// Forgets what was seen.
     pub(super) fn add(&mut self, names: &[ChunkName]) {
+        #[cfg(test)]
+        if is_broken(Rule::Named) {
+            return;
+        }
         self.short.extend(names.iter().map(short));
         self.short.sort_unstable();
         self.short.dedup();

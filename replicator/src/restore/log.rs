@@ -37,14 +37,21 @@ const QUEUE: usize = 256;
 /// What was read of a segment.
 enum Fetched {
     Whole(Arc<SegmentIndex>, Bytes, Option<ObjectHash>),
-    Large(Arc<SegmentIndex>, Bytes),
+    /// It is there, and so long. Its tables can take as much memory as all else together, so they are read when its turn has come.
+    Large(u64),
+}
+
+/// What its pages are read from: the object, or its tables and then ranges of it.
+enum Content {
+    Whole(Bytes, Option<ObjectHash>),
+    Large(Bytes),
 }
 
 fn fetch(store: Store, key: Key, len: u64) -> Fetch<Fetched> {
     Box::pin(async move {
         if len > WHOLE_BYTES {
-            let end = fetch_end(store, key, len).await?;
-            return Ok(end.map(|end| Fetched::Large(Arc::new(end.index), end.tail)));
+            let last_byte = read_range(&store, key, len - 1..len).await?;
+            return Ok(last_byte.map(|_| Fetched::Large(len)));
         }
         let Some(object) = read(&store, key, WHOLE_BYTES).await? else {
             return Ok(None);
@@ -238,8 +245,15 @@ impl Reader<'_> {
                 }
                 break;
             };
-            let (Fetched::Whole(index, ..) | Fetched::Large(index, _)) = &fetched;
-            let (index, header) = (Arc::clone(index), *index.header());
+            let (index, content) = match fetched {
+                Fetched::Whole(index, object, hash) => (index, Content::Whole(object, hash)),
+                Fetched::Large(len) => {
+                    let end = fetch_end(self.store.clone(), key, len).await?;
+                    let end = end.ok_or(HistoryError::Missing { key, needed_by: key })?;
+                    (Arc::new(end.index), Content::Large(end.tail))
+                }
+            };
+            let header = *index.header();
             self.check_header(key, &index)?;
             // Before any of it is applied.
             if let Some((before, expected)) = previous
@@ -247,12 +261,12 @@ impl Reader<'_> {
             {
                 return Err(RestoreError::Chain { key, previous: before }.into());
             }
-            let own = match fetched {
-                Fetched::Whole(_, object, hash) => {
+            let own = match content {
+                Content::Whole(object, hash) => {
                     self.whole(key, &index, &object).await?;
                     hash
                 }
-                Fetched::Large(_, tail) => self.large(key, &index, &tail).await?,
+                Content::Large(tail) => self.large(key, &index, &tail).await?,
             };
             let link = Link::of(&index, last, own);
             previous = link.hash.map(|hash| (key, hash));
@@ -298,7 +312,7 @@ impl Reader<'_> {
         let pending = self.work.begin(move || {
             let raw = SegmentReader::new().and_then(|mut reader| reader.take_block(&index, block, &stored));
             let raw = raw.map_err(RestoreError::format(key))?;
-            Ok(RawBlock { raw, _room: room })
+            Ok(RawBlock { raw, room })
         });
         let pending = pending.await;
         self.send(Step::Block(pending)).await

@@ -12,6 +12,7 @@ use super::image::wrong_page_size;
 use super::{Looked, Run, said};
 use crate::format::{Key, MergedSegment, ObjectHash, SegmentHeader, SegmentIndex, SegmentReader};
 use crate::history::path::{Listing, Piece};
+use crate::history::stray::strays;
 use crate::history::walk::{Fetch, SegmentEnd, Walk, check_place, fetch_end, follows, read};
 use crate::history::{HistoryError, path_at};
 use crate::restore::{RestoreError, WHOLE_BYTES, blocking, ranges, read_part, segments_ahead};
@@ -35,6 +36,7 @@ impl Run {
         let generation = (number, found.first_image.unwrap_or(first));
         let (start, path) = path_at(&self.store, generation, listing, first.next()).await?;
         self.unreferenced_pieces(listing, &path.pieces);
+        self.strays(found, listing, &path.pieces).await?;
         let pieces = path.pieces.clone();
         let parallel = segments_ahead(pieces.iter().map(|piece| piece.len));
         let mut walk = Walk::new(&self.store, number, path, Txid(u64::MAX), parallel, fetch);
@@ -74,6 +76,23 @@ impl Run {
                 }
             }
         }
+    }
+
+    /// Nothing that is read, and no damage: whoever put it there was told, or died.
+    async fn strays(&mut self, found: &Looked, listing: &Listing, path: &[Piece]) -> Result<(), HistoryError> {
+        let first = found.first_image.unwrap_or_default().next();
+        let strays = match strays(&self.store, found.number, first, listing, path).await {
+            Err(error @ HistoryError::Store(_)) => return Err(error),
+            // What is damaged there is not needed.
+            strays => strays.unwrap_or_default(),
+        };
+        let warn = |key: Key| {
+            format!(
+                "{key} is no part of the history: a writer put it there that had slept while another one went on, and whose slot had been deleted. What is in it is nowhere else in the replica; the next pruning deletes it"
+            )
+        };
+        self.result.warnings.extend(strays.into_iter().map(warn));
+        Ok(())
     }
 
     pub(super) fn unreferenced_pieces(&mut self, listing: &Listing, path: &[Piece]) {

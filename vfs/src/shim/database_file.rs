@@ -6,7 +6,7 @@ use libsqlite3_sys as ffi;
 
 use super::file::{Methods, ShimFile, forward, forwarded};
 use super::pragma;
-use super::wal_file::{observe, refuses};
+use super::wal_file::{is_refusing, observe, refuses};
 use crate::base::{CHECKPOINT_SLOT, FIRST_READ_SLOT, FileRef, IndexRegion, WRITE_SLOT};
 use crate::capture::{Connection, is_ok};
 use crate::guard::guard;
@@ -74,8 +74,8 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
     if let Some(connection) = unsafe { connection(file) } {
         // SAFETY: as above.
         let real = unsafe { ShimFile::of(file).real() };
-        // Asked once: a write that is let through and not noted would be half a transaction.
-        let refusing = connection.database.replica.refuses_writes();
+        // A write that is let through and not noted would be half a transaction.
+        let refusing = is_refusing("xWrite", connection);
         // SAFETY: the connection's own file, on its thread; SQLite gives amount readable bytes.
         let is_refused = || unsafe {
             let data = std::slice::from_raw_parts(data.cast::<u8>(), usize::try_from(amount).unwrap_or(0));
@@ -97,7 +97,7 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int 
     if let Some(connection) = unsafe { connection(file) } {
         // SAFETY: as above.
         let real = unsafe { ShimFile::of(file).real() };
-        let refusing = connection.database.replica.refuses_writes();
+        let refusing = is_refusing("xTruncate", connection);
         if refusing && refuses("xTruncate", connection, || connection.keeps_length()) {
             // An error would be the rollback's, which has to succeed.
             return ffi::SQLITE_OK;

@@ -409,6 +409,7 @@ async fn segments_may_be_merged_and_deleted_under_a_restore() {
         file: Arc::new(tempfile::tempfile().unwrap()),
         path: PathBuf::new(),
         page_size: replica.page_size,
+        digests: None,
     };
     let report = Arc::new(Reporter::new(None, &plan));
     let applier = Applier::new(pages, plan.manifest.page_count, (Txid(0), UnixMillis(0)));
