@@ -176,6 +176,7 @@ mod tests {
                 file: Arc::new(tempfile::tempfile().unwrap()),
                 path: std::path::PathBuf::new(),
                 page_size: PageSize::new(512).unwrap(),
+                digests: None,
             };
             let mut applier = Applier::new(pages, 0, (Txid(0), UnixMillis(0)));
             for block in 0..70_000_000 / bytes.max(512) {

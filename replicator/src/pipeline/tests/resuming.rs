@@ -17,7 +17,7 @@ use crate::pipeline::sealer;
 use crate::restore::{RestoreOptions, restore};
 use crate::store::{Body, Created, Store, StoreOptions};
 
-pub(super) async fn with_history(machine: &Machine, commits: std::ops::RangeInclusive<u8>) -> Process {
+pub(super) async fn with_history(machine: &Machine, commits: impl IntoIterator<Item = u8>) -> Process {
     let process = machine.start();
     process.capture.sync();
     for value in commits {
