@@ -265,6 +265,14 @@ impl Config {
         self
     }
 
+    /// Bytes of the temporary file of an image that is made out of the replica, for tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn image_room_for_test(mut self, bytes: u64) -> Config {
+        self.images.room = bytes;
+        self
+    }
+
     /// Adds what only the environment says, and checks everything.
     pub(crate) fn with_environment(
         mut self,

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use replvfs_vfs::types::Txid;
 
 use super::changed::Touched;
-use crate::format::{ChunkHash, ChunkName, Generation, Key};
+use crate::format::{ChunkHash, ChunkName, Generation, Key, Manifest};
 use crate::history::HistoryError;
 use crate::history::images::{list_images, manifest_at, visit_log};
 use crate::store::Store;
@@ -29,6 +29,8 @@ pub(crate) struct Basis {
     pub(crate) key: Option<Key>,
     /// The chunks that it names.
     pub(crate) names: HashMap<ChunkHash, ChunkName>,
+    /// It, where all that happened since is in the log behind it.
+    pub(crate) manifest: Option<Manifest>,
     /// Of each chunk of the new image, its name if it is the same.
     untouched: Vec<Option<ChunkName>>,
 }
@@ -62,6 +64,7 @@ pub(super) async fn find(
             key: Some(Key::Image(wanted.generation, txid)),
             names: by_hash(&before.chunks),
             untouched: names.map(|(chunk, name)| leaves(chunk).then_some(*name)).collect(),
+            manifest: Some(before),
         });
     }
     match wanted.parent {
@@ -89,6 +92,7 @@ async fn by_hash_alone(store: &Store, generation: Generation, txid: Txid) -> Res
     Ok(Basis {
         key: Some(Key::Image(generation, txid)),
         names: by_hash(&before.chunks),
+        manifest: None,
         untouched: Vec::new(),
     })
 }

@@ -3,21 +3,28 @@
 //! Runs beside the uploads of segments. Owns the bound on what is read ahead of the store: when the store does not answer, the
 //! reading stalls. Leaves to [`images`](super::images) when an image is due, to [`basis`] what it is made after, and to the task what it is good for.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use replvfs_vfs::log::Base;
 use replvfs_vfs::snapshot::{Snapshot, SnapshotError};
-use replvfs_vfs::types::Pgno;
+use replvfs_vfs::types::{PageSize, Pgno, Position, Txid, UnixMillis};
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::task::JoinError;
 
 use super::Stopped;
 use super::basis::{self, Basis, Wanted};
 use super::images::{Sent, Ticket};
+use super::replay::{Replay, ReplayError};
+use super::status::Source;
 use super::uploader::{Owner, Uploader};
 use crate::format::{CHUNK_BYTES, ChunkHash, ChunkName, FormatError, Key, Manifest, encode_chunk};
+use crate::history::walk::Task;
 use crate::outside;
 use crate::store::Body;
 
@@ -48,10 +55,53 @@ pub(super) struct Counts {
     pub(super) sent: usize,
 }
 
+/// A state of the database, to make an image of.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) txid: Txid,
+    pub(super) position: Position,
+    pub(super) taken_at: UnixMillis,
+    pub(super) page_size: PageSize,
+    pub(super) page_count: u32,
+    pub(super) pages: Pages,
+}
+
+/// Where its pages are read.
+#[derive(Debug)]
+pub(super) enum Pages {
+    Snapshot(Snapshot),
+    /// In the image before it and the log, by way of a file in that folder.
+    Replica(PathBuf),
+}
+
+impl State {
+    pub(super) fn source(&self) -> Source {
+        match self.pages {
+            Pages::Snapshot(_) => Source::Database,
+            Pages::Replica(_) => Source::Replica,
+        }
+    }
+}
+
+impl From<Base> for State {
+    fn from(base: Base) -> State {
+        State {
+            txid: base.txid,
+            position: base.position,
+            taken_at: base.taken_at,
+            page_size: base.snapshot.page_size(),
+            page_count: base.snapshot.page_count(),
+            pages: Pages::Snapshot(base.snapshot),
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
-enum ReadError {
+pub(super) enum ReadError {
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
     #[error(transparent)]
     Format(#[from] FormatError),
     #[error("chunk {0} was changed, though nothing that was logged did it")]
@@ -62,17 +112,17 @@ enum ReadError {
 
 type Chunk = (ChunkHash, Bytes);
 
-/// Makes the image of `base`.
-pub(super) async fn make(uploader: &Uploader, base: Base, ticket: &Ticket) -> Result<Made, Stopped> {
+/// Makes the image of a state.
+pub(super) async fn make(uploader: &Uploader, state: State, ticket: &Ticket) -> Result<Made, Stopped> {
     let shared = uploader.shared();
-    let Base {
+    let State {
         txid,
         position,
         taken_at,
-        snapshot,
+        page_size,
+        page_count,
         ..
-    } = base;
-    let (page_size, page_count) = (snapshot.page_size(), snapshot.page_count());
+    } = state;
     let wanted = Wanted {
         generation: ticket.generation,
         parent: ticket.parent,
@@ -82,13 +132,7 @@ pub(super) async fn make(uploader: &Uploader, base: Base, ticket: &Ticket) -> Re
     let basis = find_basis(uploader, wanted, ticket).await?;
     let key = basis.key.filter(|_| !basis.names.is_empty());
     let (sender, receiver) = mpsc::channel(READ_AHEAD);
-    // The snapshot goes with the reader: its lock is let go as soon as all is read.
-    let reading = Reading {
-        basis,
-        ticket: ticket.clone(),
-        uploads: sender,
-    };
-    let reader = outside::blocking(move || reading.read(snapshot));
+    let reader = read(uploader, state, basis, ticket, sender);
     let uploads = stream::unfold(receiver, |mut receiver: mpsc::Receiver<Chunk>| async move {
         let chunk = receiver.recv().await?;
         Some((chunk, receiver))
@@ -214,6 +258,39 @@ async fn withdraw(uploader: &Uploader, key: Key, gone: Key) -> Result<Made, Stop
     Ok(Made::Failed)
 }
 
+type Reader = Pin<Box<dyn Future<Output = Result<Result<Read, ReadError>, JoinError>> + Send>>;
+
+/// Begins to read what is to be read of a state, and to hand over what is to be sent.
+fn read(uploader: &Uploader, state: State, mut basis: Basis, ticket: &Ticket, uploads: mpsc::Sender<Chunk>) -> Reader {
+    let naming = Naming::new(std::mem::take(&mut basis.names), ticket, uploads);
+    match state.pages {
+        Pages::Snapshot(snapshot) => {
+            let check = ticket.rule.check;
+            // The snapshot goes with the reader: its lock is let go as soon as all is read.
+            let reading = Reading { basis, check, naming };
+            Box::pin(outside::blocking(move || reading.read(snapshot)))
+        }
+        Pages::Replica(folder) => {
+            let replay = Replay {
+                uploader: uploader.clone(),
+                generation: ticket.generation,
+                txid: state.txid,
+                position: state.position,
+                page_size: state.page_size,
+                page_count: state.page_count,
+                folder,
+                room: ticket.rule.room,
+                check: ticket.rule.check,
+            };
+            Box::pin(Task(tokio::spawn(async move {
+                let (names, naming) = replay.read(basis, naming).await?;
+                let counts = naming.counts(names.len());
+                Ok((names, counts))
+            })))
+        }
+    }
+}
+
 /// One that cannot be used is as none: everything is read and sent.
 async fn find_basis(uploader: &Uploader, wanted: Wanted, ticket: &Ticket) -> Result<Basis, Stopped> {
     let shared = uploader.shared();
@@ -283,23 +360,74 @@ async fn upload(uploader: &Uploader, sent: &Sent, hash: ChunkHash, stored: Bytes
     Ok(())
 }
 
+/// Gives chunks their names, and hands over those that are not in the store.
+#[derive(Debug)]
+pub(super) struct Naming {
+    /// What the basis names.
+    known: HashMap<ChunkHash, ChunkName>,
+    sent: Arc<Sent>,
+    on_their_way: HashSet<ChunkHash>,
+    uploads: mpsc::Sender<Chunk>,
+    counts: Counts,
+}
+
+impl Naming {
+    fn new(known: HashMap<ChunkHash, ChunkName>, ticket: &Ticket, uploads: mpsc::Sender<Chunk>) -> Naming {
+        Naming {
+            known,
+            sent: Arc::clone(&ticket.sent),
+            on_their_way: HashSet::new(),
+            uploads,
+            counts: Counts::default(),
+        }
+    }
+
+    /// The name of a chunk that may be another one than it was. Blocks while the store is behind.
+    pub(super) fn name(&mut self, raw: &[u8]) -> Result<ChunkName, ReadError> {
+        self.counts.read += 1;
+        let hash = ChunkHash::of(raw);
+        if let Some(name) = self.known.get(&hash) {
+            return Ok(*name);
+        }
+        if self.on_their_way.insert(hash) && !self.sent.has(hash) {
+            let (_, stored) = encode_chunk(raw, LEVEL)?;
+            self.counts.sent += 1;
+            if !hand_over(&self.uploads, (hash, stored.into())) {
+                return Err(ReadError::Abandoned);
+            }
+        }
+        let token = self.sent.token;
+        Ok(ChunkName { hash, token })
+    }
+
+    /// A chunk that nothing has touched has the name that it had.
+    pub(super) fn compare(chunk: usize, name: ChunkName, raw: &[u8]) -> Result<(), ReadError> {
+        match name.hash == ChunkHash::of(raw) {
+            true => Ok(()),
+            false => Err(ReadError::Unlike(chunk)),
+        }
+    }
+
+    /// Of an image with so many chunks.
+    fn counts(&self, chunks: usize) -> Counts {
+        Counts { chunks, ..self.counts }
+    }
+}
+
 /// Goes through the pages in order, on the blocking pool.
 struct Reading {
     basis: Basis,
-    ticket: Ticket,
-    uploads: mpsc::Sender<Chunk>,
+    check: bool,
+    naming: Naming,
 }
 
 impl Reading {
     /// The names of all chunks, after those that are not in the store were sent.
-    fn read(self, mut snapshot: Snapshot) -> Result<(Vec<ChunkName>, Counts), ReadError> {
+    fn read(mut self, mut snapshot: Snapshot) -> Result<Read, ReadError> {
         let page_bytes = snapshot.page_size().as_usize();
         let pages_a_chunk = u32::try_from(CHUNK_BYTES / page_bytes).unwrap_or(1);
-        let token = self.ticket.sent.token;
         let mut buffer = vec![0; CHUNK_BYTES];
         let mut chunks = Vec::new();
-        let mut on_their_way = HashSet::new();
-        let mut counts = Counts::default();
         let mut done = 0;
         while done < snapshot.page_count() {
             let pages = pages_a_chunk.min(snapshot.page_count() - done);
@@ -308,35 +436,20 @@ impl Reading {
             };
             done += pages;
             let untouched = self.basis.untouched(chunks.len());
-            if let Some(name) = untouched.filter(|_| !self.ticket.rule.check) {
+            if let Some(name) = untouched.filter(|_| !self.check) {
                 chunks.push(name);
                 continue;
             }
             let raw = &mut buffer[..pages as usize * page_bytes];
             snapshot.read_pages(first, raw)?;
-            let hash = ChunkHash::of(raw);
             if let Some(name) = untouched {
-                if name.hash != hash {
-                    return Err(ReadError::Unlike(chunks.len()));
-                }
+                Naming::compare(chunks.len(), name, raw)?;
                 chunks.push(name);
                 continue;
             }
-            counts.read += 1;
-            if let Some(name) = self.basis.names.get(&hash) {
-                chunks.push(*name);
-                continue;
-            }
-            if on_their_way.insert(hash) && !self.ticket.sent.has(hash) {
-                let (_, stored) = encode_chunk(raw, LEVEL)?;
-                counts.sent += 1;
-                if !hand_over(&self.uploads, (hash, stored.into())) {
-                    return Err(ReadError::Abandoned);
-                }
-            }
-            chunks.push(ChunkName { hash, token });
+            chunks.push(self.naming.name(raw)?);
         }
-        counts.chunks = chunks.len();
+        let counts = self.naming.counts(chunks.len());
         Ok((chunks, counts))
     }
 }

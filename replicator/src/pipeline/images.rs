@@ -83,6 +83,14 @@ pub(super) struct Ticket {
     pub(super) rule: Rule,
 }
 
+/// How urgent another image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    Now,
+    /// It has been for as long again.
+    Long,
+}
+
 /// The generation, as the task takes it up.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Beginning {
@@ -194,22 +202,21 @@ impl Images {
     }
 
     /// Whether another image is due, now that a segment was stored.
-    pub(super) fn is_due(&self) -> bool {
+    pub(super) fn due(&self) -> Option<Due> {
         let state = self.state();
-        let Some(state) = state.as_ref().filter(|state| !state.making) else {
-            return false;
-        };
+        let state = state.as_ref().filter(|state| !state.making)?;
         let paused = state.given_up.is_some_and(|since| since.elapsed() < self.rule.pause);
-        let Some(taken_at) = state.last.and_then(|last| last.taken_at).filter(|_| !paused) else {
-            return false; // The first one is made in any case.
-        };
+        // The first one is made in any case.
+        let taken_at = state.last.and_then(|last| last.taken_at).filter(|_| !paused)?;
         let situation = Situation {
             logged: state.unseen + state.before.bytes() + state.after.bytes(),
             database: u64::from(state.page_count) * u64::from(state.page_size.get()),
             taken_at,
             now: now(),
         };
-        due::is_due(&self.rule, &situation)
+        let is_overdue = || due::is_overdue(&self.rule, &situation);
+        let now = due::is_due(&self.rule, &situation);
+        now.then(|| if is_overdue() { Due::Long } else { Due::Now })
     }
 
     pub(super) fn is_making(&self) -> bool {
@@ -442,20 +449,20 @@ mod tests {
         let images = images(None);
         write(&images, 1);
         write(&images, 1);
-        assert!(!images.is_due(), "there is no first image yet");
+        assert!(images.due().is_none(), "there is no first image yet");
         let first = images.make(1).expect("a generation");
         write(&images, 2);
         images.stored(&first, Txid(12), now());
         for page in 3..34 {
-            assert!(!images.is_due(), "page {page}");
+            assert!(images.due().is_none(), "page {page}");
             write(&images, page);
         }
         write(&images, 1);
-        assert!(images.is_due(), "half of its 64 pages, and one");
+        assert!(images.due().is_some(), "half of its 64 pages, and one");
         let second = images.make(2).expect("a generation");
-        assert!(!images.is_due());
+        assert!(images.due().is_none());
         images.given_up(&second);
-        assert!(images.is_due());
+        assert!(images.due().is_some());
     }
 
     #[test]
@@ -463,10 +470,10 @@ mod tests {
         let images = images(Some(9));
         write(&images, 1);
         assert_eq!(images.unknown(), Some((Generation(1), Txid(9))));
-        assert!(!images.is_due(), "when that one was taken is not known");
+        assert!(images.due().is_none(), "when that one was taken is not known");
         images.learned(Txid(9), Some(now()));
-        assert!(!images.is_due());
+        assert!(images.due().is_none());
         images.learned(Txid(9), None);
-        assert!(images.is_due(), "it is not there any more");
+        assert!(images.due().is_some(), "it is not there any more");
     }
 }

@@ -20,6 +20,7 @@ use super::changed::Touched;
 use super::due::Rule;
 use super::fenced::{self, fenced};
 use super::generation::{self, Ended};
+use super::image::State;
 use super::images::{Beginning, Images};
 use super::local::{Identity, Stored};
 use super::making::{Maker, Making};
@@ -415,14 +416,17 @@ impl Task {
 
     /// What an image can be made of that is due.
     fn image(&mut self, base: Base) -> Result<(), Stopped> {
-        let page_size = base.snapshot.page_size();
         let is_free = !self.gap && !self.images.is_making() && self.progress.has_image();
+        if is_free { self.make(base.into()) } else { Ok(()) }
+    }
+
+    fn make(&mut self, state: State) -> Result<(), Stopped> {
         let maker = self.maker();
-        if let Some(chain) = self.chain.as_mut().filter(|_| is_free)
-            && (chain.last, chain.page_size) == (base.txid, page_size)
+        if let Some(chain) = &mut self.chain
+            && (chain.last, chain.page_size) == (state.txid, state.page_size)
         {
             chain.image = None;
-            chain.image = maker.begin(base, true)?;
+            chain.image = maker.begin(state, true)?;
         }
         Ok(())
     }
@@ -432,6 +436,7 @@ impl Task {
             uploader: self.uploader.clone(),
             progress: Arc::clone(&self.progress),
             images: Arc::clone(&self.images),
+            folder: self.plan.folder.clone(),
         }
     }
 
@@ -603,7 +608,8 @@ impl Task {
                 if !std::mem::replace(&mut self.proved, true) {
                     generation::probe_again(&self.uploader, place.0).await;
                 }
-                return self.maker().look().await;
+                let due = self.maker().look(transactions.last()).await?;
+                return due.map_or(Ok(()), |state| self.make(state));
             }
             if let Err(why) = self.adopt(key, &mut transactions).await? {
                 return self.not_ours(key, &why).await;

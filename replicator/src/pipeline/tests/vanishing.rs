@@ -168,7 +168,7 @@ impl Generations {
             continuity: Continuity::Continued,
             snapshot: Snapshot::for_test(page_size(), bytes),
         };
-        make(&self.uploader, base, ticket).await.unwrap()
+        make(&self.uploader, base.into(), ticket).await.unwrap()
     }
 
     async fn listed(&self) -> Vec<Txid> {
