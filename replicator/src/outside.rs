@@ -158,8 +158,6 @@ pub(crate) mod simulated {
         StillEmpty,
         /// What is in a slot is compared before it counts as one's own.
         Compare,
-        /// Who has a slot for his turn looks whether the one before is there.
-        Predecessor,
         /// A chunk that is named stays.
         Named,
         /// What is young stays.

@@ -16,8 +16,6 @@ use super::Stopped;
 use super::fenced::fenced;
 use super::uploader::{Owner, Uploader};
 use crate::format::{Generation, Key};
-#[cfg(test)]
-use crate::outside::simulated::{Rule, is_broken};
 use crate::store::{Body, Store, StoreError};
 
 /// What comes before a slot.
@@ -60,10 +58,6 @@ async fn is_over(store: &Store, key: Key, before: Before) -> Result<Option<Strin
     let Key::Log(generation, slot) = key else {
         return Ok(None);
     };
-    #[cfg(test)]
-    if is_broken(Rule::Predecessor) {
-        return Ok(None);
-    }
     let Some(previous) = before.slot else {
         let behind = async {
             match slot == before.first {

@@ -152,7 +152,6 @@ fn a_rule_that_is_broken_is_noticed() {
         (Rule::Seal, 200),
         (Rule::StillEmpty, 5000),
         (Rule::Compare, 5000),
-        (Rule::Predecessor, 5000),
         (Rule::Named, 5000),
         (Rule::Young, 5000),
     ];
