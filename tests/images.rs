@@ -266,10 +266,12 @@ fn a_process_that_goes_on_knows_what_was_touched_before_it() {
         // Another process in all that matters: nothing that was in memory is there any more.
         let other = open(&scratch.uri()).unwrap();
         other.execute_batch(&child).unwrap();
+        wait("the one before lets go", &other, || status(&other)["owner"] == true);
         flush(&other);
         truth.push(state(&other, &scratch.database()));
         drop(other);
         let connection = connect(&scratch);
+        wait("the other one lets go", &connection, || status(&connection)["owner"] == true);
         while status(&connection)["last_image"]["txid"].as_u64() <= Some(last)
             && status(&connection)["making_image"] == false
         {
