@@ -203,24 +203,24 @@ fn outcome(
     }
 }
 
-/// What the image relies on and is not there any more. Whoever lists manifests from now on sees it; who did before has seen the basis. Where the making
-/// has taken so long that its own chunks may have been deleted, all are looked for as soon as nobody deletes who listed before.
+/// A chunk that is not there any more. Whoever lists manifests from now on sees the image; who did before has seen the basis. Where that is gone, or
+/// the making has taken so long that its own chunks may have been deleted, all are looked for as soon as nobody deletes who listed before. That the basis
+/// is gone tells nothing: it may have been deleted because of this image, and then nothing but this image is left.
 async fn what_is_gone(
     uploader: &Uploader,
     manifest: &Manifest,
     basis: Option<Key>,
     ticket: &Ticket,
 ) -> Result<Option<Key>, Stopped> {
+    let mut is_certain = true;
     if let Some(basis) = basis {
         if basis == Key::Image(manifest.generation, manifest.txid) {
             // Of the same state: that something is there by that name tells nothing.
             return missing_chunk(uploader, manifest).await;
         }
-        if !is_there(uploader, basis).await? {
-            return Ok(Some(basis));
-        }
+        is_certain = is_there(uploader, basis).await?;
     }
-    if ticket.sent.age() < ticket.rule.slow {
+    if is_certain && ticket.sent.age() < ticket.rule.slow {
         return Ok(None);
     }
     tokio::time::sleep(ticket.rule.settle).await;
@@ -247,7 +247,7 @@ async fn missing_chunk(uploader: &Uploader, manifest: &Manifest) -> Result<Optio
         .await
 }
 
-/// An image that cannot be relied on must not stay: another one would be made after it, and what it replaces be deleted.
+/// An image that is not whole must not stay: another one would be made after it. Nobody has deleted anything because of it, however late this is.
 async fn withdraw(uploader: &Uploader, key: Key, gone: Key) -> Result<Made, Stopped> {
     let shared = uploader.shared();
     tracing::warn!(

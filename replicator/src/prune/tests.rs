@@ -133,7 +133,7 @@ async fn check(replica: &Replica, points: &[(Target, Answer)], when: &str) {
     }
 }
 
-async fn delete_some(replica: &Replica, deletions: &[Deletion], options: &PruneOptions, since: Instant) {
+async fn delete_some(replica: &Replica, deletions: &[Deletion], options: &PruneOptions, since: Looked) {
     let (mut survey, _) = survey::survey(&replica.store, options, async || {}).await.unwrap();
     delete(&replica.store, deletions, options, (&mut survey, since))
         .await
@@ -176,7 +176,7 @@ async fn what_is_in_the_window_is_restored_after_every_single_deletion() {
                     "seed {seed}, round {round}, after {done} deletions and {}",
                     deletion.key
                 );
-                delete_some(&replica, std::slice::from_ref(deletion), &options, Instant::now()).await;
+                delete_some(&replica, std::slice::from_ref(deletion), &options, Looked::now()).await;
                 all.push(*deletion);
                 let some: Vec<_> = points.iter().filter(|_| random.below(16) == 0).cloned().collect();
                 check(&replica, &some, &when).await;
@@ -263,7 +263,12 @@ async fn an_image_that_appears_meanwhile_keeps_its_chunks() {
 /// An image that took longer than the grace period to make is stored while the chunks are listed, or when everything has been planned.
 #[tokio::test(flavor = "multi_thread")]
 async fn chunks_that_an_image_names_by_now_stay() {
-    for is_planned in [false, true] {
+    let passed = SURVEYED + Duration::from_secs(1);
+    let now = Looked::now();
+    let by_the_clock = Looked(now.0.checked_sub(passed).unwrap(), now.1);
+    // The machine slept.
+    let by_the_date = Looked(now.0, now.1 - passed);
+    for planned in [None, Some(by_the_clock), Some(by_the_date)] {
         let mut replica = history(31).await;
         replica.segment(3).await;
         replica.image().await;
@@ -276,12 +281,11 @@ async fn chunks_that_an_image_names_by_now_stay() {
             let body = crate::store::Body::Bytes(manifest);
             replica.store.create(&image, body).await.unwrap();
         };
-        if is_planned {
+        if let Some(long_ago) = planned {
             let (mut survey, _) = survey::survey(&replica.store, &options, async || {}).await.unwrap();
             let deletions = plan::plan(&survey, &options);
             assert!(deletions.iter().any(|deletion| deletion.reason == Reason::Unnamed));
             store().await;
-            let long_ago = Instant::now().checked_sub(SURVEYED + Duration::from_secs(1)).unwrap();
             let survey = (&mut survey, long_ago);
             delete(&replica.store, &deletions, &options, survey).await.unwrap();
         } else {

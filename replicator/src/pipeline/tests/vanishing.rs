@@ -15,6 +15,7 @@ use replvfs_vfs::types::{Pgno, Position, Txid, UnixMillis};
 
 use super::{page_size, uploader};
 use crate::format::{CHUNK_BYTES, Generation, Key};
+use crate::history::SURVEYED;
 use crate::history::images::{list_images, manifest_at};
 use crate::pipeline::changed::Touched;
 use crate::pipeline::due::Rule;
@@ -171,6 +172,15 @@ impl Generations {
         make(&self.uploader, base.into(), ticket).await.unwrap()
     }
 
+    async fn delete_chunks_of(&self, making: u64) {
+        for (key, _) in self.healthy.list("chunk/").await.unwrap() {
+            match key {
+                Key::Chunk(name) if name.token == making => self.healthy.delete(&key).await.unwrap(),
+                _ => {}
+            }
+        }
+    }
+
     async fn listed(&self) -> Vec<Txid> {
         list_images(&self.healthy, FIRST).await.unwrap()
     }
@@ -192,28 +202,44 @@ fn made(read: usize, sent: usize) -> Made {
     })
 }
 
-#[tokio::test]
-async fn an_image_whose_basis_vanishes_is_withdrawn() {
+/// The second of two images, after the first, which is deleted as soon as the second one's maker has seen it for the first time. Whoever deleted it `goes
+/// on` five minutes later, with what only that one named when he looked.
+async fn after_one_that_vanishes(goes_on: bool) -> (Generations, Made) {
     let of = Generations::new(&Key::Image(FIRST, Txid(1)).path(), Rule::default());
     let ticket = of.ticket(1);
     assert_eq!(of.image(1, &ticket).await, made(4, 4));
     of.images.stored(&ticket, Txid(1), UnixMillis(0));
     of.armed.store(true, Ordering::Relaxed);
     let ticket = of.ticket(2);
-    assert_eq!(of.image(2, &ticket).await, Made::Failed);
+    let going_on = async {
+        if goes_on {
+            tokio::time::sleep(SURVEYED).await;
+            of.delete_chunks_of(1).await;
+        }
+    };
+    let (second, ()) = tokio::join!(of.image(2, &ticket), going_on);
     assert!(
         !of.armed.load(Ordering::Relaxed),
         "nobody looked for it before the image was stored"
     );
-    assert!(of.listed().await.is_empty(), "the image that relies on it stays");
     of.images.given_up(&ticket);
-    // And whoever deleted it goes on with what only that one named.
-    for (key, _) in of.healthy.list("chunk/").await.unwrap() {
-        match key {
-            Key::Chunk(name) if name.token == 1 => of.healthy.delete(&key).await.unwrap(),
-            _ => {}
-        }
-    }
+    (of, second)
+}
+
+/// It may have been deleted because the second one is there.
+#[tokio::test(start_paused = true)]
+async fn an_image_whose_basis_vanishes_stays_if_it_is_whole() {
+    let (of, second) = after_one_that_vanishes(false).await;
+    assert_eq!(of.listed().await, [Txid(2)], "nothing can be restored any more");
+    assert_eq!(second, made(1, 1));
+    of.is_whole(2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_whose_basis_vanishes_with_its_chunks_is_withdrawn() {
+    let (of, second) = after_one_that_vanishes(true).await;
+    assert_eq!(second, Made::Failed);
+    assert!(of.listed().await.is_empty(), "the image that relies on it stays");
     let ticket = of.ticket(3);
     assert_eq!(of.image(3, &ticket).await, made(4, 4));
     of.is_whole(3).await;

@@ -144,6 +144,11 @@ impl Sky {
         self.latency_ms = 0;
         self.cut_until = [None; 4];
         self.lists_late = false;
+        self.list_all();
+    }
+
+    /// So much time has passed that it lists what it has.
+    pub(super) fn list_all(&mut self) {
         self.ghosts.clear();
         for object in self.objects.values_mut() {
             object.listed_from = Instant::now();

@@ -173,11 +173,12 @@ impl Sim {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 30) + self.started.elapsed() + *self.slept.lock().unwrap()
     }
 
-    /// All sleep for so long.
+    /// All sleep for so long, but for the store.
     pub(super) fn sleep(&self, time: Duration) {
         self.trace(|| format!("all sleep for {time:?}"));
         self.count(|counts| counts.days += 1);
         *self.slept.lock().unwrap() += time;
+        self.sky.lock().unwrap().list_all();
     }
 
     pub(super) fn count(&self, change: impl FnOnce(&mut Counts)) {
