@@ -171,7 +171,7 @@ impl Task {
         self.wait().await?;
         if !self.shared.own() {
             self.last_sealed = Some(Instant::now());
-            self.shared.log.forget();
+            self.shared.local.forget(|| self.shared.log.forget());
             return Ok(());
         }
         if self.epoch != self.shared.local.epoch() {
@@ -369,12 +369,12 @@ impl Task {
             from: last,
             newest: end.newest_image,
         });
-        match end.image {
+        match end.image.filter(|image| *image <= last) {
             Some(image) => {
                 self.shared.status.image(Image::Stored);
                 self.progress.image(end.generation, image);
             }
-            // Whoever began the generation did not get that far.
+            // Whoever began the generation did not get that far, or the database is older than what is left of it.
             None => self.shared.log.request_base(),
         }
         Ok(())

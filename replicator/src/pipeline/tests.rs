@@ -1,5 +1,6 @@
 //! The parts of the pipeline against stores in memory and in folders. The whole way, with SQLite, is tested in `tests/`.
 
+mod again;
 mod fencing;
 mod machine;
 mod merged;
