@@ -225,8 +225,9 @@ impl Sim {
                 "generation {generation} is another database's than what was acknowledged before"
             ));
         }
-        let first = self.acks.lock().unwrap().insert((generation, txid), ack);
-        if let Some(first) = first.filter(|first| first.state != state) {
+        // Whoever acknowledges again what was there does not make it any younger.
+        let first = *self.acks.lock().unwrap().entry((generation, txid)).or_insert(ack);
+        if first.state != state {
             self.violated(format!(
                 "transaction {txid} of generation {generation} was acknowledged twice: state {} to machine {}, state {state} to machine {machine}",
                 first.state, first.machine
