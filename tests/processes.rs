@@ -266,6 +266,44 @@ fn a_standby_takes_over_before_it_restarts_the_wal() {
     }
 }
 
+/// Numbers are those of whoever replicates the database. One of this process's own past is lower, and would be acknowledged at once when the
+/// database comes back to it.
+#[test]
+fn a_process_that_gave_the_database_away_has_no_numbers_for_its_commits() {
+    let scratch = Scratch::new();
+    let uri = scratch.uri_with("&flush_interval=1h");
+    let first = open(&uri).unwrap();
+    use_wal(&first);
+    first
+        .execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t(b) VALUES('ours')")
+        .unwrap();
+    flush(&first);
+    let before = pragma_number(&first, "replvfs_txid").unwrap();
+    drop(first);
+    let mut owner = Other::start(&uri);
+    for _ in 0..20 {
+        owner.sql("INSERT INTO t(b) VALUES('theirs')");
+    }
+    owner.sql("PRAGMA replvfs_flush");
+    let standby = open(&uri).unwrap();
+    for _ in 0..5 {
+        standby.execute_batch("INSERT INTO t(b) VALUES('ours')").unwrap();
+        assert_eq!(pragma_number(&standby, "replvfs_txid"), None);
+        let now = status(&standby);
+        assert!(now["owner"] == false && now["txid"].is_null(), "{now}");
+    }
+    owner.0.kill();
+    while status(&standby)["owner"] == false {
+        standby.execute_batch("INSERT INTO t(b) VALUES('ours')").unwrap();
+    }
+    standby.execute_batch("INSERT INTO t(b) VALUES('ours')").unwrap();
+    let newest = pragma_number(&standby, "replvfs_txid").unwrap();
+    assert!(newest > before + 25, "{newest}, and it was {before}");
+    assert!(pragma_number(&standby, "replvfs_acked") < Some(newest));
+    flush(&standby);
+    newest_is(&scratch, &plain_image(&scratch.database()));
+}
+
 /// POSIX drops all locks of a process on a file when the process closes any descriptor of it. Images, other connections, flushes and closes
 /// all open and close files.
 #[test]
