@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::held::DatabaseFile;
 use crate::log::Log;
 use crate::resume::Left;
-use crate::types::UnixMillis;
+use crate::types::{Txid, UnixMillis};
 
 /// One per registered VFS: decides how a database is replicated when it is opened.
 ///
@@ -56,6 +56,36 @@ pub struct OpenError(pub String);
 #[error("{0}")]
 pub struct FlushError(pub String);
 
+/// When a commit returns.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Durability {
+    /// When SQLite says so. The upload follows.
+    #[default]
+    Async,
+    /// When the transaction is in the store. It is committed on this machine before: others see it while it is waited for, and when it could not be
+    /// confirmed in time, the statement fails with `SQLITE_IOERR`, and the transaction stays.
+    Remote,
+}
+
+impl Durability {
+    /// As URIs and PRAGMAs name it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Durability::Async => "async",
+            Durability::Remote => "remote",
+        }
+    }
+
+    /// The level of that name, in any case; `None` if there is none.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Durability> {
+        let all = [Durability::Async, Durability::Remote];
+        all.into_iter().find(|level| level.name().eq_ignore_ascii_case(name))
+    }
+}
+
 /// The replication of one database, as its connections see it.
 pub trait Replica: Send + Sync + 'static {
     /// The log has got something that the replica asked to be told of (see [`Log::arm`]). Called inside a commit:
@@ -69,6 +99,27 @@ pub trait Replica: Send + Sync + 'static {
     ///
     /// When that did not happen within the replica's timeout, or cannot happen.
     fn flush(&self, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError>;
+
+    /// The level of a connection that is opened with these parameters of its URI, as long as it says nothing else.
+    fn durability(&self, _uri_parameters: &[(String, String)]) -> Durability {
+        Durability::Async
+    }
+
+    /// [`Replica::flush`], for a commit that returns when it is in the store. Others that wait share the upload.
+    ///
+    /// # Errors
+    ///
+    /// The commit fails with `SQLITE_IOERR`. It stays, and is uploaded later.
+    fn confirm(&self, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError> {
+        self.flush(attend)
+    }
+
+    /// Waits until this transaction is in the store, and hurries nothing. As for [`Replica::flush`] otherwise.
+    ///
+    /// # Errors
+    ///
+    /// When that did not happen within the replica's timeout, or cannot happen.
+    fn wait(&self, txid: Txid, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError>;
 
     /// Whether this process replicates the database, so that it is to keep the WAL.
     fn owns(&self) -> bool;

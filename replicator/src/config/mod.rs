@@ -13,7 +13,7 @@ use opendal::Operator;
 
 use crate::pipeline::due::Rule;
 use crate::pipeline::upkeep;
-pub(crate) use settings::{Given, Settings, Target, is_immutable};
+pub(crate) use settings::{Given, Settings, Target, durability_of, is_immutable};
 
 /// A duration as settings have it: a whole number with `ms`, `s`, `m`, `h` or `d`.
 #[must_use]
@@ -26,13 +26,17 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
 #[error("{0}")]
 pub struct ConfigError(pub(crate) String);
 
-/// When a commit returns. This version has one level; others will be added.
+pub use replvfs_vfs::host::Durability;
+
+/// What becomes of a commit that waits for the store, when that does not answer within `timeout`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Durability {
-    /// When SQLite says so. The upload follows.
+pub enum OnTimeout {
+    /// The statement fails with `SQLITE_IOERR`. The transaction stays, and is uploaded as soon as the store is back.
     #[default]
-    Async,
+    Error,
+    /// It returns as if nothing was, and the log says so. What has been confirmed is told by `PRAGMA replvfs_acked`.
+    Continue,
 }
 
 /// What is done when a database is opened and its file does not have what the replica has.
@@ -151,14 +155,21 @@ impl Config {
         self
     }
 
-    /// When a commit returns. Default: [`Durability::Async`].
+    /// When a commit returns: of connections that say nothing else in their URI, or by `PRAGMA replvfs_durability`. Default: [`Durability::Async`].
     #[must_use]
     pub fn durability(mut self, level: Durability) -> Config {
         self.given.durability = Some(level);
         self
     }
 
-    /// How long a flush waits for the store. 1 ms to 1 h. Default: 30 s.
+    /// What becomes of a commit that waits longer than `timeout`. Default: [`OnTimeout::Error`].
+    #[must_use]
+    pub fn on_timeout(mut self, on_timeout: OnTimeout) -> Config {
+        self.given.on_timeout = Some(on_timeout);
+        self
+    }
+
+    /// How long a flush, or a commit with [`Durability::Remote`], waits for the store. 1 ms to 1 h. Default: 30 s.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Config {
         self.given.timeout = Some(timeout);

@@ -8,7 +8,7 @@ use opendal::Operator;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
 use super::parse::{self, DURATION_FORMS, SIZE_FORMS, show_duration, show_size};
-use super::{Config, ConfigError, Durability, OnFenced, Restore, Retention};
+use super::{Config, ConfigError, Durability, OnFenced, OnTimeout, Restore, Retention};
 use crate::pipeline::upkeep::Rule;
 use crate::store::redacted;
 
@@ -55,6 +55,7 @@ pub(crate) struct Given {
     pub(crate) replica: Option<String>,
     pub(crate) durability: Option<Durability>,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) on_timeout: Option<OnTimeout>,
     pub(crate) flush_interval: Option<Duration>,
     pub(crate) segment_size: Option<u64>,
     pub(crate) memory_limit: Option<u64>,
@@ -72,6 +73,7 @@ impl std::fmt::Debug for Given {
             .field("replica", &self.replica.as_deref().map(redacted))
             .field("durability", &self.durability)
             .field("timeout", &self.timeout)
+            .field("on_timeout", &self.on_timeout)
             .field("flush_interval", &self.flush_interval)
             .field("segment_size", &self.segment_size)
             .field("memory_limit", &self.memory_limit)
@@ -107,6 +109,8 @@ pub(crate) enum Target {
 pub(crate) struct Settings {
     pub(crate) target: Target,
     pub(crate) timeout: Duration,
+    pub(crate) durability: Durability,
+    pub(crate) on_timeout: OnTimeout,
     pub(crate) flush_interval: Duration,
     pub(crate) segment_size: u64,
     pub(crate) close_timeout: Duration,
@@ -195,14 +199,30 @@ impl Given {
         match name {
             "replica" if value.is_empty() => return fail(format!("{at} is empty: give a URI such as s3://bucket/app")),
             "replica" => self.replica = Some(value.to_owned()),
-            "durability" => {
-                self.durability = Some(choose(&at, value, ("async", Durability::Async), &["remote", "strict"])?);
-            }
-            "on_timeout" => {
+            "durability" if value == "strict" => {
                 return fail(format!(
-                    "{at}={value}: it has a meaning only with durability=remote or strict, which this version does not have \
-                     yet; leave it out"
+                    "{at}=strict is not built into this version yet: use async or remote, or leave it out"
                 ));
+            }
+            "durability" => match ["async", "remote"]
+                .contains(&value)
+                .then(|| Durability::from_name(value))
+            {
+                Some(level) => self.durability = level,
+                None => {
+                    return fail(format!(
+                        "{at}={value} is not understood: this version accepts async and remote"
+                    ));
+                }
+            },
+            "on_timeout" => {
+                self.on_timeout = Some(match value {
+                    "error" => OnTimeout::Error,
+                    "continue" => OnTimeout::Continue,
+                    _ => {
+                        return fail(format!("{at}={value} is not understood: write error or continue"));
+                    }
+                });
             }
             "restore" => {
                 self.restore = Some(match value {
@@ -284,6 +304,7 @@ impl Given {
             replica: self.replica.or(weaker.replica),
             durability: self.durability.or(weaker.durability),
             timeout: self.timeout.or(weaker.timeout),
+            on_timeout: self.on_timeout.or(weaker.on_timeout),
             flush_interval: self.flush_interval.or(weaker.flush_interval),
             segment_size: self.segment_size.or(weaker.segment_size),
             memory_limit: self.memory_limit.or(weaker.memory_limit),
@@ -323,6 +344,8 @@ impl Settings {
         Ok(Some(Settings {
             target,
             timeout: *effective.timeout.get_or_insert(30 * 1000 * MS),
+            durability: *effective.durability.get_or_insert_default(),
+            on_timeout: *effective.on_timeout.get_or_insert_default(),
             flush_interval: *effective.flush_interval.get_or_insert(1000 * MS),
             segment_size: *effective.segment_size.get_or_insert(4 * MIB),
             close_timeout: *effective.close_timeout.get_or_insert(5 * 1000 * MS),
@@ -346,6 +369,7 @@ impl Settings {
         let differing = [
             ("replica", uri.replica.is_some() && uri.replica != ours.replica),
             ("timeout", differs(uri.timeout, ours.timeout)),
+            ("on_timeout", differs(uri.on_timeout, ours.on_timeout)),
             ("flush_interval", differs(uri.flush_interval, ours.flush_interval)),
             ("segment_size", differs(uri.segment_size, ours.segment_size)),
             ("wal_limit", differs(uri.wal_limit, ours.wal_limit)),
@@ -367,6 +391,12 @@ impl Settings {
 
 fn differs<T: PartialEq>(theirs: Option<T>, ours: Option<T>) -> bool {
     theirs.is_some() && theirs != ours
+}
+
+/// What a connection's URI says of when its commits return. The parameters have been checked.
+pub(crate) fn durability_of(parameters: &[(String, String)]) -> Option<Durability> {
+    let (_, value) = parameters.iter().find(|(name, _)| name == "durability")?;
+    Durability::from_name(value)
 }
 
 /// `immutable=1` promises that nobody changes the file, so there is nothing to replicate, and SQLite takes no locks.
@@ -395,22 +425,6 @@ fn is_true(parameters: &[(String, String)], name: &str) -> bool {
                 .any(|word| value.eq_ignore_ascii_case(word))
                 || value.parse::<i64>().is_ok_and(|number| number != 0)
         })
-}
-
-fn choose<T>(at: &str, value: &str, built: (&str, T), planned: &[&str]) -> Result<T, ConfigError> {
-    if value == built.0 {
-        return Ok(built.1);
-    }
-    if planned.contains(&value) {
-        return fail(format!(
-            "{at}={value} is not built into this version yet: use {}, or leave it out",
-            built.0
-        ));
-    }
-    fail(format!(
-        "{at}={value} is not understood: this version accepts {}",
-        built.0
-    ))
 }
 
 fn read_duration(at: &str, value: &str) -> Result<Duration, ConfigError> {

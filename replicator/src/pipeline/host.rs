@@ -14,7 +14,7 @@ use replvfs_vfs::types::UnixMillis;
 use tokio::runtime::{Builder, Runtime};
 
 use super::due::Rule;
-use super::replica::DatabaseReplica;
+use super::replica::{DatabaseReplica, Patience};
 use super::shared::{self, Shared};
 use super::task::{Plan, Task};
 use super::upkeep::Schedule;
@@ -220,12 +220,14 @@ fn start(
         shared.stays_fenced();
     }
     spawn(runtime, Arc::clone(&shared), plan);
-    let replica = DatabaseReplica::new(
-        Arc::clone(&shared),
-        settings.timeout,
-        settings.close_timeout,
-        settings.wal_limit,
-    );
+    let patience = Patience {
+        timeout: settings.timeout,
+        close_timeout: settings.close_timeout,
+        wal_limit: settings.wal_limit,
+        durability: settings.durability,
+        on_timeout: settings.on_timeout,
+    };
+    let replica = DatabaseReplica::new(Arc::clone(&shared), patience);
     Ok((shared, Arc::new(replica)))
 }
 

@@ -4,51 +4,72 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use replvfs_vfs::host::{FlushError, Replica};
+use replvfs_vfs::host::{Durability, FlushError, Replica};
 use replvfs_vfs::resume::Left;
+use replvfs_vfs::types::Txid;
 
 use super::shared::Shared;
+use crate::config::{OnTimeout, durability_of};
 
 /// So often a question that comes while another one is answered is looked at before the wait.
 const ATTEMPTS: usize = 3;
 
+/// What the settings of a database say of waiting.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    pub(super) timeout: Duration,
+    pub(super) close_timeout: Duration,
+    pub(super) wal_limit: u64,
+    pub(super) durability: Durability,
+    pub(super) on_timeout: OnTimeout,
+}
+
+#[cfg(test)]
+impl Patience {
+    pub(super) fn of(timeout: Duration, close_timeout: Duration) -> Patience {
+        Patience {
+            timeout,
+            close_timeout,
+            wal_limit: 1 << 30,
+            durability: Durability::Async,
+            on_timeout: OnTimeout::Error,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct DatabaseReplica {
     shared: Arc<Shared>,
-    timeout: Duration,
-    close_timeout: Duration,
-    wal_limit: u64,
+    patience: Patience,
     /// A wait at close was in vain: the same close does not wait again.
     gave_up: AtomicBool,
 }
 
 impl DatabaseReplica {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        timeout: Duration,
-        close_timeout: Duration,
-        wal_limit: u64,
-    ) -> DatabaseReplica {
+    pub(super) fn new(shared: Arc<Shared>, patience: Patience) -> DatabaseReplica {
         DatabaseReplica {
             shared,
-            timeout,
-            close_timeout,
-            wal_limit,
+            patience,
             gave_up: AtomicBool::new(false),
         }
     }
 
-    fn flush_within(
+    /// Waits until this transaction is in the store; without one, until all are that have been committed, and the upload does not wait for more then.
+    fn wait_within(
         &self,
         timeout: Duration,
+        until: Option<Txid>,
         attend: &mut dyn FnMut() -> Result<(), FlushError>,
     ) -> Result<(), FlushError> {
         let shared = &self.shared;
         let end = Instant::now() + timeout;
         let left = || end.saturating_duration_since(Instant::now());
         // From here on a store that was away is asked soon.
-        let waiting = shared.wait_for_upload();
+        let waiting = until.is_none().then(|| shared.wait_for_upload());
         let target = loop {
+            if until.is_some_and(|until| shared.log.acked() >= Some(until)) {
+                return Ok(());
+            }
             let (before, _) = shared.log.asked();
             let asked = match self.attend(attend).and_then(|asked| self.can_flush().map(|()| asked)) {
                 Ok(asked) => asked,
@@ -58,7 +79,7 @@ impl DatabaseReplica {
             };
             // Before that the number of the newest transaction is not known.
             let settled = shared.log.wait_settled_or_asked(asked, left());
-            let target = shared.log.last_txid().filter(|_| settled);
+            let target = until.or_else(|| shared.log.last_txid()).filter(|_| settled);
             if target.is_some_and(|target| shared.log.wait_acked_or_asked(target, asked, left())) {
                 return Ok(());
             }
@@ -137,7 +158,34 @@ impl Replica for DatabaseReplica {
     }
 
     fn flush(&self, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError> {
-        self.flush_within(self.timeout, attend)
+        self.wait_within(self.patience.timeout, None, attend)
+    }
+
+    fn durability(&self, uri_parameters: &[(String, String)]) -> Durability {
+        durability_of(uri_parameters).unwrap_or(self.patience.durability)
+    }
+
+    fn confirm(&self, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError> {
+        let confirmed = self.flush(attend);
+        if confirmed.is_err() {
+            // As soon as the store is back, though nobody waits any more.
+            self.shared.hurry_up();
+        }
+        match (confirmed, self.patience.on_timeout) {
+            (Err(error), OnTimeout::Continue) => {
+                let database = &self.shared.database;
+                tracing::warn!(
+                    database,
+                    "a transaction is committed here, and not confirmed there: {error}"
+                );
+                Ok(())
+            }
+            (confirmed, _) => confirmed,
+        }
+    }
+
+    fn wait(&self, txid: Txid, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError> {
+        self.wait_within(self.patience.timeout, Some(txid), attend)
     }
 
     fn owns(&self) -> bool {
@@ -166,9 +214,9 @@ impl Replica for DatabaseReplica {
         if shared.is_stuck() || self.gave_up.load(Ordering::Relaxed) {
             return false;
         }
-        let end = Instant::now() + self.close_timeout;
+        let end = Instant::now() + self.patience.close_timeout;
         let waiting = shared.wait_for_upload();
-        let settled = shared.log.wait_settled(self.close_timeout);
+        let settled = shared.log.wait_settled(self.patience.close_timeout);
         if settled && let Some(target) = shared.log.last_txid() {
             shared
                 .log
@@ -213,11 +261,11 @@ impl Replica for DatabaseReplica {
     }
 
     fn wal_limit(&self) -> u64 {
-        self.wal_limit
+        self.patience.wal_limit
     }
 
     fn close_timeout(&self) -> Duration {
-        self.close_timeout
+        self.patience.close_timeout
     }
 
     fn refuses_writes(&self) -> bool {

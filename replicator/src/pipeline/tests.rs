@@ -25,7 +25,7 @@ use replvfs_vfs::transaction::Transaction;
 use replvfs_vfs::types::{PageSize, Pgno, Position, Txid};
 
 use super::generation::{Begun, begin, end_newest, ensure};
-use super::replica::DatabaseReplica;
+use super::replica::{DatabaseReplica, Patience};
 use super::sealer;
 use super::shared::Shared;
 use super::uploader::{Owner, Uploader};
@@ -218,7 +218,10 @@ fn a_wrong_frame_is_an_error_and_no_segment() {
 fn a_flush_says_why_it_failed() {
     let uploader = memory("flush");
     let shared = Arc::clone(uploader.shared());
-    let replica = DatabaseReplica::new(Arc::clone(&shared), Duration::from_millis(20), Duration::ZERO, 1 << 30);
+    let replica = DatabaseReplica::new(
+        Arc::clone(&shared),
+        Patience::of(Duration::from_millis(20), Duration::ZERO),
+    );
     let nothing = replica
         .flush(&mut || Ok(()))
         .expect_err("nothing was captured")
@@ -247,7 +250,10 @@ fn a_flush_says_why_it_failed() {
 fn a_flush_brings_what_is_asked_for_meanwhile() {
     let uploader = memory("attends");
     let shared = Arc::clone(uploader.shared());
-    let replica = DatabaseReplica::new(Arc::clone(&shared), Duration::from_secs(60), Duration::ZERO, 1 << 30);
+    let replica = DatabaseReplica::new(
+        Arc::clone(&shared),
+        Patience::of(Duration::from_secs(60), Duration::ZERO),
+    );
     shared.log.settle(0);
     shared
         .log

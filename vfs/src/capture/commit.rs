@@ -5,8 +5,10 @@ use std::sync::atomic::Ordering;
 use libsqlite3_sys as ffi;
 
 use super::database::{Capture, Connection, ConnectionState, Cursor, Database};
+use crate::api::report;
 use crate::base::{FileRef, IndexRegion};
 use crate::buffer::{Buffer, Charge};
+use crate::host::{Durability, FlushError};
 use crate::transaction::{Frames, Transaction};
 use crate::types::{PageSize, Position, Txid};
 use crate::wal::{
@@ -22,6 +24,28 @@ const ATTEMPTS: usize = 4;
 /// Frames that another process committed could not be read.
 #[derive(Debug)]
 struct Gap(&'static str);
+
+impl Connection {
+    /// Waits until what it has just committed is in the store, if it is to. `false`: that is not known.
+    pub(crate) fn is_confirmed(&self) -> bool {
+        if self.durability() == Durability::Async {
+            return true;
+        }
+        let database = &self.database;
+        match database.replica.confirm(&mut || database.attend(self)) {
+            Ok(()) => true,
+            Err(error) => {
+                let message = format!("a transaction is committed here, and not confirmed there: {error}");
+                tracing::warn!(database = %database.path.display(), "{message}");
+                report(
+                    ffi::SQLITE_IOERR,
+                    &format!("replvfs: {}: {message}", database.path.display()),
+                );
+                false
+            }
+        }
+    }
+}
 
 impl Database {
     /// The connection has just got the WAL's write lock: what others committed since is logged before anything of ours.
@@ -404,6 +428,17 @@ impl Database {
             }
         }
         None
+    }
+
+    /// What a connection that waits for the upload has to do itself: to capture what is committed, and to give what the log asks for.
+    ///
+    /// # Errors
+    ///
+    /// Why it would wait in vain.
+    pub(crate) fn attend(&self, connection: &Connection) -> Result<(), FlushError> {
+        let proved = self.sync(connection);
+        let reason = self.not_capturing(proved).or_else(|| self.no_base_from(connection));
+        reason.map_or(Ok(()), |reason| Err(FlushError(format!("cannot flush: {reason}"))))
     }
 
     fn sync_wal(&self, state: &mut ConnectionState) {

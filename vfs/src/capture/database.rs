@@ -18,7 +18,7 @@ use super::settle::Known;
 use crate::api::report;
 use crate::base::{BaseVfs, FileRef, IndexRegion};
 use crate::buffer::Budget;
-use crate::host::{Host, Replica};
+use crate::host::{Durability, Host, Replica};
 use crate::log::Log;
 use crate::snapshot::Shared;
 use crate::spill::Spill;
@@ -121,6 +121,8 @@ pub(crate) struct Connection {
     pub(super) may_finish: AtomicBool,
     /// That its write transactions are refused was said.
     pub(super) told: AtomicBool,
+    /// When its commits return.
+    durability: Mutex<Durability>,
 }
 
 pub(crate) struct ConnectionState {
@@ -168,7 +170,7 @@ impl ConnectionState {
 }
 
 impl Connection {
-    pub(crate) fn new(database: Arc<Database>) -> Connection {
+    pub(crate) fn new(database: Arc<Database>, durability: Durability) -> Connection {
         database.connections.fetch_add(1, Ordering::AcqRel);
         let state = ConnectionState {
             file: None,
@@ -193,7 +195,16 @@ impl Connection {
             reading: AtomicBool::new(false),
             may_finish: AtomicBool::new(false),
             told: AtomicBool::new(false),
+            durability: Mutex::new(durability),
         }
+    }
+
+    pub(crate) fn durability(&self) -> Durability {
+        *self.durability.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_durability(&self, level: Durability) {
+        *self.durability.lock().unwrap_or_else(PoisonError::into_inner) = level;
     }
 
     /// Whether a barrier of it is worth a look.

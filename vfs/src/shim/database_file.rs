@@ -269,15 +269,21 @@ unsafe extern "C" fn file_control(file: *mut ffi::sqlite3_file, op: c_int, argum
     let code = unsafe { forward!(file, xFileControl, ffi::SQLITE_NOTFOUND, op, argument) };
     let Some(connection) = connection else { return code };
     match op {
-        ffi::SQLITE_FCNTL_COMMIT_PHASETWO => observe("xFileControl", connection, || {
-            let mut state = connection.lock();
-            match (state.wal, state.region) {
-                (Some(_), None) => connection.database.heap_commit(&mut state),
-                (Some(_), Some(_)) => {}
-                (None, _) => connection.database.rollback_commit(&mut state),
+        ffi::SQLITE_FCNTL_COMMIT_PHASETWO => {
+            observe("xFileControl", connection, || {
+                let mut state = connection.lock();
+                match (state.wal, state.region) {
+                    (Some(_), None) => connection.database.heap_commit(&mut state),
+                    (Some(_), Some(_)) => {}
+                    (None, _) => connection.database.rollback_commit(&mut state),
+                }
+                state.writes.ended();
+            });
+            // It is committed here. In WAL mode the next one writes meanwhile.
+            if !matches!(guard("xFileControl", || connection.is_confirmed()), Some(true)) {
+                return ffi::SQLITE_IOERR;
             }
-            state.writes.ended();
-        }),
+        }
         ffi::SQLITE_FCNTL_SYNC => observe("xFileControl", connection, || connection.synced()),
         ffi::SQLITE_FCNTL_VFSNAME if !argument.is_null() => {
             // SAFETY: for this control the argument is a char**.

@@ -5,10 +5,13 @@ use std::ffi::{CStr, c_char, c_int};
 use libsqlite3_sys as ffi;
 
 use crate::capture::Connection;
-use crate::host::FlushError;
+use crate::host::Durability;
+use crate::types::Txid;
 
 /// Prefix of all that are ours: one that we do not know is an error, not silence.
 const PREFIX: &str = "replvfs_";
+
+const KNOWN: &str = "replvfs_txid, replvfs_acked, replvfs_flush, replvfs_wait, replvfs_durability and replvfs_status";
 
 /// Answers `SQLITE_FCNTL_PRAGMA`; `None` when the PRAGMA is not ours.
 ///
@@ -60,7 +63,7 @@ fn note_modes(connection: &Connection, name: &str, value: Option<&str>) {
 fn run(connection: &Connection, pragma: &str, value: Option<&str>) -> Result<String, String> {
     let database = &connection.database;
     if let Some(value) = value {
-        return Err(format!("PRAGMA replvfs_{pragma} takes no value, but got {value:?}"));
+        return set(connection, pragma, value.trim_matches(['\'', '"']));
     }
     let number = |txid: Option<crate::types::Txid>| txid.map(|txid| txid.to_string()).unwrap_or_default();
     match pragma {
@@ -71,18 +74,48 @@ fn run(connection: &Connection, pragma: &str, value: Option<&str>) -> Result<Str
             Ok(database.replica.status())
         }
         "flush" => {
-            let mut attend = || {
-                let proved = database.sync(connection);
-                let reason = database.not_capturing(proved);
-                let reason = reason.or_else(|| database.no_base_from(connection));
-                reason.map_or(Ok(()), |reason| Err(FlushError(format!("cannot flush: {reason}"))))
-            };
+            let mut attend = || database.attend(connection);
             database.replica.flush(&mut attend).map_err(|error| error.to_string())?;
             Ok(number(database.log.acked()))
         }
-        _ => Err(format!(
-            "there is no PRAGMA replvfs_{pragma}; known are replvfs_txid, replvfs_acked, replvfs_flush and replvfs_status"
-        )),
+        "durability" => Ok(connection.durability().name().to_owned()),
+        "wait" => {
+            Err("PRAGMA replvfs_wait takes the number of a transaction, as PRAGMA replvfs_txid gives it".to_owned())
+        }
+        _ => Err(unknown(pragma)),
+    }
+}
+
+fn unknown(pragma: &str) -> String {
+    format!("there is no PRAGMA replvfs_{pragma}; known are {KNOWN}")
+}
+
+/// One with a value.
+fn set(connection: &Connection, pragma: &str, value: &str) -> Result<String, String> {
+    let database = &connection.database;
+    match pragma {
+        "durability" => {
+            let level = Durability::from_name(value);
+            let level = level
+                .ok_or_else(|| format!("PRAGMA replvfs_durability={value} is not understood: write async or remote"))?;
+            connection.set_durability(level);
+            Ok(level.name().to_owned())
+        }
+        "wait" => {
+            let txid = value.parse().map(Txid);
+            let txid = txid
+                .map_err(|_| format!("PRAGMA replvfs_wait={value}: write the number that PRAGMA replvfs_txid gave"))?;
+            let mut attend = || database.attend(connection);
+            database
+                .replica
+                .wait(txid, &mut attend)
+                .map_err(|error| error.to_string())?;
+            Ok(database.log.acked().map(|txid| txid.to_string()).unwrap_or_default())
+        }
+        "txid" | "acked" | "status" | "flush" => {
+            Err(format!("PRAGMA replvfs_{pragma} takes no value, but got {value:?}"))
+        }
+        _ => Err(unknown(pragma)),
     }
 }
 

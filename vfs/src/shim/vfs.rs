@@ -19,7 +19,7 @@ use crate::capture::{Connection, Database, Opening, is_ok};
 use crate::fork::{self, Process};
 use crate::guard::guard;
 use crate::held::DatabaseFile;
-use crate::host::{Host, OpenError, OpenRequest};
+use crate::host::{Durability, Host, OpenError, OpenRequest};
 use crate::log::Log;
 
 /// Releases before this one can corrupt a database when a checkpoint meets a restart of the WAL
@@ -190,8 +190,8 @@ unsafe extern "C" fn open(
         // SAFETY: for a main database SQLite passes a sqlite3_filename.
         let decided = guard("xOpen", || unsafe { app.database(name) });
         return match decided {
-            Some(Ok(Some(database))) => {
-                let connection = Arc::new(Connection::new(database));
+            Some(Ok(Some((database, durability)))) => {
+                let connection = Arc::new(Connection::new(database, durability));
                 let opened = Arc::clone(&connection);
                 // SAFETY: SQLite's arguments are passed on, with our part of the block before the base's.
                 let code =
@@ -310,7 +310,7 @@ impl Vfs {
     /// # Safety
     ///
     /// `name` is what SQLite passed to `xOpen` for a main database.
-    unsafe fn database(&self, name: *const c_char) -> Result<Option<Arc<Database>>, OpenError> {
+    unsafe fn database(&self, name: *const c_char) -> Result<Option<(Arc<Database>, Durability)>, OpenError> {
         OPEN_ERROR.with(|error| *error.borrow_mut() = None);
         // SAFETY: as promised by the caller.
         let (c_path, parameters) = unsafe { (CStr::from_ptr(name).to_owned(), self.base.api.uri_parameters(name)) };
@@ -332,12 +332,14 @@ impl Vfs {
         let known = databases().get(&c_path).map(Arc::clone);
         if let Some(database) = known {
             state.host.reopen(&request, &database.replica)?;
-            return Ok(Some(database));
+            let durability = database.replica.durability(&parameters);
+            return Ok(Some((database, durability)));
         }
         let log = Log::new();
         let Some(replica) = state.host.open(&request, &log)? else {
             return Ok(None);
         };
+        let durability = replica.durability(&parameters);
         let opening = Opening {
             path: path.clone(),
             c_path: c_path.clone(),
@@ -350,7 +352,7 @@ impl Vfs {
         };
         let database = Database::new(opening, log, replica);
         databases().insert(c_path, Arc::clone(&database));
-        Ok(Some(database))
+        Ok(Some((database, durability)))
     }
 
     /// The connection whose pager opens this WAL, known by the block that holds all names of a pager.

@@ -130,6 +130,10 @@ impl Replica for Collector {
         attend()
     }
 
+    fn wait(&self, _: Txid, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError> {
+        attend()
+    }
+
     fn owns(&self) -> bool {
         true
     }

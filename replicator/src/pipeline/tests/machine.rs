@@ -20,7 +20,7 @@ use crate::format::LocalState;
 use crate::history::Target;
 use crate::local_state;
 use crate::pipeline::due::Rule;
-use crate::pipeline::replica::DatabaseReplica;
+use crate::pipeline::replica::{DatabaseReplica, Patience};
 use crate::pipeline::shared::Shared;
 use crate::pipeline::task::{Plan, Task};
 use crate::pipeline::upkeep::{self, Schedule};
@@ -205,7 +205,10 @@ impl Machine {
             images: self.images,
         };
         let timeout = Duration::from_secs(20);
-        let replica: Arc<dyn Replica> = Arc::new(DatabaseReplica::new(Arc::clone(&shared), timeout, timeout, 1 << 30));
+        let replica: Arc<dyn Replica> = Arc::new(DatabaseReplica::new(
+            Arc::clone(&shared),
+            Patience::of(timeout, timeout),
+        ));
         log.connect(&replica);
         let capture = Arc::new(Capture {
             log: Arc::clone(&log),

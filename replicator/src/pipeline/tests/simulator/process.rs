@@ -19,7 +19,7 @@ use crate::history::Target;
 use crate::local_state;
 use crate::outside;
 use crate::pipeline::due::Rule;
-use crate::pipeline::replica::DatabaseReplica;
+use crate::pipeline::replica::{DatabaseReplica, Patience};
 use crate::pipeline::shared::Shared;
 use crate::pipeline::task::{Plan, Task};
 use crate::pipeline::upkeep::{self, Schedule};
@@ -56,7 +56,7 @@ impl Process {
             images,
         };
         let none = Duration::ZERO;
-        let replica: Arc<dyn Replica> = Arc::new(DatabaseReplica::new(Arc::clone(&shared), none, none, 1 << 30));
+        let replica: Arc<dyn Replica> = Arc::new(DatabaseReplica::new(Arc::clone(&shared), Patience::of(none, none)));
         log.connect(&replica);
         let capture = Arc::new(Capture {
             sim: Arc::clone(sim),

@@ -1,0 +1,229 @@
+//! `durability=remote`: a commit that has returned is in the store, whatever becomes of the machine.
+#![allow(missing_docs)]
+
+use std::sync::Barrier;
+use std::time::Duration;
+
+use replvfs::Config;
+use replvfs::config::{Durability, OnTimeout};
+use replvfs_tests::weather::{FaultyStore, Storm, Trouble};
+use replvfs_tests::{Scratch, flush, open, pragma_number, restore_txid, status, use_wal};
+use rusqlite::{Connection, ErrorCode};
+
+/// So late that nothing is uploaded but for who waits.
+const NEVER: &str = "&flush_interval=1h&durability=remote";
+
+fn rows(path: &std::path::Path) -> i64 {
+    let restored = Connection::open(path).unwrap();
+    restored
+        .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+        .unwrap()
+}
+
+/// What another machine would have.
+fn rows_elsewhere(scratch: &Scratch) -> i64 {
+    let out = scratch.file("elsewhere.db");
+    restore_txid(&scratch.replica(), &out, None);
+    let rows = rows(&out);
+    std::fs::remove_file(out).unwrap();
+    rows
+}
+
+#[test]
+fn a_commit_that_has_returned_is_in_the_store() {
+    for locking in ["NORMAL", "EXCLUSIVE"] {
+        for journal in ["WAL", "DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF"] {
+            let scratch = Scratch::in_memory();
+            let connection = open(&scratch.uri_with(NEVER)).unwrap();
+            connection
+                .execute_batch(&format!(
+                    "PRAGMA locking_mode={locking}; PRAGMA journal_mode={journal}; CREATE TABLE t(a INTEGER PRIMARY KEY, b)"
+                ))
+                .unwrap();
+            assert_eq!(rows_elsewhere(&scratch), 0, "{locking} {journal}");
+            for expected in 1..=5 {
+                connection
+                    .execute_batch("INSERT INTO t(b) VALUES(randomblob(5000))")
+                    .unwrap();
+                assert_eq!(rows_elsewhere(&scratch), expected, "{locking} {journal}");
+            }
+            connection
+                .execute_batch("BEGIN; INSERT INTO t(b) VALUES(1); INSERT INTO t(b) VALUES(2); COMMIT; PRAGMA wal_checkpoint(TRUNCATE)")
+                .unwrap();
+            connection.execute_batch("DELETE FROM t WHERE a = 1").unwrap();
+            assert_eq!(rows_elsewhere(&scratch), 6, "{locking} {journal}");
+            assert_eq!(status(&connection)["generation"], 1, "{locking} {journal}");
+        }
+    }
+}
+
+/// Each connection says for itself whether its commits wait, by its URI or at any time.
+#[test]
+fn one_unimportant_write_need_not_wait() {
+    let scratch = Scratch::in_memory();
+    let connection = open(&scratch.uri_with(NEVER)).unwrap();
+    use_wal(&connection);
+    connection
+        .execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+        .unwrap();
+    let level = |connection: &Connection, set: &str| -> String {
+        connection
+            .query_row(&format!("PRAGMA replvfs_durability{set}"), [], |row| row.get(0))
+            .unwrap()
+    };
+    assert_eq!(level(&connection, ""), "remote");
+    assert_eq!(level(&connection, "=async"), "async");
+    connection.execute_batch("INSERT INTO t(b) VALUES(1)").unwrap();
+    assert_eq!(rows_elsewhere(&scratch), 0);
+    let txid = pragma_number(&connection, "replvfs_txid").unwrap();
+    let other = open(&scratch.uri_with("&flush_interval=1h&durability=async")).unwrap();
+    let third = open(&scratch.uri()).unwrap();
+    assert_eq!(
+        (level(&other, ""), level(&third, "")),
+        ("async".into(), "remote".into())
+    );
+    other.execute_batch("INSERT INTO t(b) VALUES(2)").unwrap();
+    assert_eq!(rows_elsewhere(&scratch), 0);
+    assert!(pragma_number(&other, "replvfs_acked") < Some(txid));
+    assert_eq!(level(&other, "='REMOTE'"), "remote");
+    other.execute_batch("INSERT INTO t(b) VALUES(3)").unwrap();
+    assert_eq!(rows_elsewhere(&scratch), 3);
+    let waited: String = connection
+        .query_row(&format!("PRAGMA replvfs_wait={txid}"), [], |row| row.get(0))
+        .unwrap();
+    assert!(waited.parse::<u64>().unwrap() > txid, "{waited}");
+    for wrong in [
+        "replvfs_durability=best",
+        "replvfs_wait",
+        "replvfs_wait=soon",
+        "replvfs_flush=1",
+    ] {
+        let refused = connection
+            .query_row(&format!("PRAGMA {wrong}"), [], |_| Ok(()))
+            .unwrap_err();
+        assert!(
+            refused.to_string().contains(wrong.split('=').next().unwrap()),
+            "{refused}"
+        );
+    }
+}
+
+/// A database of its own, in a store that fails on demand.
+fn with_a_faulty_store(name: &str, on_timeout: OnTimeout) -> (Scratch, FaultyStore, String) {
+    let (scratch, store) = (Scratch::in_memory(), FaultyStore::new(true));
+    let config = Config::default()
+        .vfs_name(name)
+        .operator(store.faulty.clone())
+        .durability(Durability::Remote)
+        .on_timeout(on_timeout)
+        .flush_interval(Duration::from_secs(3600))
+        .timeout(Duration::from_millis(500));
+    replvfs::register(config).unwrap();
+    let uri = format!("file:{}?vfs={name}", scratch.database().display());
+    let connection = open(&uri).unwrap();
+    use_wal(&connection);
+    connection
+        .execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+        .unwrap();
+    (scratch, store, uri)
+}
+
+fn rows_here(connection: &Connection) -> i64 {
+    connection
+        .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+        .unwrap()
+}
+
+fn storm(trouble: Trouble) -> Option<Storm> {
+    Some(Storm {
+        at: 0,
+        trouble,
+        lasting: true,
+    })
+}
+
+/// SQLite has no word for "committed here, and not there"; the connection goes on.
+#[test]
+fn what_cannot_be_confirmed_in_time_is_an_error_and_stays() {
+    for (name, trouble) in [("hangs", Trouble::Hang), ("refuses", Trouble::Temporary)] {
+        for journal in ["WAL", "DELETE", "PERSIST"] {
+            let (scratch, store, uri) = with_a_faulty_store(&format!("{name}-{journal}"), OnTimeout::Error);
+            let connection = open(&uri).unwrap();
+            connection
+                .execute_batch(&format!("PRAGMA journal_mode={journal}; INSERT INTO t(b) VALUES(0)"))
+                .unwrap();
+            store.weather.storm(storm(trouble));
+            for done in 1..=2 {
+                let error = connection.execute_batch("INSERT INTO t(b) VALUES(1)").unwrap_err();
+                assert_eq!(error.sqlite_error_code(), Some(ErrorCode::SystemIoFailure), "{error}");
+                assert!(connection.is_autocommit());
+                assert_eq!(rows_here(&connection), 1 + done, "{journal}");
+            }
+            let txid = pragma_number(&connection, "replvfs_txid").unwrap();
+            assert!(pragma_number(&connection, "replvfs_acked") < Some(txid));
+            store.weather.clear_up_and_lose_connections();
+            while pragma_number(&connection, "replvfs_acked") < Some(txid) {
+                std::thread::yield_now();
+            }
+            connection.execute_batch("INSERT INTO t(b) VALUES(2)").unwrap();
+            assert_eq!(rows_here(&connection), 4);
+            assert_eq!(pragma_number(&connection, "replvfs_acked"), Some(txid + 1));
+            assert_eq!(status(&connection)["discontinuities"], 0, "{journal}");
+            drop((connection, scratch));
+        }
+    }
+}
+
+#[test]
+fn with_continue_a_commit_returns_when_the_time_is_over() {
+    let (_scratch, store, uri) = with_a_faulty_store("goes-on", OnTimeout::Continue);
+    let connection = open(&uri).unwrap();
+    store.weather.storm(storm(Trouble::Hang));
+    connection.execute_batch("INSERT INTO t(b) VALUES(1)").unwrap();
+    let txid = pragma_number(&connection, "replvfs_txid").unwrap();
+    assert!(pragma_number(&connection, "replvfs_acked") < Some(txid));
+    store.weather.clear_up_and_lose_connections();
+    flush(&connection);
+    assert_eq!(pragma_number(&connection, "replvfs_acked"), Some(txid));
+}
+
+/// While one upload is on its way the others gather, and go together.
+#[test]
+fn those_that_wait_share_an_upload() {
+    const WRITERS: usize = 16;
+    let name = "gather";
+    let (scratch, store) = (Scratch::in_memory(), FaultyStore::new(true));
+    let config = Config::default()
+        .vfs_name(name)
+        .operator(store.faulty.clone())
+        .durability(Durability::Remote)
+        .flush_interval(Duration::from_secs(3600));
+    replvfs::register(config).unwrap();
+    let uri = format!("file:{}?vfs={name}", scratch.database().display());
+    let connection = open(&uri).unwrap();
+    use_wal(&connection);
+    connection
+        .execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+        .unwrap();
+    let before = pragma_number(&connection, "replvfs_txid").unwrap();
+    store.weather.storm(storm(Trouble::Hang));
+    let begin = Barrier::new(WRITERS);
+    std::thread::scope(|scope| {
+        for _ in 0..WRITERS {
+            scope.spawn(|| {
+                let writer = open(&uri).unwrap();
+                begin.wait();
+                writer.execute_batch("INSERT INTO t(b) VALUES(1)").unwrap();
+            });
+        }
+        // All are committed here, though the first one waits.
+        while rows_here(&connection) < WRITERS as i64 {
+            std::thread::yield_now();
+        }
+        store.weather.clear_up_and_lose_connections();
+    });
+    let newest = before + WRITERS as u64;
+    assert_eq!(pragma_number(&connection, "replvfs_acked"), Some(newest));
+    let segments = store.weather.traffic().puts;
+    assert!(segments <= 3, "{segments} uploads for {WRITERS} commits");
+}
