@@ -1,0 +1,175 @@
+//! What a connection is shown of page 1, so that SQLite notices when its database is another one. Pure.
+//!
+//! SQLite keeps pages from one read transaction to the next when the 16 bytes from [`VERSION`] on are those that it saw with page 1
+//! (`pagerLockDb`'s caller `sqlite3PagerSharedLock`, `readDbPage`), and statements and the schema when the cookie is the same. A commit of a database in WAL mode
+//! need not move the former, and two branches of a history may have the same cookie.
+
+use std::ops::Range;
+
+use super::View;
+
+/// Change counter, size, and the first pages of the freelist: what SQLite compares (<https://www.sqlite.org/fileformat2.html#file_change_counter>).
+pub(super) const VERSION: Range<usize> = 24..40;
+/// Write version and read version. 2 is WAL mode, which would need a WAL and shared memory; 1 is a rollback journal
+/// (<https://www.sqlite.org/fileformat2.html#file_format_version_numbers>).
+const FORMATS: Range<usize> = 18..20;
+const LEGACY: u8 = 1;
+/// The schema's cookie (<https://www.sqlite.org/fileformat2.html#schema_cookie>).
+const COOKIE: Range<usize> = 40..44;
+
+/// What one connection was shown.
+#[derive(Debug, Default)]
+pub(super) struct PageOne {
+    /// With the page as a whole, in which view.
+    shown: Option<Shown>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Shown {
+    view: View,
+    version: [u8; 16],
+    /// What is added to the cookie of every view of that line.
+    added: u32,
+    cookie: u32,
+}
+
+impl PageOne {
+    /// Page 1 of a view, as it is to be shown. All of it, or its beginning, at least the database header.
+    pub(super) fn show(&mut self, view: View, page: &mut [u8], is_whole: bool) {
+        if let Some(formats) = page.get_mut(FORMATS) {
+            for format in formats.iter_mut().filter(|format| **format > LEGACY) {
+                *format = LEGACY;
+            }
+        }
+        let Some(stored) = cookie(page) else { return };
+        let added = self.added(view, stored);
+        let cookie = stored.wrapping_add(added);
+        if let Some(place) = page.get_mut(COOKIE) {
+            place.copy_from_slice(&cookie.to_be_bytes());
+        }
+        let version = page.get(VERSION).and_then(|bytes| bytes.try_into().ok());
+        if let Some(version) = version.filter(|_| is_whole) {
+            self.shown = Some(Shown {
+                view,
+                version,
+                added,
+                cookie,
+            });
+        }
+    }
+
+    /// Another line's cookie is made another one than the last that was shown; along a line they count up by themselves.
+    fn added(&self, view: View, stored: u32) -> u32 {
+        match self.shown {
+            Some(shown) if shown.view.line == view.line => shown.added,
+            Some(shown) if stored == shown.cookie => 1,
+            _ => 0,
+        }
+    }
+
+    /// The bytes that SQLite compares, at the beginning of a read transaction: those of the page that it has seen if and only if the view is still that one.
+    pub(super) fn version(&self, view: View, stored: [u8; 16]) -> [u8; 16] {
+        let mut version = stored;
+        if let Some(shown) = self.shown
+            && shown.view != view
+            && shown.version == version
+        {
+            version[0] ^= 0xff;
+        }
+        version
+    }
+}
+
+fn cookie(page: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(page.get(COOKIE)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::types::PageSize;
+
+    fn view(state: u64, line: u64) -> View {
+        View {
+            page_size: PageSize::new(512).unwrap(),
+            page_count: 3,
+            state,
+            line,
+        }
+    }
+
+    fn page(cookie: u32) -> Vec<u8> {
+        let mut page = vec![7; 512];
+        page[18..20].fill(2);
+        page[40..44].copy_from_slice(&cookie.to_be_bytes());
+        page
+    }
+
+    fn shown(one: &mut PageOne, view: View, cookie: u32) -> Vec<u8> {
+        let mut page = page(cookie);
+        one.show(view, &mut page, true);
+        page
+    }
+
+    #[test]
+    fn nothing_but_formats_is_changed_along_one_line() {
+        let mut one = PageOne::default();
+        for state in 0..3 {
+            let page = shown(&mut one, view(state, 1), 5);
+            assert_eq!(page[..18], [7; 18]);
+            assert_eq!(page[18..20], [1, 1]);
+            assert_eq!(page[20..40], [7; 20]);
+            assert_eq!(page[40..44], [0, 0, 0, 5]);
+            assert_eq!(page[44..], [7; 512 - 44]);
+        }
+    }
+
+    #[test]
+    fn another_state_is_noticed_and_the_same_one_is_not() {
+        let mut one = PageOne::default();
+        let stored: [u8; 16] = page(5)[VERSION].try_into().unwrap();
+        assert_eq!(one.version(view(1, 1), stored), stored);
+        shown(&mut one, view(1, 1), 5);
+        assert_eq!(one.version(view(1, 1), stored), stored);
+        assert_ne!(one.version(view(2, 1), stored), stored);
+        assert_eq!(
+            one.version(view(1, 1), stored),
+            stored,
+            "it is still the page that was shown"
+        );
+        shown(&mut one, view(2, 1), 5);
+        assert_eq!(one.version(view(2, 1), stored), stored);
+        assert_ne!(one.version(view(1, 1), stored), stored);
+    }
+
+    #[test]
+    fn another_line_never_has_the_cookie_that_was_shown_last() {
+        let mut one = PageOne::default();
+        let cookie = |page: Vec<u8>| u32::from_be_bytes(page[40..44].try_into().unwrap());
+        assert_eq!(cookie(shown(&mut one, view(1, 1), 5)), 5);
+        assert_eq!(cookie(shown(&mut one, view(2, 2), 5)), 6);
+        assert_eq!(cookie(shown(&mut one, view(3, 2), 5)), 6);
+        assert_eq!(
+            cookie(shown(&mut one, view(4, 2), 6)),
+            7,
+            "a change along the second line"
+        );
+        assert_eq!(cookie(shown(&mut one, view(1, 1), 7)), 8);
+        assert_eq!(cookie(shown(&mut one, view(2, 2), 5)), 5);
+        assert_eq!(cookie(shown(&mut one, view(9, 3), u32::MAX)), u32::MAX);
+        assert_eq!(cookie(shown(&mut one, view(9, 4), u32::MAX)), 0);
+    }
+
+    #[test]
+    fn the_beginning_of_the_page_alone_counts_for_nothing() {
+        let mut one = PageOne::default();
+        shown(&mut one, view(1, 1), 5);
+        let stored: [u8; 16] = page(5)[VERSION].try_into().unwrap();
+        let mut header = page(5);
+        header.truncate(100);
+        one.show(view(2, 1), &mut header, false);
+        assert_eq!(header[18..20], [1, 1]);
+        assert_ne!(one.version(view(2, 1), stored), stored);
+    }
+}
