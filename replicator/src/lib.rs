@@ -23,6 +23,7 @@ pub mod merge;
 mod outside;
 mod pipeline;
 pub mod prune;
+mod remote;
 pub mod restore;
 pub mod store;
 pub mod verify;
@@ -35,6 +36,7 @@ pub use replvfs_vfs::types::Txid;
 use std::sync::Arc;
 
 use replvfs_vfs::api::SqliteApi;
+use replvfs_vfs::remote::RemoteRegistration;
 use replvfs_vfs::shim::{self, Registration};
 
 /// The size of one chunk of an image: about a millisecond of reading.
@@ -58,6 +60,10 @@ pub fn register(config: Config) -> Result<(), Error> {
 /// As for [`register`].
 pub fn register_with(api: SqliteApi, config: Config) -> Result<(), Error> {
     let config = config.with_environment(|name| std::env::var_os(name))?;
+    let reading = RemoteRegistration {
+        name: format!("{}-remote", config.vfs_name),
+        host: Arc::new(remote::ReadingHost::new(config.clone())),
+    };
     let registration = Registration {
         name: config.vfs_name.clone(),
         make_default: config.make_default,
@@ -66,5 +72,7 @@ pub fn register_with(api: SqliteApi, config: Config) -> Result<(), Error> {
         read_at_once: READ_AT_ONCE_BYTES,
         host: Arc::new(pipeline::ReplicatingHost::new(config)),
     };
+    // Before ours can be the default: temporary files of remote databases are the system's.
+    replvfs_vfs::remote::register(api, reading)?;
     Ok(shim::register(api, registration)?)
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 pub use vfs::{RemoteRegistration, register};
 
 use crate::host::OpenError;
-use crate::types::{PageSize, Pgno};
+use crate::types::{PageSize, Pgno, Txid};
 
 /// One per registered VFS.
 pub trait RemoteHost: Send + Sync + 'static {
@@ -47,11 +47,10 @@ pub struct View {
     pub page_size: PageSize,
     /// Pages in the database. 0 is an empty one.
     pub page_count: u32,
-    /// Equal for two views of one connection only if they are the same state.
-    pub state: u64,
-    /// Views of one connection that have the same line are states of one history, in which the schema's cookie of a later one is higher if its schema
-    /// is another one.
+    /// Views of one line are states of one history, in which the schema's cookie of a later one is higher if its schema is another one.
     pub line: u64,
+    /// Which of them.
+    pub txid: Txid,
 }
 
 /// A page, or a point in time, that cannot be had: one sentence that says what to do.

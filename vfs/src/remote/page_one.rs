@@ -88,14 +88,14 @@ fn cookie(page: &[u8]) -> Option<u32> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::types::PageSize;
+    use crate::types::{PageSize, Txid};
 
-    fn view(state: u64, line: u64) -> View {
+    fn view(txid: u64, line: u64) -> View {
         View {
             page_size: PageSize::new(512).unwrap(),
             page_count: 3,
-            state,
             line,
+            txid: Txid(txid),
         }
     }
 
@@ -115,8 +115,8 @@ mod tests {
     #[test]
     fn nothing_but_formats_is_changed_along_one_line() {
         let mut one = PageOne::default();
-        for state in 0..3 {
-            let page = shown(&mut one, view(state, 1), 5);
+        for txid in 0..3 {
+            let page = shown(&mut one, view(txid, 1), 5);
             assert_eq!(page[..18], [7; 18]);
             assert_eq!(page[18..20], [1, 1]);
             assert_eq!(page[20..40], [7; 20]);

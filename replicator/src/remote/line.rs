@@ -1,0 +1,329 @@
+//! Where each page of each state is stored: in a chunk of an image, or in a block of the log behind it.
+//!
+//! Owns the index of one generation's log from one image on, which only ever grows: what was said of a state stays right. Leaves reading pages to
+//! `blocks`, and which state is wanted to `replica`.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use replvfs_vfs::types::{PageSize, Pgno, Txid, UnixMillis};
+
+use crate::format::{CHUNK_BYTES, ChunkName, Generation, Key, Manifest, SegmentIndex};
+use crate::history::path::LogPath;
+use crate::history::walk::{SegmentEnd, Walk, fetch_end};
+use crate::history::{HistoryError, Target};
+use crate::store::Store;
+
+/// Ends of segments and spans that are read at the same time.
+const PARALLEL: usize = 16;
+
+/// A generation from one image on.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) manifest: Manifest,
+    log: RwLock<Log>,
+    /// Held by whoever reads on.
+    growing: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    pieces: Vec<Arc<SegmentIndex>>,
+    /// Ascending by transaction.
+    versions: HashMap<Pgno, Vec<Version>>,
+    /// Of the transactions after the image, in order.
+    states: Vec<Moment>,
+    /// After which transactions the database had less pages than before, and how many.
+    shrunk: Vec<(Txid, u32)>,
+    is_sealed: bool,
+}
+
+/// A page as one transaction wrote it.
+#[derive(Clone, Copy, Debug)]
+struct Version {
+    txid: Txid,
+    piece: u32,
+    slot: u32,
+}
+
+/// What is known of a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Moment {
+    pub(super) page_count: u32,
+    pub(super) at: UnixMillis,
+}
+
+/// Where a page of a state is.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    /// Nowhere: it is all zeros.
+    Nowhere,
+    /// At this byte of a block's pages.
+    In(Source, usize),
+}
+
+/// What is fetched at once.
+#[derive(Clone, Debug)]
+pub(super) enum Source {
+    Chunk(Chunk),
+    Block(Arc<SegmentIndex>, usize),
+}
+
+/// A chunk of an image.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Chunk {
+    pub(super) name: ChunkName,
+    pub(super) raw_len: usize,
+    pub(super) page_size: PageSize,
+    /// That needs it.
+    pub(super) image: Key,
+}
+
+/// The name of a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum SourceId {
+    Chunk(ChunkName),
+    Block(Key, usize),
+}
+
+impl Source {
+    pub(super) fn id(&self) -> SourceId {
+        match self {
+            Source::Chunk(chunk) => SourceId::Chunk(chunk.name),
+            Source::Block(index, block) => SourceId::Block(index.key(), *block),
+        }
+    }
+
+    /// Bytes of its pages.
+    pub(super) fn raw_len(&self) -> usize {
+        match self {
+            Source::Chunk(chunk) => chunk.raw_len,
+            Source::Block(index, block) => index.raw_len(*block),
+        }
+    }
+
+    pub(super) fn page_size(&self) -> PageSize {
+        match self {
+            Source::Chunk(chunk) => chunk.page_size,
+            Source::Block(index, _) => index.header().page_size,
+        }
+    }
+}
+
+impl Line {
+    pub(super) fn new(manifest: Manifest) -> Line {
+        Line {
+            manifest,
+            log: RwLock::default(),
+            growing: tokio::sync::Mutex::default(),
+        }
+    }
+
+    pub(super) fn generation(&self) -> Generation {
+        self.manifest.generation
+    }
+
+    pub(super) fn page_size(&self) -> PageSize {
+        self.manifest.page_size
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Log> {
+        self.log.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Log> {
+        self.log.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The last transaction that is known.
+    pub(super) fn last(&self) -> Txid {
+        Txid(self.manifest.txid.0 + self.read().states.len() as u64)
+    }
+
+    /// Whether another generation goes on from here.
+    pub(super) fn is_sealed(&self) -> bool {
+        self.read().is_sealed
+    }
+
+    /// Pages of the log that are known, each in each of its versions.
+    pub(super) fn weight(&self) -> u64 {
+        let log = self.read();
+        log.pieces.iter().map(|piece| piece.pages().len() as u64).sum()
+    }
+
+    /// `None` for a transaction before the image, or one that is not known.
+    pub(super) fn moment(&self, txid: Txid) -> Option<Moment> {
+        let behind = txid.0.checked_sub(self.manifest.txid.0)?;
+        let Some(at) = behind.checked_sub(1) else {
+            return Some(Moment {
+                page_count: self.manifest.page_count,
+                at: self.manifest.taken_at,
+            });
+        };
+        self.read().states.get(usize::try_from(at).ok()?).copied()
+    }
+
+    /// Where a page of the state after a known transaction is. The page is one of that state.
+    pub(super) fn place(&self, txid: Txid, page: Pgno) -> Place {
+        if page == self.page_size().lock_page() {
+            return Place::Nowhere;
+        }
+        let log = self.read();
+        let versions = log.versions.get(&page).map_or(&[][..], Vec::as_slice);
+        let newest = versions.partition_point(|version| version.txid <= txid);
+        let version = newest.checked_sub(1).and_then(|at| versions.get(at));
+        let since = version.map_or(self.manifest.txid, |version| version.txid);
+        // What was cut off since reads as zeros when the file has grown again.
+        let later = log.shrunk.partition_point(|(at, _)| *at <= since);
+        let later = log.shrunk.get(later..).unwrap_or_default();
+        let was_cut = later
+            .iter()
+            .take_while(|(at, _)| *at <= txid)
+            .any(|(_, count)| *count < page.get());
+        if was_cut {
+            return Place::Nowhere;
+        }
+        let Some(version) = version else {
+            return self.in_image(page);
+        };
+        match log.pieces.get(version.piece as usize) {
+            Some(piece) => {
+                let (block, at) = piece.place_of(version.slot);
+                Place::In(Source::Block(Arc::clone(piece), block), at)
+            }
+            None => Place::Nowhere, // versions are only added with their piece
+        }
+    }
+
+    fn in_image(&self, page: Pgno) -> Place {
+        if page.get() > self.manifest.page_count {
+            return Place::Nowhere;
+        }
+        let offset = self.page_size().offset_of(page);
+        let (chunk, at) = (offset / CHUNK_BYTES as u64, offset % CHUNK_BYTES as u64);
+        let (Ok(chunk), Ok(at)) = (usize::try_from(chunk), usize::try_from(at)) else {
+            return Place::Nowhere;
+        };
+        match self.manifest.chunks.get(chunk) {
+            Some(name) => {
+                let found = Chunk {
+                    name: *name,
+                    raw_len: self.manifest.chunk_len(chunk),
+                    page_size: self.page_size(),
+                    image: Key::Image(self.manifest.generation, self.manifest.txid),
+                };
+                Place::In(Source::Chunk(found), at)
+            }
+            None => Place::Nowhere, // a manifest has a chunk for each page
+        }
+    }
+
+    /// Reads the log on, at most to the piece that has `until`. What is listed in `path` is read ahead; without one the next slots are asked for by name, with
+    /// one request if nothing is there.
+    pub(super) async fn grow(
+        &self,
+        store: &Store,
+        path: Option<(Txid, LogPath)>,
+        until: Txid,
+    ) -> Result<(), HistoryError> {
+        let _alone = self.growing.lock().await;
+        let next = self.last().next();
+        if next > until || self.is_sealed() {
+            return Ok(());
+        }
+        let (mut at, mut path) = path
+            .filter(|(start, _)| *start <= next)
+            .unwrap_or_else(|| (next, LogPath::default()));
+        if path.pieces.iter().any(|piece| piece.first == next) {
+            path.pieces.retain(|piece| piece.first >= next);
+            at = next;
+        }
+        let mut walk = Walk::new(store, self.generation(), path, until, PARALLEL, fetch_end);
+        while at <= until {
+            let Some((key, end)) = walk.piece(at).await? else {
+                break;
+            };
+            at = end.index.header().last.next();
+            self.add(key, end)?;
+        }
+        if walk.seal().is_some() {
+            self.write().is_sealed = true;
+        }
+        Ok(())
+    }
+
+    fn add(&self, key: Key, end: SegmentEnd) -> Result<(), HistoryError> {
+        let index = Arc::new(end.index);
+        if index.header().page_size != self.page_size() {
+            return Err(HistoryError::Misplaced {
+                key,
+                found: format!("a segment with pages of {} bytes", index.header().page_size),
+            });
+        }
+        let mut log = self.write();
+        let mut known = Txid(self.manifest.txid.0 + log.states.len() as u64);
+        let piece = u32::try_from(log.pieces.len()).unwrap_or(u32::MAX);
+        for entry in index.transactions() {
+            if entry.txid <= known {
+                continue;
+            }
+            let before = log
+                .states
+                .last()
+                .map_or(self.manifest.page_count, |state| state.page_count);
+            if entry.header.page_count < before {
+                log.shrunk.push((entry.txid, entry.header.page_count));
+            }
+            log.states.push(Moment {
+                page_count: entry.header.page_count,
+                at: entry.header.committed_at,
+            });
+            for (slot, page) in (entry.first_slot..).zip(index.pages_of(entry).unwrap_or_default()) {
+                log.versions.entry(*page).or_default().push(Version {
+                    txid: entry.txid,
+                    piece,
+                    slot,
+                });
+            }
+            known = entry.txid;
+        }
+        log.pieces.push(index);
+        Ok(())
+    }
+}
+
+/// A line, and a known transaction of it.
+#[derive(Clone, Debug)]
+pub(super) struct State {
+    pub(super) line: Arc<Line>,
+    pub(super) txid: Txid,
+    pub(super) moment: Moment,
+}
+
+impl State {
+    pub(super) fn new(line: &Arc<Line>, txid: Txid) -> Result<State, HistoryError> {
+        let moment = line.moment(txid).ok_or_else(|| HistoryError::NotInHistory {
+            target: Target::Txid(txid),
+            range: format!(
+                "the newest transaction of generation {} is {}",
+                line.generation(),
+                line.last()
+            ),
+            left_out: crate::history::LeftOut::default(),
+        })?;
+        Ok(State {
+            line: Arc::clone(line),
+            txid,
+            moment,
+        })
+    }
+
+    /// In the order of history.
+    pub(super) fn order(&self) -> (Generation, Txid) {
+        (self.line.generation(), self.txid)
+    }
+
+    pub(super) fn place(&self, page: Pgno) -> Place {
+        self.line.place(self.txid, page)
+    }
+}

@@ -1,0 +1,128 @@
+//! Reading a replica without restoring it: the side of [`replvfs_vfs::remote`] that has the pages.
+//!
+//! `settings` (what a URI asks for) → `connection` (what one connection sees) → `replica` (what all of them share: what is newest) → `line` (where each page
+//! of each state is) → `blocks` (fetching) → `cache`.
+
+mod ahead;
+mod blocks;
+mod cache;
+mod connection;
+mod line;
+mod replica;
+mod settings;
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+
+use replvfs_vfs::host::OpenError;
+use replvfs_vfs::remote::{Remote, RemoteHost, RemoteRequest};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::config::Config;
+use crate::history::Target;
+use crate::pipeline::waiting::answer;
+use crate::store::{Store, StoreOptions};
+use connection::Connection;
+use replica::Replica;
+use settings::Settings;
+
+/// The replicas that one registered VFS reads.
+#[derive(Debug)]
+pub(crate) struct ReadingHost {
+    config: Config,
+    /// Made when it is first needed and never ended.
+    runtime: OnceLock<Result<Runtime, String>>,
+    /// By [`Store::place`]. They live as long as a connection.
+    replicas: Mutex<Vec<(String, Weak<Replica>)>>,
+}
+
+impl ReadingHost {
+    pub(crate) fn new(config: Config) -> ReadingHost {
+        ReadingHost {
+            config,
+            runtime: OnceLock::new(),
+            replicas: Mutex::default(),
+        }
+    }
+
+    fn runtime(&self) -> Result<&tokio::runtime::Handle, String> {
+        let made = self.runtime.get_or_init(|| {
+            Builder::new_multi_thread()
+                .worker_threads(2)
+                .thread_name("replvfs-remote")
+                .enable_all()
+                .build()
+                .map_err(|error| format!("its threads cannot be started ({error}): check the limits of the process"))
+        });
+        made.as_ref().map(Runtime::handle).map_err(Clone::clone)
+    }
+
+    fn try_open(&self, request: &RemoteRequest<'_>) -> Result<Connection, String> {
+        let settings = Settings::from_uri(request.name, request.uri_parameters, self.config.given.timeout)?;
+        let store = self.store(&settings, request.name)?;
+        let replica = self.replica(store, settings.page_cache)?;
+        let (asked, target) = (Arc::clone(&replica), settings.target);
+        let found = answer(self.runtime()?, settings.timeout, |_| async move {
+            match target {
+                Target::Newest => asked.look().await,
+                target => asked.state_at(target).await,
+            }
+        });
+        let of = || format!("the replica {}", replica.store().replica());
+        let state = match found {
+            Ok(Ok(state)) => state,
+            Ok(Err(error)) => return Err(format!("{}: {error}", of())),
+            Err(why) => return Err(format!("{} {why}", of())),
+        };
+        Ok(Connection::new(replica, state, settings.timeout, settings.follow))
+    }
+
+    fn store(&self, settings: &Settings, name: &str) -> Result<Store, String> {
+        let of_program = || {
+            let replica = self.config.given.replica.as_ref()?;
+            Some(crate::config::replica_of(replica, name))
+        };
+        let uri = match (&settings.replica, &self.config.operator) {
+            (Some(replica), _) => replica.clone(),
+            (None, Some(operator)) => return Ok(Store::from_operator(operator.clone())),
+            (None, None) => of_program().ok_or(
+                "no replica is set: add replica=s3://bucket/app (or another store) to its URI, or set REPLVFS_REPLICA",
+            )??,
+        };
+        let options = StoreOptions {
+            // The patience of who reads is a setting of its own.
+            request_timeout: settings.timeout,
+            transfer_timeout: settings.timeout,
+            ..StoreOptions::reading()
+        };
+        Store::open(&uri, &options).map_err(|error| error.to_string())
+    }
+
+    /// One for all connections to the same place.
+    fn replica(&self, store: Store, page_cache: u64) -> Result<Arc<Replica>, String> {
+        let runtime = self.runtime()?.clone();
+        let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
+        replicas.retain(|(_, replica)| replica.strong_count() > 0);
+        let mut known = replicas.iter().filter(|(place, _)| place == store.place());
+        if let Some(replica) = known.find_map(|(_, replica)| replica.upgrade()) {
+            replica.blocks().raise(page_cache);
+            return Ok(replica);
+        }
+        let place = store.place().to_owned();
+        let replica = Arc::new(Replica::new(store, runtime, page_cache));
+        replicas.push((place, Arc::downgrade(&replica)));
+        Ok(replica)
+    }
+}
+
+impl RemoteHost for ReadingHost {
+    fn open(&self, request: &RemoteRequest<'_>) -> Result<Box<dyn Remote>, OpenError> {
+        match self.try_open(request) {
+            Ok(connection) => Ok(Box::new(connection)),
+            Err(problem) => Err(OpenError(problem)),
+        }
+    }
+
+    fn after_fork(&self) -> Arc<dyn RemoteHost> {
+        Arc::new(ReadingHost::new(self.config.clone()))
+    }
+}
