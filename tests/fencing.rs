@@ -8,9 +8,17 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Lines};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
 
+use replvfs::config::Retention;
+use replvfs::format::{Generation, Key};
+use replvfs::local_state;
+use replvfs::merge::{MergeOptions, merge};
+use replvfs::prune::{PruneOptions, prune};
 use replvfs::restore::{RestoreOptions, Restored};
-use replvfs_tests::{Rng, Scratch, number, open, restore_with, use_wal};
+use replvfs::store::{Store, StoreOptions};
+use replvfs_tests::{Rng, Scratch, block_on, number, open, restore_with, status, use_wal};
+use replvfs_vfs::types::UnixMillis;
 use rusqlite::{Connection, ErrorCode};
 
 const URI: &str = "REPLVFS_TEST_MACHINE";
@@ -18,6 +26,10 @@ const FIRST_ROW: &str = "REPLVFS_TEST_FIRST_ROW";
 const STOP: &str = "&on_fenced=stop";
 /// What a machine is told instead of "go on": wait until it is known that it is fenced.
 const LEARN: &str = "learn";
+/// From this row on each is written by several transactions.
+const MANY: u64 = 9_000_000;
+/// Or: its status at once.
+const TELL: &str = "tell";
 
 /// Writes a row and flushes it, again and again, and says which rows are in the replica; until it is replaced, or its input ends. One that
 /// refuses writes when it is replaced goes on.
@@ -31,12 +43,21 @@ fn machine() {
     let mut lines = std::io::stdin().lines();
     for row in first.. {
         let Some(line) = lines.next() else { return };
-        if line.unwrap() == LEARN {
-            println!("learnt {}", learn(&connection));
-            continue;
+        match line.unwrap().as_str() {
+            LEARN => {
+                println!("learnt {}", learn(&connection));
+                continue;
+            }
+            TELL => {
+                println!("learnt {}", status(&connection));
+                continue;
+            }
+            _ => {}
         }
+        let more =
+            format!("; UPDATE t SET b = randomblob(2000) WHERE a = {row}").repeat(if row < MANY { 0 } else { 2 });
         let written = connection.execute_batch(&format!(
-            "CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, b); INSERT INTO t VALUES({row}, randomblob(2000))"
+            "CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, b); INSERT INTO t VALUES({row}, randomblob(2000)){more}"
         ));
         if let Err(error) = written {
             assert_eq!(error.sqlite_error_code(), Some(ErrorCode::ReadOnly), "{error}");
@@ -134,9 +155,17 @@ impl Machine {
 
     /// Its status, once it knows that it is fenced.
     fn learns(&mut self) -> String {
+        self.asked(LEARN)
+    }
+
+    fn tells(&mut self) -> String {
+        self.asked(TELL)
+    }
+
+    fn asked(&mut self, what: &str) -> String {
         use std::io::Write;
         let input = self.process.stdin.as_mut().unwrap();
-        input.write_all(format!("{LEARN}\n").as_bytes()).unwrap();
+        input.write_all(format!("{what}\n").as_bytes()).unwrap();
         loop {
             if let Some(status) = self.hear().strip_prefix("learnt ") {
                 return status.to_owned();
@@ -302,7 +331,7 @@ fn of_two_machines_that_write_at_once_one_is_fenced() {
             );
             let out = scratch.file("older.db");
             let options = RestoreOptions {
-                generation: Some(replvfs::format::Generation(said.generation.0 - 1)),
+                generation: Some(Generation(said.generation.0 - 1)),
                 ..RestoreOptions::default()
             };
             restore_with(&scratch.replica(), &out, &options).unwrap();
@@ -381,4 +410,96 @@ fn a_machine_that_comes_back_does_not_take_over() {
         assert_eq!(said.generation.0, 1);
         one.ends();
     }
+}
+
+/// Deletes all slots but the first and the last one: what is in them is in a span, or before an image.
+fn free_slots(scratch: &Scratch, store: &Store, merged: bool) {
+    let retention = if merged {
+        let options = MergeOptions {
+            pieces: 2,
+            ..MergeOptions::default()
+        };
+        assert!(!block_on(merge(store, None, &options)).unwrap().spans.is_empty());
+        Retention::Forever
+    } else {
+        let folder = scratch.file("folder");
+        std::fs::create_dir(&folder).unwrap();
+        assert!(block_on(replvfs::image::make(store, None, &folder)).unwrap().is_new);
+        Retention::For(Duration::ZERO)
+    };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let options = PruneOptions {
+        retention,
+        grace: Duration::ZERO,
+        merged_at_once: true,
+        ..PruneOptions::at(UnixMillis(i64::try_from(now.as_millis()).unwrap()))
+    };
+    assert!(!block_on(prune(store, &options)).unwrap().deletions.is_empty());
+}
+
+/// It sleeps while another one goes on and its slot is deleted; then it wakes, takes the slot that is free again, and dies before it can note that this
+/// was not its turn. The next process of its machine finds its own segment where it left off.
+#[test]
+fn what_a_machine_that_slept_left_in_a_freed_slot_is_not_believed() {
+    for merged in [true, false] {
+        // Where the other one's segments are as small as its own, even their numbers tell.
+        assert!((0..50).any(|_| sleeps_and_dies(merged)));
+    }
+}
+
+/// Whether the segment that had the slot was larger than the one that has it now.
+fn sleeps_and_dies(merged: bool) -> bool {
+    let scratch = Scratch::new();
+    let mut one = Machine::start(&scratch.database(), &scratch.replica(), 0);
+    let mut stored: BTreeSet<u64> = (0..3).map(|_| one.row().unwrap()).collect();
+    one.signal("-STOP");
+    let state_file = local_state::state_file(&one.database);
+    let noted = std::fs::read(&state_file).unwrap();
+    let known = local_state::read(&state_file).unwrap().unwrap();
+    let slot = Key::Log(known.generation, known.stored.txid.next());
+    let next = Key::Log(known.generation, known.stored.txid.next().next());
+    let (copy, _) = restored(&scratch, "copy.db");
+    let mut two = Machine::start(&copy, &scratch.replica(), MANY);
+    stored.extend((0..4).map(|_| two.row().unwrap()));
+    let store = Store::open(&scratch.replica(), &StoreOptions::reading()).unwrap();
+    let is_there = |key| block_on(store.size(key)).is_ok();
+    assert!(is_there(&slot));
+    let was_larger = !is_there(&next);
+    free_slots(&scratch, &store, merged);
+    assert!(!is_there(&slot));
+    one.go();
+    one.signal("-CONT");
+    let since = Instant::now();
+    while !is_there(&slot) {
+        assert!(since.elapsed() < Duration::from_secs(60), "it did not wake up");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(one);
+    // Whether it had the time to note it is luck.
+    std::fs::write(&state_file, &noted).unwrap();
+    let mut one = Machine::start(&scratch.database(), &scratch.replica(), 10);
+    let row = one.row().unwrap();
+    let told = one.tells();
+    assert!(
+        told.contains(r#""diverged":true"#) && told.contains(r#""generation":2"#),
+        "{told}"
+    );
+    let (newest, said) = restored(&scratch, "newest.db");
+    assert_eq!(
+        rows(&newest),
+        BTreeSet::from([0, 1, 2, 3, row]),
+        "what was committed there"
+    );
+    let warned = |warning: &String| warning.contains("are not in generation");
+    assert!(said.warnings.iter().any(warned), "{:?}", said.warnings);
+    let out = scratch.file("older.db");
+    let options = RestoreOptions {
+        generation: Some(Generation(1)),
+        ..RestoreOptions::default()
+    };
+    restore_with(&scratch.replica(), &out, &options).unwrap();
+    assert_eq!(rows(&out), stored, "what both were told");
+    let refused = two.row().unwrap_err();
+    assert!(refused.contains("another writer"), "{refused}");
+    was_larger
 }

@@ -130,8 +130,11 @@ fn only_what_was_changed_is_read_and_sent() {
     let full = fill_with_image(&connection);
     let all = full["chunks"].as_u64().unwrap();
     assert!(all >= 8, "{full}");
+    // What was filled in may make another one due at once.
+    let row = "UPDATE t SET b = randomblob(10000) WHERE a = 1";
+    let mut last = write_until_image(&connection, full["txid"].as_u64().unwrap(), row);
     let mut truth = vec![state(&connection, &scratch.database())];
-    let (mut last, mut before) = (full["txid"].as_u64().unwrap(), chunks(&scratch));
+    let mut before = chunks(&scratch);
     for round in 0..4 {
         // In rows that stand beside each other, over and over: two chunks or three, and the first.
         while status(&connection)["last_image"]["txid"] == last && status(&connection)["making_image"] == false {
@@ -144,6 +147,7 @@ fn only_what_was_changed_is_read_and_sent() {
             flush(&connection);
             truth.push(state(&connection, &scratch.database()));
         }
+        write_until_image(&connection, last, row);
         let image = next_image(&connection, last);
         last = image["txid"].as_u64().unwrap();
         let (read, sent) = (
@@ -183,7 +187,8 @@ fn a_single_row_in_a_single_segment_is_enough() {
             }
             truth.push(state(&connection, &scratch.database()));
         }
-        last = next_image(&connection, last)["txid"].as_u64().unwrap();
+        let row = "UPDATE t SET b = randomblob(10000) WHERE a = 700";
+        last = write_until_image(&connection, last, row);
         flush(&connection);
         truth.push(state(&connection, &scratch.database()));
         for (txid, image) in &truth {
@@ -266,10 +271,14 @@ fn a_process_that_goes_on_knows_what_was_touched_before_it() {
         // Another process in all that matters: nothing that was in memory is there any more.
         let other = open(&scratch.uri()).unwrap();
         other.execute_batch(&child).unwrap();
+        wait("the one before lets go", &other, || status(&other)["owner"] == true);
         flush(&other);
         truth.push(state(&other, &scratch.database()));
         drop(other);
         let connection = connect(&scratch);
+        wait("the other one lets go", &connection, || {
+            status(&connection)["owner"] == true
+        });
         while status(&connection)["last_image"]["txid"].as_u64() <= Some(last)
             && status(&connection)["making_image"] == false
         {
@@ -278,7 +287,8 @@ fn a_process_that_goes_on_knows_what_was_touched_before_it() {
                 .unwrap();
             flush(&connection);
         }
-        last = next_image(&connection, last)["txid"].as_u64().unwrap();
+        let row = "UPDATE t SET b = randomblob(10000) WHERE a = 700";
+        last = write_until_image(&connection, last, row);
         flush(&connection);
         truth.push(state(&connection, &scratch.database()));
         assert_eq!(status(&connection)["failed"], serde_json::Value::Null);
@@ -418,14 +428,19 @@ fn an_image_is_made_out_of_the_replica_beside_its_writer() {
     );
 }
 
-/// Writes until there is an image of a transaction behind `txid`, with that in it.
+/// Writes until there is an image of a transaction behind `txid`. One that is given up is asked for again by what is written next.
 fn write_until_image(connection: &Connection, txid: u64, sql: &str) -> u64 {
-    while status(connection)["last_image"]["txid"].as_u64() <= Some(txid) && status(connection)["making_image"] == false
-    {
-        connection.execute_batch(sql).unwrap();
-        flush(connection);
-    }
-    next_image(connection, txid)["txid"].as_u64().unwrap()
+    let mut last = None;
+    wait("another image", connection, || {
+        let told = status(connection);
+        last = told["last_image"]["txid"].as_u64();
+        if last <= Some(txid) && told["making_image"] == false {
+            connection.execute_batch(sql).unwrap();
+            flush(connection);
+        }
+        last > Some(txid)
+    });
+    last.unwrap()
 }
 
 /// What is cut off at the end leaves a last chunk that nobody wrote to, and that is another one all the same. Then it grows again by pages that are free.

@@ -4,16 +4,18 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use replvfs::Config;
 use replvfs::config::Retention;
 use replvfs::format::{Generation, Key};
 use replvfs::history::Target;
+use replvfs::merge::{MergeOptions, merge};
 use replvfs::prune::{PruneOptions, prune};
 use replvfs::store::{Store, StoreOptions};
+use replvfs::verify::{VerifyOptions, verify};
 use replvfs_tests::{
     Rng, Scratch, block_on, check_integrity, compare_pages, flush, open, plain_image, pragma_number, restore_txid,
     status, try_restore, use_wal,
@@ -22,6 +24,7 @@ use replvfs_vfs::types::{Txid, UnixMillis};
 use rusqlite::Connection;
 
 const URI: &str = "REPLVFS_TEST_RETENTION";
+const KEPT: &str = "REPLVFS_TEST_KEPT";
 const RETENTION: Duration = Duration::from_secs(1);
 /// A restore must not take longer.
 const GRACE: Duration = Duration::from_secs(5);
@@ -256,6 +259,129 @@ fn a_writer_keeps_its_replica_small() {
     check_integrity(&out);
 }
 
+/// The other process: what `replvfs merge` and `replvfs prune` do, over and over. It says when it begins, and how much it deleted.
+#[test]
+fn keeper() {
+    let Ok(replica) = std::env::var(KEPT) else { return };
+    let store = Store::open(&replica, &StoreOptions::reading()).unwrap();
+    let merging = MergeOptions {
+        pieces: 8,
+        ..MergeOptions::default()
+    };
+    println!();
+    loop {
+        println!("@begin");
+        // What is deleted while it is read is no trouble.
+        if let Err(error) = block_on(merge(&store, None, &merging)) {
+            eprintln!("merging: {error}");
+        }
+        let options = PruneOptions {
+            retention: Retention::For(RETENTION),
+            grace: GRACE,
+            ..PruneOptions::at(now())
+        };
+        let done = block_on(prune(&store, &options)).unwrap();
+        println!("@{}", done.deletions.len());
+    }
+}
+
+/// Seen from here. Dropped, it is killed.
+struct Keeper {
+    child: Child,
+    /// How often it has begun, how often it has come to the end, and how much it deleted then.
+    told: Arc<[AtomicUsize; 3]>,
+    hears: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Keeper {
+    fn start(scratch: &Scratch) -> Keeper {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "keeper", "--nocapture", "--quiet"])
+            .env(KEPT, scratch.replica())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let told: Arc<[AtomicUsize; 3]> = Arc::default();
+        let (lines, tells) = (BufReader::new(child.stdout.take().unwrap()), Arc::clone(&told));
+        let hears = std::thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                match line.strip_prefix('@') {
+                    Some("begin") => {
+                        tells[0].fetch_add(1, Ordering::Relaxed);
+                    }
+                    Some(deleted) => {
+                        tells[1].fetch_add(1, Ordering::Relaxed);
+                        tells[2].fetch_add(deleted.parse().unwrap(), Ordering::Relaxed);
+                    }
+                    None => {}
+                }
+            }
+        });
+        let hears = Some(hears);
+        Keeper { child, told, hears }
+    }
+
+    fn told(&self, what: usize) -> usize {
+        self.told[what].load(Ordering::Relaxed)
+    }
+
+    /// Whether that was in the middle of it, and how much it had deleted before.
+    fn kill(mut self) -> (bool, usize) {
+        assert!(self.child.try_wait().unwrap().is_none(), "it ended by itself");
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.hears.take().unwrap().join().unwrap();
+        (self.told(0) > self.told(1), self.told(2))
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn whoever_merges_and_prunes_is_killed_beside_a_writer() {
+    let scratch = Scratch::in_memory();
+    let mut writer = Writer::start(&scratch);
+    let points = Mutex::new(VecDeque::new());
+    // Before there is a replica there is nothing to keep.
+    points.lock().unwrap().push_back(writer.next());
+    let mut rng = Rng::new(77);
+    let mut keeper = Some(Keeper::start(&scratch));
+    let (mut killed, mut deleted, mut patience) = (0, 0, 1);
+    let restores = while_it_is_read(&scratch, &mut writer, &points, |_, restores| {
+        let at_work = keeper.as_ref().is_some_and(|keeper| keeper.told(0) > patience);
+        if at_work && rng.below(3) == 0 {
+            patience = rng.below(3) as usize;
+            let (in_the_middle, before) = keeper.take().unwrap().kill();
+            killed += usize::from(in_the_middle);
+            deleted += before;
+            keeper = Some(Keeper::start(&scratch));
+        }
+        killed > 4 && deleted > 0 && restores > 30 && images(&scratch)[0] > 300
+    });
+    let left: Vec<Point> = points
+        .lock()
+        .unwrap()
+        .iter()
+        // The readers may have taken a while to come to their end; what is out of the window stays for the grace period.
+        .filter(|point| point.since.elapsed() < RETENTION + GRACE / 2)
+        .copied()
+        .collect();
+    drop(keeper);
+    drop(writer);
+    eprintln!("killed {killed} times in the middle, {deleted} deletions before, {restores} restores");
+    assert!(!left.is_empty());
+    let verified = block_on(verify(&store(&scratch), &VerifyOptions::default())).unwrap();
+    assert!(verified.findings.is_empty(), "{:?}", verified.findings);
+    for point in left {
+        check(&scratch, point, "left.db");
+    }
+}
+
 fn now() -> UnixMillis {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     UnixMillis(i64::try_from(since.as_millis()).unwrap())
@@ -325,6 +451,10 @@ fn pruning_leaves_what_is_in_the_window() {
             std::fs::remove_file(&out).unwrap();
         }
     };
+    check();
+    // What only those images named goes when they are gone.
+    let second = block_on(prune(&store(&scratch), &wet)).unwrap().deletions;
+    assert!(!second.is_empty() && second.iter().all(|deletion| matches!(deletion.key, Key::Chunk(_))));
     check();
     assert_eq!(block_on(prune(&store(&scratch), &wet)).unwrap().deletions, []);
     // The writer does not notice.

@@ -11,8 +11,8 @@ use replvfs::merge::{MergeOptions, merge, merge_next};
 use replvfs::restore::RestoreOptions;
 use replvfs::store::{Store, StoreOptions};
 use replvfs_tests::{
-    Scratch, block_on, check_integrity, compare_pages, flush, plain_image, pragma_number, restore_txid, restore_with,
-    status, try_restore, use_wal,
+    Scratch, block_on, check_integrity, compare_pages, flush, open, plain_image, pragma_number, restore_txid,
+    restore_with, status, try_restore, use_wal,
 };
 use replvfs_vfs::types::Txid;
 use rusqlite::Connection;
@@ -69,6 +69,11 @@ fn span_of(key: &Key) -> Option<(Txid, Txid)> {
     }
 }
 
+/// Merging is for the test to do.
+fn open_unmerged(scratch: &Scratch) -> Connection {
+    open(&scratch.uri_with("&retention=forever")).unwrap()
+}
+
 fn begin(connection: &Connection) {
     use_wal(connection);
     connection
@@ -110,7 +115,7 @@ fn check(scratch: &Scratch, expected: &BTreeMap<u64, Vec<u8>>) {
 fn an_hour_of_seconds() {
     const SECONDS: u64 = 3_600;
     let scratch = Scratch::in_memory();
-    let connection = scratch.open();
+    let connection = open_unmerged(&scratch);
     begin(&connection);
     let first = second(&connection);
     let mut last = first;
@@ -148,7 +153,7 @@ fn an_hour_of_seconds() {
 #[test]
 fn every_transaction_while_it_is_merged_step_by_step() {
     let scratch = Scratch::in_memory();
-    let connection = scratch.open();
+    let connection = open_unmerged(&scratch);
     begin(&connection);
     let options = MergeOptions {
         pieces: 4,
@@ -185,7 +190,7 @@ fn every_transaction_while_it_is_merged_step_by_step() {
 #[test]
 fn a_process_that_was_away_resumes() {
     let scratch = Scratch::in_memory();
-    let connection = scratch.open();
+    let connection = open_unmerged(&scratch);
     begin(&connection);
     for _ in 0..10 {
         second(&connection);
@@ -201,7 +206,7 @@ fn a_process_that_was_away_resumes() {
     delete_merged(&scratch);
     assert_eq!(slots(&scratch), [last]);
 
-    let connection = scratch.open();
+    let connection = open_unmerged(&scratch);
     let txid = second(&connection);
     assert_eq!(txid, last.0 + 1);
     assert_eq!(
@@ -215,7 +220,7 @@ fn a_process_that_was_away_resumes() {
     delete_merged(&scratch);
     assert!(!slots(&scratch).contains(&last));
     std::fs::write(scratch.file("app.db-replvfs"), noted).unwrap();
-    let connection = scratch.open();
+    let connection = open_unmerged(&scratch);
     second(&connection);
     assert_eq!(generations(&scratch), 2, "{}", status(&connection));
     let expected = plain_image(&scratch.database());
@@ -229,7 +234,7 @@ fn a_process_that_was_away_resumes() {
 #[test]
 fn a_restored_copy_goes_on() {
     let scratch = Scratch::in_memory();
-    let connection = scratch.open();
+    let connection = open_unmerged(&scratch);
     begin(&connection);
     for _ in 0..10 {
         second(&connection);
@@ -249,7 +254,7 @@ fn a_restored_copy_goes_on() {
         ..RestoreOptions::default()
     };
     restore_with(&scratch.replica(), place, &options).unwrap();
-    let connection = scratch.open();
+    let connection = open_unmerged(&scratch);
     second(&connection);
     assert_eq!(generations(&scratch), 1, "{}", status(&connection));
 }

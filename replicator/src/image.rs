@@ -1,7 +1,7 @@
 //! An image that is made out of the replica itself, where no writer of the database is there to make one. Owns what it is made of: the newest state of a
 //! generation, restored to a file without a place of its own. Safe beside a writer, since an image says what the log before it says.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -13,7 +13,7 @@ use replvfs_vfs::types::{Txid, UnixMillis};
 
 use crate::format::{CHUNK_BYTES, ChunkHash, ChunkName, FormatError, Generation, Key, Manifest, encode_chunk};
 use crate::history::images::manifest_at;
-use crate::history::{GRACE, History, HistoryError, Target};
+use crate::history::{GRACE, History, HistoryError, SURVEYED, Target};
 use crate::pipeline::basis;
 use crate::pipeline::image::LEVEL;
 use crate::restore::{RestoreError, restore_aside};
@@ -99,10 +99,8 @@ pub async fn make(store: &Store, generation: Option<Generation>, folder: &Path) 
     if now().0.saturating_sub(since.0) > i64::try_from(GRACE.as_millis() / 2).unwrap_or(i64::MAX) {
         return Err(ImageError::Overtaken(key));
     }
-    match store.size(&key).await {
-        Ok(_) => {}
-        Err(error) if error.is_not_found() => return Err(ImageError::Overtaken(key)),
-        Err(error) => return Err(error.into()),
+    if !is_there(store, &key).await? {
+        return Err(ImageError::Overtaken(key));
     }
     let manifest = Manifest {
         generation: restored.generation,
@@ -116,7 +114,35 @@ pub async fn make(store: &Store, generation: Option<Generation>, folder: &Path) 
     };
     (made.chunks, made.sent) = (manifest.chunks.len(), sent);
     made.is_new = store_manifest(store, &manifest).await?;
+    if made.is_new && !is_whole(store, &manifest, &key).await? {
+        store.delete(&Key::Image(manifest.generation, manifest.txid)).await?;
+        return Err(ImageError::Overtaken(key));
+    }
     Ok(made)
+}
+
+/// Who listed the manifests before this one came has seen the one that it was made after. Where that is gone he may delete what this one names, and is
+/// waited for; or it was deleted because of this one, which is all that is left then.
+async fn is_whole(store: &Store, manifest: &Manifest, before: &Key) -> Result<bool, StoreError> {
+    if is_there(store, before).await? {
+        return Ok(true);
+    }
+    tokio::time::sleep(SURVEYED * 2).await;
+    let names: HashSet<ChunkName> = manifest.chunks.iter().copied().collect();
+    for name in names {
+        if !is_there(store, &Key::Chunk(name)).await? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+async fn is_there(store: &Store, key: &Key) -> Result<bool, StoreError> {
+    match store.size(key).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether it was not there before.
@@ -166,7 +192,7 @@ impl Sending {
                 .try_collect::<()>()
                 .await?;
         }
-        let sent: std::collections::HashSet<_> = names.iter().filter(|name| name.token == self.token).collect();
+        let sent: HashSet<_> = names.iter().filter(|name| name.token == self.token).collect();
         let sent = sent.len();
         Ok((names, sent))
     }
@@ -203,4 +229,50 @@ fn now() -> UnixMillis {
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
     UnixMillis(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use replvfs_vfs::types::{PageSize, Position};
+
+    use super::*;
+    use crate::store::StoreOptions;
+
+    /// It may have been deleted because the new one is there, or by somebody who deletes what the new one names.
+    #[tokio::test(start_paused = true)]
+    async fn an_image_counts_after_the_one_before_it_is_gone_only_if_it_is_whole() {
+        let store = Store::open("memory://image-whole", &StoreOptions::default()).unwrap();
+        let name = ChunkName {
+            hash: ChunkHash::of(b"a page"),
+            token: 1,
+        };
+        let manifest = Manifest {
+            generation: Generation(1),
+            txid: Txid(2),
+            page_size: PageSize::new(512).unwrap(),
+            page_count: 1,
+            taken_at: UnixMillis(0),
+            position: Position::NONE,
+            chunks: vec![name],
+        };
+        let (before, chunk) = (Key::Image(Generation(1), Txid(1)), Key::Chunk(name));
+        let create = async |key| {
+            let body = Body::Bytes(bytes::Bytes::from_static(b"-"));
+            store.create(key, body).await.unwrap();
+        };
+        create(&chunk).await;
+        assert!(is_whole(&store, &manifest, &before).await.unwrap());
+        let deleted_later = async {
+            tokio::time::sleep(SURVEYED).await;
+            store.delete(&chunk).await.unwrap();
+        };
+        let (whole, ()) = tokio::join!(is_whole(&store, &manifest, &before), deleted_later);
+        assert!(!whole.unwrap());
+        create(&before).await;
+        assert!(
+            is_whole(&store, &manifest, &before).await.unwrap(),
+            "it was looked at all the same"
+        );
+    }
 }

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::SystemTime;
 
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinHandle};
 
 pub(crate) fn wall_clock() -> SystemTime {
@@ -78,6 +79,56 @@ impl<T> Future for Blocking<T> {
     }
 }
 
+/// How many threads may work at the same time.
+pub(crate) fn parallelism() -> usize {
+    #[cfg(test)]
+    if simulated::world().is_some() {
+        return 1;
+    }
+    std::thread::available_parallelism().map_or(2, usize::from)
+}
+
+/// What is read in a task, for work on a thread that may block.
+pub(crate) fn queue<T>(len: usize) -> (mpsc::Sender<T>, mpsc::Receiver<T>) {
+    #[cfg(test)]
+    if simulated::world().is_some() {
+        return mpsc::channel(1 << 20);
+    }
+    mpsc::channel(len)
+}
+
+/// The next one, on that thread. `None`: there are no more.
+pub(crate) fn next<T>(queue: &mut mpsc::Receiver<T>) -> Option<T> {
+    #[cfg(test)]
+    if simulated::world().is_some() {
+        return queue.try_recv().ok();
+    }
+    queue.blocking_recv()
+}
+
+/// What another thread is working on, on a thread that may block. `None`: it died.
+pub(crate) fn waited<T>(result: oneshot::Receiver<T>) -> Option<T> {
+    #[cfg(test)]
+    if simulated::world().is_some() {
+        let mut result = result;
+        return result.try_recv().ok();
+    }
+    result.blocking_recv().ok()
+}
+
+/// Work on a thread that may block, and a task that fills its queue.
+pub(crate) async fn fed<T: Send + 'static, F: Future>(
+    work: impl FnOnce() -> T + Send + 'static,
+    fill: F,
+) -> (Result<T, JoinError>, F::Output) {
+    #[cfg(test)]
+    if simulated::world().is_some() {
+        let filled = fill.await;
+        return (blocking(work).await, filled);
+    }
+    futures::join!(blocking(work), fill)
+}
+
 /// The world as a test makes it, for the thread that the test runs on.
 #[cfg(test)]
 pub(crate) mod simulated {
@@ -107,6 +158,10 @@ pub(crate) mod simulated {
         StillEmpty,
         /// What is in a slot is compared before it counts as one's own.
         Compare,
+        /// A chunk that is named stays.
+        Named,
+        /// What is young stays.
+        Young,
     }
 
     thread_local! {
@@ -151,6 +206,28 @@ mod tests {
         }
 
         fn synced(&self, _: &File) {}
+    }
+
+    /// A thread that may block cannot wait for time to pass where time passes only when nothing is under way.
+    #[test]
+    fn work_in_a_simulated_world_begins_when_all_of_its_queue_is_there() {
+        simulated::set_world(Some(Rc::new(Still)));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let (sender, mut receiver) = queue(1);
+        let work = move || std::iter::from_fn(|| next(&mut receiver)).sum::<u64>();
+        let fill = async move {
+            for number in 1..=10 {
+                tokio::time::sleep(Duration::from_secs(number)).await;
+                sender.send(number).await.unwrap();
+            }
+        };
+        let (sum, ()) = runtime.block_on(fed(work, fill));
+        simulated::set_world(None);
+        assert_eq!(sum.unwrap(), 55);
     }
 
     #[test]

@@ -62,6 +62,21 @@ impl fmt::Display for Storm {
     }
 }
 
+/// What went over the network.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Traffic {
+    /// Objects or parts of them that were asked for.
+    pub gets: u64,
+    /// Objects that were put there.
+    pub puts: u64,
+    /// Questions without content, and pages of lists.
+    pub others: u64,
+    /// Content in bytes.
+    pub received: u64,
+    /// Content in bytes.
+    pub sent: u64,
+}
+
 /// The state of one store.
 #[derive(Debug, Default)]
 pub struct Weather {
@@ -74,6 +89,7 @@ struct State {
     storm: Option<Storm>,
     calls: Vec<&'static str>,
     struck: bool,
+    traffic: Traffic,
 }
 
 impl Weather {
@@ -104,6 +120,15 @@ impl Weather {
     /// Whether the storm has met a call.
     pub fn has_struck(&self) -> bool {
         self.state.lock().unwrap().struck
+    }
+
+    /// What was done since the last storm was announced.
+    pub fn traffic(&self) -> Traffic {
+        self.state.lock().unwrap().traffic
+    }
+
+    fn count(&self, count: impl FnOnce(&mut Traffic)) {
+        count(&mut self.state.lock().unwrap().traffic);
     }
 
     fn next(&self, what: &'static str) -> Option<Trouble> {
@@ -242,6 +267,7 @@ impl Service for FaultyService {
     }
 
     async fn stat(&self, ctx: &OperationContext, path: &str, args: OpStat) -> Result<RpStat> {
+        self.weather.count(|traffic| traffic.others += 1);
         self.weather.pass("stat", self.inner.stat(ctx, path, args)).await
     }
 
@@ -278,6 +304,7 @@ impl Service for FaultyService {
 
 impl<T: Read> Read for Under<T> {
     async fn open(&self, range: BytesRange) -> Result<(RpRead, Box<dyn oio::ReadStreamDyn>)> {
+        self.weather.count(|traffic| traffic.gets += 1);
         let (answer, stream) = self.weather.pass("open", self.inner.open(range)).await?;
         let stream = Under {
             inner: stream,
@@ -287,23 +314,30 @@ impl<T: Read> Read for Under<T> {
     }
 
     async fn read(&self, range: BytesRange) -> Result<(RpRead, Buffer)> {
-        self.weather.pass("read", self.inner.read(range)).await
+        self.weather.count(|traffic| traffic.gets += 1);
+        let (answer, content) = self.weather.pass("read", self.inner.read(range)).await?;
+        self.weather.count(|traffic| traffic.received += content.len() as u64);
+        Ok((answer, content))
     }
 }
 
 impl<T: ReadStream> ReadStream for Under<T> {
     async fn read(&mut self) -> Result<Buffer> {
-        self.weather.pass("read", self.inner.read()).await
+        let content = self.weather.pass("read", self.inner.read()).await?;
+        self.weather.count(|traffic| traffic.received += content.len() as u64);
+        Ok(content)
     }
 }
 
 impl<T: Write> Write for Under<T> {
     async fn write(&mut self, part: Buffer) -> Result<()> {
+        self.weather.count(|traffic| traffic.sent += part.len() as u64);
         self.weather.pass("write", self.inner.write(part)).await
     }
 
     /// Only now the object exists: a trouble here comes after a part of it was sent.
     async fn close(&mut self) -> Result<Metadata> {
+        self.weather.count(|traffic| traffic.puts += 1);
         self.weather.pass("close", self.inner.close()).await
     }
 
@@ -314,6 +348,7 @@ impl<T: Write> Write for Under<T> {
 
 impl<T: List> List for Under<T> {
     async fn next(&mut self) -> Result<Option<oio::Entry>> {
+        self.weather.count(|traffic| traffic.others += 1);
         self.weather.pass("list", self.inner.next()).await
     }
 }

@@ -6,7 +6,7 @@ mod collector;
 use std::path::{Path, PathBuf};
 
 use collector::{Collector, beside, copied, open};
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::{Connection, ErrorCode, ffi};
 
 const MODES: [&str; 6] = ["WAL", "DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF"];
 /// How a connection comes to have the file for itself, or not.
@@ -156,6 +156,138 @@ fn a_transaction_in_the_middle_is_never_half() {
             });
         }
     }
+}
+
+/// At whichever of its questions a connection is told: between the lock and the first write, and between any two of them.
+#[test]
+fn whenever_it_is_told_no_transaction_is_half() {
+    for spill in [false, true] {
+        for questions in [0, 1, 2, 3, 4, 5, 6, 7, 20, 50] {
+            in_all_modes(|what, connection, path| {
+                let what = format!("{what}, {spill}, after {questions}");
+                Collector::of(path).refuse_after(questions);
+                let ended = connection.execute_batch(if spill {
+                    "BEGIN; UPDATE t SET b=zeroblob(9); INSERT INTO t SELECT a+20, zeroblob(9000) FROM t; COMMIT"
+                } else {
+                    "UPDATE t SET b=zeroblob(9) WHERE a=7"
+                });
+                let is_open = !connection.is_autocommit();
+                if is_open {
+                    let _ = connection.execute_batch("ROLLBACK");
+                }
+                let now = content(connection);
+                match ended {
+                    Ok(()) => assert_ne!(now, ROWS, "{what}"),
+                    Err(error) => {
+                        assert!(is_refused(Err(error)), "{what}");
+                        assert_eq!(now, ROWS, "{what}");
+                    }
+                }
+                Collector::of(path).refuse();
+                assert!(is_refused(connection.execute_batch("DELETE FROM t")), "{what}");
+            });
+        }
+    }
+}
+
+/// The pages of the first one are in its file already, and synced, when the second one refuses.
+#[test]
+fn a_commit_of_two_databases_is_undone_in_both() {
+    for mode in ["DELETE", "TRUNCATE", "PERSIST", "MEMORY"] {
+        for locking in LOCKINGS {
+            let what = format!("{mode}, {locking}");
+            let dir = tempfile::tempdir().unwrap();
+            let (first, second) = (dir.path().join("app.db"), dir.path().join("second.db"));
+            drop(with_rows(&second, mode, "NORMAL"));
+            let connection = with_rows(&first, mode, locking);
+            connection
+                .execute_batch(&format!(
+                    "ATTACH '{}' AS second; PRAGMA second.journal_mode={mode};
+                     BEGIN; UPDATE main.t SET b=randomblob(60000); INSERT INTO second.t(b) VALUES('new')",
+                    second.display()
+                ))
+                .unwrap();
+            Collector::of(&first).refuse();
+            Collector::of(&second).refuse();
+            assert!(is_refused(connection.execute_batch("COMMIT")), "{what}");
+            if !connection.is_autocommit() {
+                connection.execute_batch("ROLLBACK").unwrap();
+            }
+            assert_eq!(content(&connection), ROWS, "{what}");
+            assert_eq!(left_behind(&first, dir.path()), ROWS, "{what}");
+            assert_all_refused(&what, &connection);
+            drop(connection);
+            for path in [&first, &second] {
+                assert_eq!(content(&Connection::open(path).unwrap()), ROWS, "{what}");
+            }
+        }
+    }
+}
+
+/// SQLite cuts the file when the transaction is committed already.
+#[test]
+fn what_is_cut_off_behind_a_commit_does_not_fail_it() {
+    for mode in ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF"] {
+        for locking in LOCKINGS {
+            let what = format!("{mode}, {locking}");
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("app.db");
+            let before = open(&path);
+            before
+                .execute_batch("PRAGMA auto_vacuum=FULL; CREATE TABLE first(a)")
+                .unwrap();
+            drop(before);
+            let connection = with_rows(&path, mode, locking);
+            connection
+                .execute_batch(
+                    "BEGIN; UPDATE t SET b=zeroblob(60000); DELETE FROM t WHERE a>2; UPDATE t SET b=zeroblob(9)",
+                )
+                .unwrap();
+            let written = content(&connection);
+            Collector::of(&path).refuse();
+            connection
+                .execute_batch("COMMIT")
+                .unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert_eq!(content(&connection), written, "{what}");
+            let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
+            let len = std::fs::metadata(&path).unwrap().len();
+            assert_eq!(len, pages as u64 * 4096, "{what}");
+            assert_all_refused(&what, &connection);
+        }
+    }
+}
+
+/// Then the file is longer than the database, and a rollback cuts it.
+#[test]
+fn a_file_that_grows_in_chunks_is_rolled_back() {
+    in_all_modes(|what, connection, path| {
+        if what.starts_with("OFF") {
+            return; // Without a journal nothing can be rolled back.
+        }
+        let mut chunk: std::ffi::c_int = 1 << 20;
+        // SAFETY: the connection is open, and used by this thread alone; for this control the argument is an int.
+        let code = unsafe {
+            let argument = (&raw mut chunk).cast();
+            ffi::sqlite3_file_control(
+                connection.handle(),
+                c"main".as_ptr(),
+                ffi::SQLITE_FCNTL_CHUNK_SIZE,
+                argument,
+            )
+        };
+        assert_eq!(code, ffi::SQLITE_OK, "{what}");
+        connection
+            .execute_batch("BEGIN; UPDATE t SET b=zeroblob(60000); ROLLBACK")
+            .unwrap();
+        connection
+            .execute_batch("BEGIN IMMEDIATE; UPDATE t SET b=zeroblob(9) WHERE a=7")
+            .unwrap();
+        Collector::of(path).refuse();
+        assert!(is_refused(connection.execute_batch("COMMIT")), "{what}");
+        assert!(connection.is_autocommit(), "{what}");
+        assert_eq!(content(connection), ROWS, "{what}");
+        assert_all_refused(what, connection);
+    });
 }
 
 /// Where nothing but the writes themselves tells where a transaction begins.

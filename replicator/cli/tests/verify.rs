@@ -1,6 +1,9 @@
 //! A restore that is looked at, and verifying, through the program: what appears, what is said, and exit codes.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "verify/against.rs"]
+mod against;
+
 use std::path::Path;
 use std::process::{Command, Output};
 

@@ -62,24 +62,20 @@ pub enum OnFenced {
     Stop,
 }
 
-/// How long history is kept.
+/// How long history is kept. Default: 7 days.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Retention {
-    /// For ever. Needs no right to delete in the store.
+    /// For ever. Needs no right to delete in the store: nothing is deleted, and nothing merged, since what was merged would then be there twice.
     Forever,
-    /// Every state of this time back from now can be restored. What is older is deleted now and then by the process that replicates the database.
+    /// Every state of this time back from now can be restored. What is older is deleted now and then by the process that replicates the database. Needs
+    /// the right to delete; without it there is a warning, and replication goes on.
     For(Duration),
 }
 
-/// For ever.
-#[allow(
-    clippy::derivable_impls,
-    reason = "a default that deletes nothing is a decision, not a matter of order"
-)]
 impl Default for Retention {
     fn default() -> Retention {
-        Retention::Forever
+        Retention::For(Duration::from_secs(7 * 24 * 60 * 60))
     }
 }
 
@@ -223,7 +219,7 @@ impl Config {
         self
     }
 
-    /// How long history is kept. 1 min to 100 years, or for ever. Default: for ever.
+    /// How long history is kept. 1 min to 100 years, or for ever. Default: 7 days.
     #[must_use]
     pub fn retention(mut self, retention: Retention) -> Config {
         self.given.retention = Some(retention);
@@ -266,6 +262,14 @@ impl Config {
             check,
             ..self.images
         };
+        self
+    }
+
+    /// Bytes of the temporary file of an image that is made out of the replica, for tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn image_room_for_test(mut self, bytes: u64) -> Config {
+        self.images.room = bytes;
         self
     }
 

@@ -44,7 +44,7 @@ fn the_defaults() {
     assert_eq!(settings.segment_size, 4 << 20);
     assert_eq!(settings.timeout, Duration::from_secs(30));
     assert_eq!(settings.close_timeout, Duration::from_secs(5));
-    assert_eq!(settings.retention, Retention::Forever);
+    assert_eq!(settings.retention, Retention::For(Duration::from_secs(7 * 86_400)));
     assert_eq!(Config::default().given.memory_limit(), 64 << 20);
     assert!(
         resolve(&Config::default(), "vfs=replvfs&mode=rwc&_txlock=immediate")

@@ -20,6 +20,7 @@ pub use segment::{
     BLOCK_BYTES, MergedSegment, Sealed, SegmentFooter, SegmentHeader, SegmentIndex, SegmentReader, SegmentWriter, Step,
     TransactionEntry, TransactionHeader,
 };
+pub(crate) use segment::{SPAN_PAGES, SPAN_TRANSACTIONS};
 pub use state::{LocalState, Place, STATE_SLOT_BYTES};
 
 /// The version of every object in a replica. A reader refuses any other.

@@ -67,6 +67,9 @@ pub struct LocalState {
     pub if_wal: Option<Salts>,
     /// Another machine has taken over: what was committed here since is not a part of the history.
     pub fenced: bool,
+    /// A restore ended with `stored`, and nothing was stored from here since: no WAL of this machine goes on at that position. `None` in what an older
+    /// release wrote, which did not say.
+    pub restored: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -94,6 +97,8 @@ struct StateJson {
     if_wal: Option<[u32; 2]>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     fenced: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    restored: Option<bool>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -196,6 +201,7 @@ impl LocalState {
             left,
             if_wal: self.if_wal.map(|salts| [salts.0, salts.1]),
             fenced: self.fenced,
+            restored: self.restored,
         })?;
         if slot.len() > STATE_SLOT_BYTES {
             return Err(FormatError::refused(PART, "it is longer than its slot"));
@@ -254,6 +260,7 @@ impl LocalState {
             left,
             if_wal: json.if_wal.map(|[salt1, salt2]| Salts(salt1, salt2)),
             fenced: json.fenced,
+            restored: json.restored,
         })
     }
 
@@ -362,6 +369,7 @@ mod tests {
             left: left.map(|next| Left { mark: mark(41), next }),
             if_wal: None,
             fenced: false,
+            restored: None,
         }
     }
 
@@ -382,6 +390,7 @@ mod tests {
             // The longest that a URI may make it.
             state.replica = "\u{1}".repeat(512);
             state.if_wal = Some(Salts(u32::MAX, u32::MAX));
+            state.restored = Some(true);
             let slot = state.to_slot().unwrap();
             assert_eq!(slot.len(), STATE_SLOT_BYTES);
             assert_eq!(LocalState::from_slot(&slot).unwrap(), state);

@@ -67,6 +67,12 @@ impl FoundSegment {
         (!self.is_merged()).then_some(self.index.header().start)
     }
 
+    /// The hash of what it follows, where that is known: of a span's first segment.
+    pub(super) fn previous(&self) -> Option<ObjectHash> {
+        let header = self.index.header();
+        (self.first() == header.first).then_some(header.previous)
+    }
+
     /// The place in the WAL behind it.
     pub(crate) fn end(&self) -> Position {
         self.merged.map_or(self.index.header().end, |(_, last)| last.header.end)
@@ -95,6 +101,17 @@ pub(crate) async fn find(store: &Store, generation: Generation, slot: Txid) -> R
         Some(Slot::Seal(_)) => return Ok(Some(Found::Seal)),
         None => {}
     }
+    Ok(find_merged(store, generation, slot)
+        .await?
+        .map(|found| Found::Segment(Box::new(found))))
+}
+
+/// The same for what was merged: in which span it is.
+pub(super) async fn find_merged(
+    store: &Store,
+    generation: Generation,
+    slot: Txid,
+) -> Result<Option<FoundSegment>, HistoryError> {
     let listing = Listing::new(store.list(&Key::span_prefix(generation)).await?);
     let holds = |first: Txid, last: Txid| (first..=last).contains(&slot);
     for span in listing.spans.iter().filter(|span| holds(span.first, span.reach())) {
@@ -102,7 +119,7 @@ pub(crate) async fn find(store: &Store, generation: Generation, slot: Txid) -> R
         if let Some(end) = fetch_end(store.clone(), key, span.len).await?
             && let Some(found) = FoundSegment::in_span(key, end, slot)
         {
-            return Ok(Some(Found::Segment(Box::new(found))));
+            return Ok(Some(found));
         }
     }
     Ok(None)

@@ -9,6 +9,7 @@ pub(crate) mod images;
 mod overview;
 pub(crate) mod path;
 mod plan;
+pub(crate) mod stray;
 pub(crate) mod walk;
 
 use std::ops::RangeInclusive;
@@ -21,14 +22,18 @@ pub use error::{HistoryError, LeftOut};
 pub use overview::{Count, Moment, Objects, Reach};
 pub use plan::Plan;
 
-use crate::format::{FormatError, Generation, GenerationMeta, Key, MAX_META_BYTES, ObjectHash, ReplicaMeta};
+use crate::format::{
+    FormatError, Generation, GenerationMeta, Key, MAX_META_BYTES, ObjectHash, ReplicaMeta, SegmentIndex,
+};
 use crate::store::Store;
 use path::{Listing, LogPath};
 use walk::{SegmentEnd, Walk, fetch_end, read, segment_end, size};
 
-/// A chunk that no image names is not deleted before it is older than this, by the store's clock; and an image whose chunks could become that old while it
-/// is made is given up long before.
+/// A chunk that no image names is not deleted before it is older than this, by the store's clock; and an image whose chunks could have become that old
+/// while it was made is looked at again.
 pub(crate) const GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+/// No chunk is deleted because of a look at the manifests that is longer ago than this.
+pub(crate) const SURVEYED: Duration = Duration::from_secs(5 * 60);
 
 /// Requests at the same time when many small objects are read.
 const PARALLEL: usize = 16;
@@ -213,12 +218,15 @@ impl History {
         };
         let range = oldest.max(*range.start())..=*range.end();
         let (start, path) = self.path_at(found, &listing, *range.start()).await?;
+        let mut next = *range.start();
         self.visit_ends(found, start, path, *range.end(), |segment, end| {
+            let wanted = next..=*range.end();
+            next = end.index.header().last.next().max(next);
             for entry in end
                 .index
                 .transactions()
                 .iter()
-                .filter(|entry| range.contains(&entry.txid))
+                .filter(|entry| wanted.contains(&entry.txid))
             {
                 visit(LogEntry {
                     generation,
@@ -235,7 +243,23 @@ impl History {
         .map(|_| ())
     }
 
-    /// Reads the ends of the pieces from `start` on, up to the one that holds `stop`. Returns the transaction after
+    /// Calls `visit` with the pieces of a generation's log from the one that holds `first` up to the one that holds `stop`. Returns the last transaction of
+    /// them, or the one before `first`.
+    pub(crate) async fn visit_from(
+        &self,
+        generation: &GenerationHistory,
+        first: Txid,
+        stop: Txid,
+        mut visit: impl FnMut(Key, &SegmentIndex),
+    ) -> Result<Txid, HistoryError> {
+        let listing = self.listing(generation).await?;
+        let (start, path) = self.path_at(generation, &listing, first).await?;
+        let visit = |key, end: &SegmentEnd| visit(key, &end.index);
+        let after = self.visit_ends(generation, start, path, stop, visit).await?;
+        Ok(Txid(after.max(first).0.saturating_sub(1)))
+    }
+
+    /// Reads the ends of the pieces from `start` on, up to the one that holds `stop`. They may have transactions in common. Returns the transaction after
     /// the last one that was read.
     async fn visit_ends(
         &self,
@@ -343,12 +367,29 @@ pub(crate) async fn list_slots(store: &Store, generation: Generation) -> Result<
 /// All generations of which anything is there, ascending.
 pub(crate) async fn list_generations(store: &Store) -> Result<Vec<Generation>, HistoryError> {
     let folders = store.list_folders(Key::generations_prefix()).await?;
-    let mut found: Vec<Generation> = folders.iter().filter_map(|name| Generation::parse(name)).collect();
+    let listed = folders.iter().filter_map(|name| Generation::parse(name)).collect();
+    with_unlisted(store, listed).await
+}
+
+/// A store may list late what it has: what was begun right before or after one that it shows is found by name.
+async fn with_unlisted(store: &Store, mut found: Vec<Generation>) -> Result<Vec<Generation>, HistoryError> {
+    let is_there = async |number| Ok::<_, HistoryError>(size(store, Key::Generation(number)).await?.is_some());
     found.sort_unstable();
-    // A store may list late what it has: what was begun since is found by name.
+    let mut before = 0;
+    for listed in found.clone() {
+        let between = (before + 1..listed.0).rev().map(Generation);
+        for number in between {
+            if !is_there(number).await? {
+                break;
+            }
+            found.push(number);
+        }
+        before = listed.0;
+    }
+    found.sort_unstable();
     let mut newest = found.last().copied().unwrap_or(Generation(0));
     // Nothing follows the highest number, whose next is itself.
-    while newest.next() > newest && size(store, Key::Generation(newest.next())).await?.is_some() {
+    while newest.next() > newest && is_there(newest.next()).await? {
         newest = newest.next();
         found.push(newest);
     }
@@ -408,4 +449,32 @@ pub(crate) async fn read_meta(store: &Store, key: Key, len: u64) -> Result<Optio
         }));
     }
     read(store, key, MAX_META_BYTES as u64).await
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::store::{Body, StoreOptions};
+
+    /// Who was not shown the generation before the one that he began took the replica for empty.
+    #[tokio::test]
+    async fn a_generation_that_is_not_listed_yet_is_found_beside_one_that_is() {
+        let store = Store::open("memory://history-unlisted", &StoreOptions::default()).unwrap();
+        for number in [1, 2, 3, 4, 7] {
+            let body = Body::Bytes(bytes::Bytes::from_static(b"{}"));
+            store.create(&Key::Generation(Generation(number)), body).await.unwrap();
+        }
+        for (listed, all) in [
+            (vec![], vec![1, 2, 3, 4]),
+            (vec![3], vec![1, 2, 3, 4]),
+            (vec![4, 1], vec![1, 2, 3, 4]),
+            (vec![7, 2], vec![1, 2, 7]),
+            (vec![u64::MAX], vec![u64::MAX]),
+        ] {
+            let listed = listed.into_iter().map(Generation).collect();
+            let found = with_unlisted(&store, listed).await.unwrap();
+            assert_eq!(found, all.into_iter().map(Generation).collect::<Vec<_>>());
+        }
+    }
 }

@@ -29,6 +29,11 @@ impl Piece {
         self.last.is_none() && self.len == Seal::LEN as u64
     }
 
+    /// It begins with this transaction, or is a span that has it.
+    pub(crate) fn holds(&self, txid: Txid) -> bool {
+        (self.first..=self.reach()).contains(&txid)
+    }
+
     /// It has this transaction at least.
     pub(crate) fn reach(&self) -> Txid {
         self.last.unwrap_or(self.first)

@@ -139,7 +139,11 @@ impl History {
                 for generation in restorable() {
                     oldest = generation;
                     let first = self.manifest(generation, generation.images.first()).await?;
-                    if first.is_some_and(|manifest| manifest.taken_at <= time) {
+                    // What was there then was deleted; an older generation has another state.
+                    let is_pruned = generation.images.first() != Some(&generation.meta.first_image);
+                    if first.is_some_and(|manifest| manifest.taken_at <= time)
+                        || is_pruned && generation.meta.created_at <= time
+                    {
                         break;
                     }
                 }
@@ -159,8 +163,9 @@ impl History {
             let not_there = |why: String| HistoryError::NotInHistory {
                 target: Target::Txid(txid),
                 range: format!(
-                    "generation {} begins after it, {why}{}",
+                    "generation {} begins after it{}, {why}{}",
                     found.number(),
+                    begins_with(found),
                     self.pruned(found)
                 ),
                 left_out: self.left_out.clone(),
@@ -323,4 +328,10 @@ impl History {
             left_out: self.left_out.clone(),
         }
     }
+}
+
+/// The oldest transaction of a generation that can be restored, in words.
+fn begins_with(found: &GenerationHistory) -> String {
+    let oldest = found.images.first();
+    oldest.map_or(String::new(), |image| format!(" with the image of transaction {image}"))
 }

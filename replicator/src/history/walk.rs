@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::path::{LogPath, Piece};
 use super::{HistoryError, list_log};
-use crate::format::{Generation, Key, Seal, SegmentFooter, SegmentIndex};
+use crate::format::{Generation, Key, MergedSegment, ObjectHash, Seal, SegmentFooter, SegmentHeader, SegmentIndex};
 use crate::store::Store;
 
 /// One suffix of this length contains the tables of nearly every segment.
@@ -93,16 +93,15 @@ impl<T: Send + 'static> Walk<T> {
         self.seal.as_ref()
     }
 
-    /// The piece that begins with this transaction, under its name; `None` when the log ends before it.
+    /// The piece that begins with this transaction, under its name; `None` when the log ends before it. It may begin before, where what was listed has
+    /// been deleted in favour of a span that holds the transaction inside: see [`follows`].
     pub(crate) async fn piece(&mut self, first: Txid) -> Result<Option<(Key, T)>, HistoryError> {
         let (mut key, mut found) = self.next(first).await?;
         if found.is_none() && self.newest.is_some_and(|newest| newest.reach() >= first) {
             // Since it was listed it may have been merged into a span, and deleted.
             let path = list_log(&self.store, self.generation).await?.path(first);
-            if path.start == Some(first) {
-                self.follow(path);
-                (key, found) = self.next(first).await?;
-            }
+            self.follow(path);
+            (key, found) = self.next(first).await?;
         }
         match (found, self.newest) {
             (None, Some(newest)) if newest.reach() >= first => Err(HistoryError::Missing {
@@ -128,11 +127,11 @@ impl<T: Send + 'static> Walk<T> {
                 self.peeked = self.ahead.next().await;
             }
             match &self.peeked {
-                Some((piece, _)) if piece.first < first => self.peeked = None,
+                Some((piece, _)) if piece.first < first && !piece.holds(first) => self.peeked = None,
                 _ => break,
             }
         }
-        if let Some((piece, found)) = self.peeked.take_if(|(piece, _)| piece.first == first) {
+        if let Some((piece, found)) = self.peeked.take_if(|(piece, _)| piece.holds(first)) {
             return Ok((piece.key(self.generation), found?));
         }
         let key = Key::Log(self.generation, first);
@@ -142,6 +141,17 @@ impl<T: Send + 'static> Walk<T> {
         };
         Ok((key, found))
     }
+}
+
+/// Whether what begins with `slot` in this segment or span follows what has this hash. A span may have begun before.
+pub(crate) fn follows(header: &SegmentHeader, merged: &[MergedSegment], slot: Txid, previous: ObjectHash) -> bool {
+    if header.first == slot {
+        return header.previous == previous;
+    }
+    let at = merged.partition_point(|segment| segment.first < slot);
+    let begins = merged.get(at).is_some_and(|segment| segment.first == slot);
+    let before = at.checked_sub(1).and_then(|before| merged.get(before));
+    begins && before.is_some_and(|before| before.hash == previous)
 }
 
 /// Reads a span, or what is in a slot. `None` when the object is not there.

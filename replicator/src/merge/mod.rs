@@ -11,6 +11,7 @@ mod write;
 use std::path::PathBuf;
 
 pub use error::MergeError;
+use replvfs_vfs::types::Txid;
 
 use crate::format::{Generation, Key};
 use crate::history::path::Piece;
@@ -90,7 +91,7 @@ pub struct Merged {
     pub after: Extent,
 }
 
-/// Merges the logs of one generation, or of all, as far as it is worth while.
+/// Merges the logs of one generation, or of all, as far as it is worth while: what is there when it begins.
 ///
 /// It may run beside a writer, readers, and others that merge. When it is stopped, or its future is dropped, what it has made until then is
 /// there and of use, and nothing else is left.
@@ -110,12 +111,16 @@ pub async fn merge(
         if generation.is_some_and(|wanted| wanted != number) {
             continue;
         }
-        merged.before.add(&path_of(store, found).await?);
+        let before = path_of(store, found).await?;
+        let end = before.last().map_or(Txid::ZERO, Piece::reach);
+        merged.before.add(&before);
         while let Some(span) = next_of(store, found, options).await? {
             // A store that lists late would have it made again and again.
             let is_again = merged.spans.iter().any(|made| made.key == span.key);
+            // A writer that goes on is not followed for ever.
+            let is_new = matches!(span.key, Key::Span(_, _, last) if last > end);
             merged.spans.push(span);
-            if is_again {
+            if is_again || is_new {
                 break;
             }
         }

@@ -6,7 +6,7 @@ use replvfs_vfs::types::Txid;
 use tokio::sync::{mpsc, oneshot};
 
 use super::MergeError;
-use crate::format::{FormatError, Key, ObjectHash, SegmentIndex};
+use crate::format::{FormatError, Key, ObjectHash, SPAN_PAGES, SPAN_TRANSACTIONS, SegmentIndex};
 use crate::history::path::Piece;
 use crate::history::walk::{SegmentEnd, check_place, fetch_end, read, read_range};
 use crate::history::{GenerationHistory, HistoryError};
@@ -16,10 +16,6 @@ use crate::store::Store;
 const WHOLE_BYTES: u64 = 1 << 20;
 /// Of larger ones, so many bytes.
 const RANGE_BYTES: u64 = 4 << 20;
-
-/// No span has more: its tables have to fit into memory, of whoever makes it and of whoever reads it.
-const PAGES: u64 = 4 << 20;
-const TRANSACTIONS: u64 = 1 << 20;
 
 /// A piece on its way to the writer.
 pub(super) struct Incoming {
@@ -72,7 +68,7 @@ pub(super) async fn send_pieces(
         }
         pages += index.pages().len() as u64;
         transactions += index.transactions().len() as u64;
-        let is_too_much = pages > PAGES || transactions > TRANSACTIONS;
+        let is_too_much = pages > SPAN_PAGES || transactions > SPAN_TRANSACTIONS;
         if next.is_some_and(|next| is_too_much || next != index.header().first) {
             break;
         }

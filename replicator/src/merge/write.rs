@@ -17,6 +17,7 @@ use crate::format::{
 };
 use crate::history::GenerationHistory;
 use crate::history::path::Piece;
+use crate::outside;
 use crate::store::{Body, Store};
 
 /// Larger ones go through a temporary file.
@@ -36,11 +37,11 @@ pub(super) async fn span(
     pieces: Vec<Piece>,
     options: &MergeOptions,
 ) -> Result<(Option<Span>, usize), MergeError> {
-    let (sender, receiver) = mpsc::channel(2);
+    let (sender, receiver) = outside::queue(2);
     let (options, parallel) = (options.clone(), options.parallel);
-    let writing = tokio::task::spawn_blocking(move || write(receiver, &options));
-    let sent = send_pieces(store, generation, (pieces, parallel), sender).await;
-    let written = writing.await.map_err(|error| MergeError::Task(error.to_string()))?;
+    let send = send_pieces(store, generation, (pieces, parallel), sender);
+    let (written, sent) = outside::fed(move || write(receiver, &options), send).await;
+    let written = written.map_err(|error| MergeError::Task(error.to_string()))?;
     sent?;
     written
 }
@@ -58,7 +59,7 @@ fn write(mut receiver: mpsc::Receiver<Message>, options: &MergeOptions) -> Resul
     let mut reader = SegmentReader::new().map_err(|error| MergeError::Task(error.to_string()))?;
     let mut making: Option<Making> = None;
     loop {
-        match receiver.blocking_recv() {
+        match outside::next(&mut receiver) {
             Some(Message::Piece(piece)) => making = Some(put(making, *piece, &mut reader, options)?),
             Some(Message::End) => break,
             // Whoever wanted it has an error of its own, or is gone.

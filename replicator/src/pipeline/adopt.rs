@@ -11,9 +11,11 @@ use replvfs_vfs::transaction::Transaction;
 use replvfs_vfs::types::Position;
 
 use super::local::Stored;
+use super::turn;
 use crate::format::{Key, ObjectHash, SegmentIndex};
 use crate::history::HistoryError;
 use crate::history::find::hash_of;
+use crate::history::stray::is_stray;
 use crate::history::walk::{SegmentEnd, Slot, slot_end};
 #[cfg(test)]
 use crate::outside::simulated::{Rule, is_broken};
@@ -26,17 +28,31 @@ pub(super) enum Found {
     Nothing,
     /// A segment that would follow, if its transactions are ours.
     Segment(Box<SegmentEnd>),
+    /// A seal that nothing follows: that of a writer who did not come to begin another generation, or of an earlier process.
+    Sealed,
     /// Something else, in words.
     Foreign(String),
+}
+
+/// What a seal is to a process that was not to find one.
+pub(super) const SEAL: &str = "it is the seal of a writer that has taken over";
+
+async fn is_past(store: &Store, key: Key) -> Result<bool, HistoryError> {
+    match key {
+        Key::Log(generation, slot) => is_stray(store, generation, slot).await,
+        _ => Ok(false),
+    }
 }
 
 /// Looks into a slot. `previous` is what a segment in it has to follow.
 pub(super) async fn look(store: &Store, key: Key, previous: ObjectHash) -> Result<Found, HistoryError> {
     match slot_end(store, key).await {
         Ok(None) => Ok(Found::Nothing),
-        Ok(Some(Slot::Seal(_))) => Ok(Found::Foreign(
-            "it is the seal of a writer that has taken over".to_owned(),
-        )),
+        Ok(Some(_)) if is_past(store, key).await? => Ok(Found::Foreign("the history has gone past it".to_owned())),
+        Ok(Some(Slot::Seal(seal))) if turn::next_has_begun(store, seal.generation).await? => {
+            Ok(Found::Foreign(SEAL.to_owned()))
+        }
+        Ok(Some(Slot::Seal(_))) => Ok(Found::Sealed),
         Ok(Some(Slot::Segment(end))) if end.index.header().previous != previous => {
             Ok(Found::Foreign("it follows from something else".to_owned()))
         }

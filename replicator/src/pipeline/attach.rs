@@ -36,6 +36,13 @@ pub(super) struct End {
     pub(super) sealed: bool,
 }
 
+impl End {
+    /// Nothing is in it, and it follows from nothing: this may not be the replica's history yet.
+    pub(super) fn is_unfounded(&self) -> bool {
+        self.stored.slot.is_none() && self.image.is_none() && self.parent.is_none()
+    }
+}
+
 /// How the history goes on.
 #[derive(Debug)]
 pub(super) enum Verdict {
@@ -49,6 +56,8 @@ pub(super) enum Verdict {
     Diverged(Parent, String),
     /// What this machine remembers is not in the replica any more.
     Lost(String),
+    /// The replica got another database's history, before anything of this one's was in it.
+    Forestalled,
 }
 
 /// What [`attach`] found.
@@ -117,14 +126,15 @@ async fn compare(store: &Store, start: &Start) -> Result<Attached, HistoryError>
     })
 }
 
-/// Whether anything was ever stored.
-pub(super) async fn has_history(store: &Store) -> Result<bool, HistoryError> {
+/// Whether anything was ever stored, in a generation after `own` if there is one.
+pub(super) async fn has_history(store: &Store, own: Option<Generation>) -> Result<bool, HistoryError> {
     #[cfg(test)]
     if is_broken(Rule::StillEmpty) {
         return Ok(false);
     }
     let generations = list_generations(store).await?;
-    Ok(newest_begun(store, &generations).await?.is_some())
+    let newest = newest_begun(store, &generations).await?;
+    Ok(newest.is_some_and(|newest| own.is_none_or(|own| newest.meta().generation > own)))
 }
 
 /// The newest generation that has anything in it. One that has only been named is what a crash left, before anybody could rely on it.
@@ -172,6 +182,7 @@ async fn compare_with(
         let is_followed = newest.is_some_and(|newest| newest.meta().generation > known.generation);
         return Ok(if is_followed { diverged(what) } else { lost(what) });
     };
+    let mut may_be_free = true;
     match known.slot {
         None if ours.root() != known.previous => {
             return Ok(diverged(format!("generation {} is another one", known.generation)));
@@ -192,14 +203,24 @@ async fn compare_with(
                     if (segment.last(), segment.end()) != (stored, known.stored.position) {
                         return Ok(diverged(format!("{key} does not end with transaction {stored}")));
                     }
+                    may_be_free = segment.is_merged() || slot == ours.meta().first_image.next();
                 }
             }
         }
     }
     if let Some(newest) = newest.filter(|newest| newest.meta().generation > known.generation) {
+        let is_unfounded = known.slot.is_none() && ours.images().is_empty() && ours.meta().parent.is_none();
+        #[cfg(test)]
+        let is_unfounded = is_unfounded && !is_broken(Rule::StillEmpty);
+        if is_unfounded {
+            return Ok(Attached {
+                verdict: Verdict::Forestalled,
+                newest: Some(stored),
+            });
+        }
         return Ok(diverged(format!("generation {} has begun", newest.meta().generation)));
     }
-    let behind = last_behind(store, known).await?;
+    let behind = last_behind(store, known, may_be_free).await?;
     if !behind.is_ours {
         return Ok(Attached {
             newest: Some(behind.last),
@@ -246,38 +267,60 @@ struct Behind {
     sealed: bool,
     /// What comes next, if anything does, begins at the place in a WAL where this machine's next transaction began, and so on: it is what was on its
     /// way when the process ended. Another machine has another WAL. What was merged since, and is in its slot no more, has been there for long, and
-    /// cannot be adopted from a slot.
+    /// cannot be adopted from a slot. Nor is it ours when something is listed that it does not lead to: then the history has gone past it.
     is_ours: bool,
 }
 
-async fn last_behind(store: &Store, known: &LocalState) -> Result<Behind, HistoryError> {
-    let (stored, left) = (known.stored, known.left);
+/// `may_be_free`: the next slot could have been deleted.
+async fn last_behind(store: &Store, known: &LocalState, may_be_free: bool) -> Result<Behind, HistoryError> {
+    let stored = known.stored;
     let mut behind = Behind {
         last: stored.txid,
         sealed: false,
         is_ours: true,
     };
     let mut place = stored.position;
-    // A WAL that was left behind at that place has no more: what begins there was written on another machine, whose WAL a restored copy's note names.
-    let has_ended = left.is_some_and(|left| left.mark.position == place);
+    let mut looked_behind = None;
     loop {
         match find(store, known.generation, behind.last.next()).await? {
             Some(Found::Segment(segment)) => {
-                behind.is_ours &= segment.start().is_some_and(|start| {
-                    let follows = start == place && start != Position::NONE && !(has_ended && place == stored.position);
-                    let next = |left: Left| left.next == Next::Wal(start.salts) && start.frame == 0;
-                    follows || left.is_some_and(next)
-                });
+                behind.is_ours &= goes_on_here(known, place, &segment);
                 behind.last = segment.last();
                 place = segment.end();
+                continue;
             }
-            Some(Found::Seal) => {
-                behind.sealed = true;
-                return Ok(behind);
-            }
-            None => return Ok(behind),
+            Some(Found::Seal) => behind.sealed = true,
+            None => {}
+        }
+        if !behind.is_ours || !(may_be_free || behind.sealed || behind.last > stored.txid) {
+            return Ok(behind);
+        }
+        let end = if behind.sealed { behind.last.next() } else { behind.last };
+        let listed = list_log(store, known.generation).await?;
+        if listed.newest().is_none_or(|newest| newest.reach() <= end) {
+            return Ok(behind);
+        }
+        // What came meanwhile is followed first.
+        if behind.sealed || looked_behind.replace(end) == Some(end) {
+            behind.is_ours = false;
+            return Ok(behind);
         }
     }
+}
+
+/// Whether the segment begins where this machine's next transaction began.
+fn goes_on_here(known: &LocalState, place: Position, segment: &FoundSegment) -> bool {
+    let (stored, left) = (known.stored, known.left);
+    // Nothing of this machine begins where a restored copy does: what begins there was written in the WAL of the machine that it came from.
+    let has_ended = match known.restored {
+        Some(restored) => restored,
+        None => left.is_some_and(|left| left.mark.position == stored.position),
+    };
+    segment.start().is_some_and(|start| {
+        let follows = start == place && start != Position::NONE && !(has_ended && place == stored.position);
+        let next = |left: Left| left.next == Next::Wal(start.salts) && start.frame == 0;
+        follows || left.is_some_and(next)
+    })
 }
 
 pub(super) async fn end_of(store: &Store, found: &GenerationHistory) -> Result<End, HistoryError> {

@@ -18,6 +18,7 @@ use super::owner::{Ownership, lock_file};
 use super::waiting::{Alive, answer};
 use crate::format::{LocalState, Place};
 use crate::history::find::{Found, find as find_segment};
+use crate::history::stray::is_stray;
 use crate::history::{History, HistoryError, Plan, Target};
 use crate::local_state;
 use crate::restore::{Aside, RestoreError, put_over, restore_aside};
@@ -230,7 +231,7 @@ async fn is_the_noted_one(store: &Store, history: &History, known: &LocalState) 
 
 /// The transaction behind the noted one that ends at this place of a WAL, and the last one of its segment: what was uploaded by a process that
 /// died before it could note it. Equal positions prove equal content.
-async fn find(
+pub(super) async fn find(
     store: &Store,
     known: &LocalState,
     end: Position,
@@ -239,6 +240,10 @@ async fn find(
     let mut slot = known.stored.txid.next();
     while let Some(Found::Segment(segment)) = find_segment(store, known.generation, slot).await? {
         alive.tell();
+        // Uploaded when the history had gone past it: the store has it, and the newest state does not.
+        if !segment.is_merged() && is_stray(store, known.generation, slot).await? {
+            break;
+        }
         let last = segment.last();
         if let Some(entry) = segment.transactions().find(|entry| entry.header.end == end) {
             return Ok(Some((entry.txid, last)));
@@ -344,6 +349,7 @@ mod tests {
             }),
             if_wal: None,
             fenced: false,
+            restored: None,
         }
     }
 

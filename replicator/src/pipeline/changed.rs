@@ -96,9 +96,16 @@ fn pages_a_chunk(page_size: PageSize) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::format::{ChunkHash, ChunkName, Generation};
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use replvfs_vfs::transaction::Transaction;
     use replvfs_vfs::types::{Position, UnixMillis};
+
+    use super::*;
+    use crate::format::{ChunkHash, ChunkName, Generation, ObjectHash};
+    use crate::pipeline::sealer;
+    use crate::store::Body;
 
     fn page_size() -> PageSize {
         PageSize::new(65_536).expect("a page size")
@@ -165,6 +172,35 @@ mod tests {
         let mut later = touched(&[(1, &[])]);
         later.merge(&touched(&[(40, &[])]));
         assert!(left(&later, 40, 40).is_empty());
+    }
+
+    /// SQLite writes each page of a file that grows, so only transactions made by hand tell whether it counts how short the file was between.
+    #[test]
+    fn a_segment_tells_how_short_the_database_was() {
+        let mut start = Position::default();
+        let transactions: Vec<_> = (1..)
+            .zip([48, 20, 48])
+            .map(|(txid, page_count)| {
+                let first = (Pgno::new(1).expect("a page"), vec![7; 65_536]);
+                let transaction = Transaction::for_test(Txid(txid), page_size(), page_count, &[first], start);
+                start = transaction.end;
+                Arc::new(transaction)
+            })
+            .collect();
+        let root = ObjectHash([0; 32]);
+        let segment = sealer::seal(&transactions, Generation(1), root, Path::new("/tmp")).expect("a segment");
+        let Body::Bytes(object) = segment.body else {
+            panic!("it is small");
+        };
+        let index = SegmentIndex::from_object(&object).expect("a segment");
+        for touched in [
+            segment.touched,
+            Touched::by(&index, Txid::ZERO),
+            Touched::by(&index, Txid(1)),
+        ] {
+            assert!(left(&touched, 48, 48).is_empty(), "{touched:?}");
+        }
+        assert_eq!(left(&Touched::by(&index, Txid(2)), 48, 48), [1, 2]);
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use replvfs_vfs::types::UnixMillis;
 
+use crate::history::{GRACE, SURVEYED};
+
 /// The bounds of the rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rule {
@@ -13,10 +15,16 @@ pub(crate) struct Rule {
     pub(crate) age: Duration,
     /// After an image was given up the next one is not begun before this is over.
     pub(crate) pause: Duration,
+    /// Of a making that took longer, what it sent may be old enough to be deleted before an image names it: it is looked for.
+    pub(crate) slow: Duration,
+    /// It is looked for when this has passed since the image was stored: then nobody deletes who has not seen it.
+    pub(crate) settle: Duration,
     /// Reads what is believed to be unchanged all the same, and stops replication where it is not. For tests.
     pub(crate) check: bool,
     /// How long chunks stay that nothing names.
     pub(crate) grace: Duration,
+    /// Bytes of the temporary file of an image that is made out of the replica; that of a large database may have more.
+    pub(crate) room: u64,
 }
 
 impl Default for Rule {
@@ -25,8 +33,11 @@ impl Default for Rule {
             least: 64 << 20,
             age: Duration::from_secs(24 * 60 * 60),
             pause: Duration::from_secs(60),
+            slow: GRACE / 2,
+            settle: SURVEYED * 2,
             check: false,
             grace: crate::history::GRACE,
+            room: 256 << 20,
         }
     }
 }
@@ -48,6 +59,19 @@ pub(super) struct Situation {
 pub(super) fn is_due(rule: &Rule, situation: &Situation) -> bool {
     let age = u64::try_from(situation.now.0.saturating_sub(situation.taken_at.0)).unwrap_or(0);
     situation.logged > rule.least.max(situation.database / 2) || u128::from(age) > rule.age.as_millis()
+}
+
+/// It has been due for as long again, or as much: whoever was asked for a state of the database had no moment to give one.
+pub(super) fn is_overdue(rule: &Rule, situation: &Situation) -> bool {
+    let twice = Rule {
+        age: rule.age.saturating_mul(2),
+        ..*rule
+    };
+    let half = Situation {
+        logged: situation.logged / 2,
+        ..*situation
+    };
+    is_due(&twice, &half)
 }
 
 #[cfg(test)]
@@ -72,6 +96,22 @@ mod tests {
         assert!(due((64 << 20) + 1, 1 << 20, 0));
         assert!(!due(500 << 20, 1000 << 20, 0));
         assert!(due((500 << 20) + 1, 1000 << 20, 0));
+    }
+
+    #[test]
+    fn an_image_is_overdue_after_twice_of_that() {
+        let overdue = |logged, age| {
+            let situation = Situation {
+                logged,
+                database: 1 << 20,
+                taken_at: UnixMillis(5 * DAY),
+                now: UnixMillis(5 * DAY + age),
+            };
+            is_overdue(&Rule::default(), &situation)
+        };
+        assert!(!overdue(128 << 20, 2 * DAY));
+        assert!(overdue((128 << 20) + 2, 0));
+        assert!(overdue(4096, 2 * DAY + 1));
     }
 
     #[test]

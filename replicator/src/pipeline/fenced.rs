@@ -10,7 +10,7 @@ use super::Stopped;
 use super::attach::{self, Verdict};
 use super::shared::Shared;
 use super::uploader::Uploader;
-use crate::format::Key;
+use crate::format::{Generation, Key};
 use crate::outside;
 
 /// What is to be done about it.
@@ -85,6 +85,33 @@ pub(super) async fn yields(shared: &Arc<Shared>, how: &str) -> Stopped {
     .await
 }
 
+/// Another database's history may have begun since the store was asked, in a generation after `own` if this one had begun already: that one is not
+/// ended.
+pub(super) async fn is_still_empty(uploader: &Uploader, own: Option<Generation>) -> Result<(), Stopped> {
+    let shared = uploader.shared();
+    match uploader.until_told(|| attach::has_history(&shared.store, own)).await? {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(forestalled(shared)),
+        Err(error) => Err(unusable(shared, &error.to_string())),
+    }
+}
+
+/// Another database was faster.
+pub(super) fn forestalled(shared: &Shared) -> Stopped {
+    unusable(
+        shared,
+        "it got the history of another database before anything of this one's was in it",
+    )
+}
+
+fn unusable(shared: &Shared, why: &str) -> Stopped {
+    shared.fail(&format!(
+        "the replica {} cannot be used: {why}; give each database a replica of its own",
+        shared.store.replica()
+    ));
+    Stopped
+}
+
 /// Noted, so that no other process of this machine takes it back by itself.
 async fn replaced(shared: &Arc<Shared>, what: &str) -> Stopped {
     // Before anything that waits.
@@ -112,6 +139,6 @@ pub(super) async fn is_still_ours(uploader: &Uploader) -> Result<(), Stopped> {
     let attached = attach::attach(uploader, &shared.local.start()).await?;
     match attached.verdict {
         Verdict::Diverged(_, how) => Err(yields(shared, &how).await),
-        Verdict::Anew | Verdict::GoesOn(_) | Verdict::MustProve(_) | Verdict::Lost(_) => Ok(()),
+        Verdict::Anew | Verdict::GoesOn(_) | Verdict::MustProve(_) | Verdict::Lost(_) | Verdict::Forestalled => Ok(()),
     }
 }

@@ -181,13 +181,7 @@ async fn probe(uploader: &Uploader, key: Key, bytes: Bytes) -> Result<Bytes, Sto
     if answer == Created::Exists && found == bytes {
         return Ok(bytes);
     }
-    store.condition_is_ignored();
-    tracing::warn!(
-        database = %shared.database,
-        replica = store.replica(),
-        "the store overwrites objects that it was asked to create only if they do not exist: two writers of this replica would not be \
-         kept apart (fencing: best-effort)"
-    );
+    overwrites(uploader);
     if found == bytes || found == other {
         return Ok(found);
     }
@@ -198,6 +192,33 @@ async fn probe(uploader: &Uploader, key: Key, bytes: Bytes) -> Result<Bytes, Sto
             store.replica()
         ),
     ))
+}
+
+/// The same for a generation that this process goes on with, once it has put something into it: with the bytes that are there, so that a store which
+/// overwrites has changed nothing. One answer is enough, and whether there is none is no trouble.
+pub(super) async fn probe_again(uploader: &Uploader, generation: Generation) {
+    let store = &uploader.shared().store;
+    if !store.is_remote() || store.fencing() == Fencing::BestEffort {
+        return;
+    }
+    let key = Key::Generation(generation);
+    let Ok(bytes) = store.read_up_to(&key, META_BYTES).await else {
+        return;
+    };
+    if matches!(store.create(&key, Body::Bytes(bytes)).await, Ok(Created::New)) {
+        overwrites(uploader);
+    }
+}
+
+fn overwrites(uploader: &Uploader) {
+    let shared = uploader.shared();
+    shared.store.condition_is_ignored();
+    tracing::warn!(
+        database = %shared.database,
+        replica = shared.store.replica(),
+        "the store overwrites objects that it was asked to create only if they do not exist: two writers of this replica would not be \
+         kept apart (fencing: best-effort)"
+    );
 }
 
 fn encoded(uploader: &Uploader, bytes: Result<Vec<u8>, FormatError>) -> Result<Bytes, Stopped> {

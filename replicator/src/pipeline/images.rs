@@ -5,6 +5,7 @@
 //! stores segments, and by the making of images beside it.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,10 +16,7 @@ use super::changed::Touched;
 use super::due::{self, Rule, Situation};
 use super::shared::now;
 use crate::format::{ChunkHash, Generation};
-use crate::history::GRACE;
 
-/// A making that lasts longer is given up, and its chunks are not used any more: whoever deletes what no image names must not come near them.
-const LONGEST: Duration = Duration::from_secs(GRACE.as_secs() / 2);
 /// What was sent by one that was given up is used again for this part of the grace period. The rest is left for the next one to come to its end in.
 const USED_AGAIN: u32 = 8;
 
@@ -30,6 +28,8 @@ pub(super) struct Sent {
     since: (Instant, UnixMillis),
     /// Those that the store has confirmed.
     hashes: Mutex<HashSet<ChunkHash>>,
+    /// One of them is not there any more.
+    is_lost: AtomicBool,
 }
 
 impl Sent {
@@ -38,6 +38,7 @@ impl Sent {
             token,
             since: (Instant::now(), now()),
             hashes: Mutex::default(),
+            is_lost: AtomicBool::new(false),
         }
     }
 
@@ -54,14 +55,18 @@ impl Sent {
     }
 
     /// Since the first chunk may have been sent.
-    fn age(&self) -> Duration {
+    pub(super) fn age(&self) -> Duration {
         let by_date = u64::try_from(now().0.saturating_sub(self.since.1.0)).unwrap_or(0);
         self.since.0.elapsed().max(Duration::from_millis(by_date))
     }
 
-    /// How long an image may still name them.
-    pub(super) fn time_left(&self) -> Duration {
-        LONGEST.saturating_sub(self.age())
+    /// Not to be used again.
+    pub(super) fn lose(&self) {
+        self.is_lost.store(true, Ordering::Relaxed);
+    }
+
+    fn may_be_used_again(&self, limit: Duration) -> bool {
+        self.age() < limit && !self.is_lost.load(Ordering::Relaxed)
     }
 }
 
@@ -75,7 +80,15 @@ pub(super) struct Ticket {
     pub(super) known_from: Txid,
     pub(super) touched: Touched,
     pub(super) sent: Arc<Sent>,
-    pub(super) check: bool,
+    pub(super) rule: Rule,
+}
+
+/// How urgent another image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    Now,
+    /// It has been for as long again.
+    Long,
 }
 
 /// The generation, as the task takes it up.
@@ -189,22 +202,21 @@ impl Images {
     }
 
     /// Whether another image is due, now that a segment was stored.
-    pub(super) fn is_due(&self) -> bool {
+    pub(super) fn due(&self) -> Option<Due> {
         let state = self.state();
-        let Some(state) = state.as_ref().filter(|state| !state.making) else {
-            return false;
-        };
+        let state = state.as_ref().filter(|state| !state.making)?;
         let paused = state.given_up.is_some_and(|since| since.elapsed() < self.rule.pause);
-        let Some(taken_at) = state.last.and_then(|last| last.taken_at).filter(|_| !paused) else {
-            return false; // The first one is made in any case.
-        };
+        // The first one is made in any case.
+        let taken_at = state.last.and_then(|last| last.taken_at).filter(|_| !paused)?;
         let situation = Situation {
             logged: state.unseen + state.before.bytes() + state.after.bytes(),
             database: u64::from(state.page_count) * u64::from(state.page_size.get()),
             taken_at,
             now: now(),
         };
-        due::is_due(&self.rule, &situation)
+        let is_overdue = || due::is_overdue(&self.rule, &situation);
+        let now = due::is_due(&self.rule, &situation);
+        now.then(|| if is_overdue() { Due::Long } else { Due::Now })
     }
 
     pub(super) fn is_making(&self) -> bool {
@@ -220,10 +232,8 @@ impl Images {
         state.before.merge(&after);
         state.number += 1;
         state.making = true;
-        let again = state
-            .sent
-            .take()
-            .filter(|sent| sent.age() < self.rule.grace / USED_AGAIN);
+        let limit = self.rule.grace / USED_AGAIN;
+        let again = state.sent.take().filter(|sent| sent.may_be_used_again(limit));
         let sent = again.unwrap_or_else(|| Arc::new(Sent::new(token)));
         state.sent = Some(Arc::clone(&sent));
         Some(Ticket {
@@ -233,7 +243,7 @@ impl Images {
             known_from: state.known_from,
             touched: state.before.clone(),
             sent,
-            check: self.rule.check,
+            rule: self.rule,
         })
     }
 
@@ -269,6 +279,7 @@ impl Images {
 mod tests {
     use super::*;
     use crate::format::{CHUNK_BYTES, ChunkName, Manifest};
+    use crate::history::GRACE;
     use replvfs_vfs::types::{Pgno, Position};
 
     const PAGES: u32 = 64;
@@ -337,6 +348,54 @@ mod tests {
         assert_eq!((left(&third), third.known_from), (vec![0, 1, 3], Txid(12)));
     }
 
+    /// Forgetting any of them would leave a chunk as it was.
+    #[test]
+    fn each_single_segment_counts() {
+        const CHUNKS: u32 = 100;
+        let images = images(None);
+        let of = |chunk: u32| {
+            let mut touched = Touched::nothing(page_size());
+            touched.begin(CHUNKS * 16);
+            touched.page(Pgno::new(chunk * 16 + chunk % 16 + 1).expect("a page"));
+            touched
+        };
+        let name = ChunkName {
+            hash: ChunkHash([0; 32]),
+            token: 0,
+        };
+        let before = Manifest {
+            generation: Generation(1),
+            txid: Txid(0),
+            page_size: page_size(),
+            page_count: CHUNKS * 16,
+            taken_at: UnixMillis(0),
+            position: Position::default(),
+            chunks: vec![name; CHUNKS as usize],
+        };
+        let left = |ticket: &Ticket| {
+            let leaves = |chunk: &usize| ticket.touched.leaves(&before, CHUNKS * 16, *chunk);
+            (0..CHUNKS as usize).filter(leaves).collect::<Vec<_>>()
+        };
+        for round in 0..4_u32 {
+            for chunk in 0..CHUNKS / 2 {
+                images.logged(&of(2 * chunk + round % 2), CHUNKS * 16);
+            }
+            let ticket = images.make(round.into()).expect("a generation");
+            // The second sees what the first had, which was given up; the third and the fourth see their own.
+            let expected: Vec<usize> = match round {
+                0 | 2 => (0..CHUNKS as usize).filter(|chunk| chunk % 2 == 1).collect(),
+                1 => Vec::new(),
+                _ => (0..CHUNKS as usize).filter(|chunk| chunk % 2 == 0).collect(),
+            };
+            assert_eq!(left(&ticket), expected, "round {round}");
+            if round == 0 {
+                images.given_up(&ticket);
+            } else {
+                images.stored(&ticket, Txid(20 + u64::from(round)), now());
+            }
+        }
+    }
+
     #[test]
     fn one_that_was_replaced_changes_nothing_any_more() {
         let images = images(None);
@@ -368,7 +427,6 @@ mod tests {
     fn what_was_sent_long_ago_is_not_named_any_more() {
         let images = images(None);
         let first = images.make(1).expect("a generation");
-        assert!(first.sent.time_left() <= GRACE / 2 && first.sent.time_left() > GRACE / 3);
         images.given_up(&first);
         let ago = |time: Duration| Sent {
             since: (
@@ -379,7 +437,11 @@ mod tests {
         };
         images.state().as_mut().expect("a generation").sent = Some(Arc::new(ago(GRACE / USED_AGAIN)));
         assert_eq!(images.make(2).expect("a generation").sent.token, 2);
-        assert_eq!(ago(GRACE / 2).time_left(), Duration::ZERO);
+        images.state().as_mut().expect("a generation").sent = Some(Arc::new(ago(GRACE / USED_AGAIN / 2)));
+        let young = images.make(3).expect("a generation");
+        assert_eq!(young.sent.token, 7);
+        young.sent.lose();
+        assert_eq!(images.make(4).expect("a generation").sent.token, 4);
     }
 
     #[test]
@@ -387,20 +449,20 @@ mod tests {
         let images = images(None);
         write(&images, 1);
         write(&images, 1);
-        assert!(!images.is_due(), "there is no first image yet");
+        assert!(images.due().is_none(), "there is no first image yet");
         let first = images.make(1).expect("a generation");
         write(&images, 2);
         images.stored(&first, Txid(12), now());
         for page in 3..34 {
-            assert!(!images.is_due(), "page {page}");
+            assert!(images.due().is_none(), "page {page}");
             write(&images, page);
         }
         write(&images, 1);
-        assert!(images.is_due(), "half of its 64 pages, and one");
+        assert!(images.due().is_some(), "half of its 64 pages, and one");
         let second = images.make(2).expect("a generation");
-        assert!(!images.is_due());
+        assert!(images.due().is_none());
         images.given_up(&second);
-        assert!(images.is_due());
+        assert!(images.due().is_some());
     }
 
     #[test]
@@ -408,10 +470,10 @@ mod tests {
         let images = images(Some(9));
         write(&images, 1);
         assert_eq!(images.unknown(), Some((Generation(1), Txid(9))));
-        assert!(!images.is_due(), "when that one was taken is not known");
+        assert!(images.due().is_none(), "when that one was taken is not known");
         images.learned(Txid(9), Some(now()));
-        assert!(!images.is_due());
+        assert!(images.due().is_none());
         images.learned(Txid(9), None);
-        assert!(images.is_due(), "it is not there any more");
+        assert!(images.due().is_some(), "it is not there any more");
     }
 }

@@ -41,6 +41,8 @@ struct Inner {
     before: Option<LocalState>,
     tenure: u64,
     epoch: u64,
+    /// What was captured since this process was the owner is not in the log any more.
+    has_forgotten: bool,
 }
 
 /// What came of an attempt to become the owner.
@@ -50,7 +52,7 @@ pub(super) enum Taken {
     No,
     /// This process was already.
     Still,
-    /// Nobody else was meanwhile: the history goes on as it was.
+    /// Nobody else has noted anything meanwhile, and this process has forgotten nothing: the history goes on as it was.
     Again,
     /// From here on it goes on from what the state says, or anew.
     From(Option<Box<LocalState>>),
@@ -131,7 +133,8 @@ impl Local {
         // Another process may have made the file since, and replicated it.
         inner.is_new &= found == inner.before;
         let found = found.filter(|found| found.place == self.place && !inner.is_new);
-        let result = if inner.tenure > 0 && found == inner.known {
+        let has_forgotten = std::mem::take(&mut inner.has_forgotten);
+        let result = if inner.tenure > 0 && found == inner.known && !has_forgotten {
             Taken::Again
         } else {
             inner.known.clone_from(&found);
@@ -181,6 +184,16 @@ impl Local {
         self.lock().ownership.is_some()
     }
 
+    /// Another process is the owner: what this one captures is dropped by `forget`, during which nobody can take the lock. If the other one dies before
+    /// it has noted any of that, nothing else tells that it has to be captured again.
+    pub(super) fn forget(&self, forget: impl FnOnce()) {
+        let mut inner = self.lock();
+        if inner.ownership.is_none() {
+            inner.has_forgotten = true;
+            forget();
+        }
+    }
+
     /// How often this process became the owner.
     pub(super) fn tenure(&self) -> u64 {
         self.lock().tenure
@@ -217,6 +230,7 @@ impl Local {
             left: left.filter(|left| left.mark.txid >= stored.mark.txid),
             if_wal: None,
             fenced: false,
+            restored: Some(false),
         };
         self.write_synced(inner, state)
     }
@@ -230,6 +244,7 @@ impl Local {
         state.stored = stored.mark;
         state.slot = stored.slot;
         state.previous = stored.previous;
+        state.restored = Some(false);
         // What ended before it is not needed to find what follows it.
         state.left = state.left.filter(|left| left.mark.txid >= stored.mark.txid);
         self.write(&mut inner, state)

@@ -1,19 +1,20 @@
 //! An image on its way: the task that makes it, and what follows from its end.
 
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::FutureExt;
-use replvfs_vfs::log::Base;
+use replvfs_vfs::transaction::Transaction;
 use replvfs_vfs::types::Txid;
 use tokio::task::JoinHandle;
 
-use super::image::{self, Made};
-use super::images::{Images, Ticket};
+use super::image::{self, Made, Pages, State};
+use super::images::{Due, Images, Ticket};
 use super::progress::Progress;
 use super::shared::Shared;
-use super::status::{Image, LastImage};
+use super::status::{Image, LastImage, Source};
 use super::turn::is_newest;
 use super::uploader::{Backoff, Uploader};
 use super::{Stopped, generation};
@@ -33,7 +34,7 @@ impl Drop for Making {
     fn drop(&mut self) {
         self.current.store(false, Ordering::Release);
         self.task.abort();
-        self.shared.status.making_another(false);
+        self.shared.status.making_another(None);
     }
 }
 
@@ -43,39 +44,61 @@ pub(super) struct Maker {
     pub(super) uploader: Uploader,
     pub(super) progress: Arc<Progress>,
     pub(super) images: Arc<Images>,
+    /// For temporary files.
+    pub(super) folder: PathBuf,
 }
 
 impl Maker {
-    /// Begins to make the image of `base`, the state after all that was told to [`Images::logged`]. `due`: nothing depends on it.
-    pub(super) fn begin(&self, base: Base, due: bool) -> Result<Option<Making>, Stopped> {
+    /// Begins to make the image of the state after all that was told to [`Images::logged`]. `due`: nothing depends on it.
+    pub(super) fn begin(&self, state: impl Into<State>, due: bool) -> Result<Option<Making>, Stopped> {
+        let state = state.into();
         let token = u64::from_ne_bytes(generation::random(&self.uploader)?);
         let Some(ticket) = self.images.make(token) else {
             return Ok(None);
         };
         let shared = Arc::clone(self.uploader.shared());
         if due {
-            shared.status.making_another(true);
+            shared.status.making_another(Some(state.source()));
         } else {
             shared.status.image(Image::Making);
         }
         let current = Arc::new(AtomicBool::new(true));
         let (maker, writes) = (self.clone(), Arc::clone(&current));
-        let task = tokio::spawn(async move { maker.make(base, ticket, due, &writes).await });
+        let task = tokio::spawn(async move { maker.make(state, ticket, due, &writes).await });
         Ok(Some(Making { task, current, shared }))
     }
 
-    async fn make(self, base: Base, ticket: Ticket, due: bool, current: &AtomicBool) {
+    async fn make(self, state: State, ticket: Ticket, due: bool, current: &AtomicBool) {
         let shared = self.uploader.shared();
-        let (txid, taken_at, generation) = (base.txid, base.taken_at, ticket.generation);
-        let making = image::make(&self.uploader, base, &ticket);
+        let (txid, taken_at, generation) = (state.txid, state.taken_at, ticket.generation);
+        let source = state.source();
+        let making = image::make(&self.uploader, state, &ticket);
         match AssertUnwindSafe(making).catch_unwind().await {
             Err(_) => shared.fail("making an image panicked, which is a bug in replvfs"),
+            // It says nothing that the log has not said. Whether this process still writes it shows elsewhere.
+            Ok(Ok(Made::Stored(counts))) if source == Source::Replica => {
+                if !current.load(Ordering::Acquire) {
+                    return;
+                }
+                self.images.stored(&ticket, txid, taken_at);
+                shared.status.stored(LastImage {
+                    txid,
+                    taken_at,
+                    counts,
+                    source,
+                });
+            }
             Ok(Ok(Made::Stored(counts))) => {
                 if !matches!(is_newest(&self.uploader, generation, current).await, Ok(true)) {
                     return;
                 }
                 self.images.stored(&ticket, txid, taken_at);
-                shared.status.stored(LastImage { txid, taken_at, counts });
+                shared.status.stored(LastImage {
+                    txid,
+                    taken_at,
+                    counts,
+                    source,
+                });
                 // What came before and could not be uploaded is in it.
                 shared.log.stored(txid);
                 self.progress.image(generation, txid);
@@ -92,21 +115,34 @@ impl Maker {
                 }
             }
         }
-        shared.status.making_another(false);
+        shared.status.making_another(None);
         // It may have been what kept the task from letting go of the database.
         shared.wake.notify_one();
     }
 
-    /// A segment was stored: asks for another image if it is due.
-    pub(super) async fn look(&self) -> Result<(), Stopped> {
+    /// A segment was stored, of which this is the last transaction: asks for another image if it is due. What is returned is to be made one of, since
+    /// nobody would answer.
+    pub(super) async fn look(&self, last: Option<&Arc<Transaction>>) -> Result<Option<State>, Stopped> {
         let shared = self.uploader.shared();
         if let Some((generation, txid)) = self.images.unknown() {
             self.learn(generation, txid).await?;
         }
-        if self.progress.has_image() && self.images.is_due() {
+        let Some(due) = self.images.due().filter(|_| self.progress.has_image()) else {
+            return Ok(None);
+        };
+        // Only a WAL that is kept lets a state be read beside its writers.
+        if due == Due::Now && shared.log.is_pinned() {
             shared.log.request_image();
+            return Ok(None);
         }
-        Ok(())
+        Ok(last.map(|last| State {
+            txid: last.txid,
+            position: last.end,
+            taken_at: last.committed_at,
+            page_size: last.page_size,
+            page_count: last.page_count,
+            pages: Pages::Replica(self.folder.clone()),
+        }))
     }
 
     /// When the newest image of an earlier process was taken.

@@ -3,6 +3,7 @@
 //! Told by its files, in the order of the data: [`host`] decides how a database is replicated when it is opened, [`replica`] is what its
 //! connections see, [`task`] takes from the log when [`pace`] says so, [`generation`] begins a history, [`image`] and [`sealer`] make objects:
 //! the first one is made in any case, others by [`making`] when [`due`], after a [`basis`], of the chunks that [`changed`], which [`images`] remembers;
+//! where the database cannot be read beside its writers, [`replay`] puts those together in a [`scratch`] file out of the replica;
 //! [`uploader`] gets them into the store, [`turn`] asks whether it is still this process's, and [`progress`] tells what is restorable. [`upkeep`]
 //! keeps the replica small. [`shared`] is what they all have in common, [`status`]
 //! what of it is shown.
@@ -33,7 +34,9 @@ mod missing;
 mod owner;
 mod pace;
 mod progress;
+mod replay;
 mod replica;
+mod scratch;
 mod seal;
 mod sealer;
 mod shared;

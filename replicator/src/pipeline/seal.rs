@@ -13,6 +13,7 @@ use super::turn::{self, Before, Turn};
 use super::uploader::Uploader;
 use crate::format::{Generation, Key, ObjectHash, Seal};
 use crate::history::find::{Found, find as find_segment};
+use crate::history::stray::is_stray;
 use crate::history::{HistoryError, load_generation};
 use crate::store::Body;
 
@@ -83,6 +84,13 @@ async fn behind(uploader: &Uploader, mut tail: Tail) -> Result<Result<Option<End
             Turn::Ours => return Ok(Ok(Some(tail.ended()))),
             Turn::Over(_) => return Ok(Ok(None)),
             Turn::Another => {}
+        }
+        // What is there may be a stray, behind which nothing is ended.
+        let is_stray = uploader.until_told(|| is_stray(store, generation, tail.slot)).await?;
+        match is_stray {
+            Ok(true) => return Ok(Ok(None)),
+            Ok(false) => {}
+            Err(error) => return Ok(Err(error)),
         }
         let told = uploader
             .until_told(|| async {

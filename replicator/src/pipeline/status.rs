@@ -21,7 +21,7 @@ struct State {
     waiting_since: Option<UnixMillis>,
     image: Image,
     /// Another image is being made, on which nothing depends.
-    another: bool,
+    another: Option<Source>,
     last_image: Option<LastImage>,
     trouble: Option<Trouble>,
     discontinuities: u64,
@@ -45,12 +45,20 @@ pub(super) enum Image {
     Stored,
 }
 
+/// What an image is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    Database,
+    Replica,
+}
+
 /// The newest image that this process has made.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LastImage {
     pub(super) txid: Txid,
     pub(super) taken_at: UnixMillis,
     pub(super) counts: Counts,
+    pub(super) source: Source,
 }
 
 #[derive(Debug, Clone)]
@@ -74,7 +82,7 @@ impl Status {
     }
 
     /// One that is due is being made, or not any more.
-    pub(super) fn making_another(&self, making: bool) {
+    pub(super) fn making_another(&self, making: Option<Source>) {
         self.change(|state| state.another = making);
     }
 
@@ -86,8 +94,9 @@ impl Status {
         });
     }
 
+    /// An image is being made that needs this process to replicate the database. What is made of the replica goes on without.
     pub(super) fn is_making_image(&self) -> bool {
-        self.change(|state| state.image == Image::Making || state.another)
+        self.change(|state| state.image == Image::Making || state.another == Some(Source::Database))
     }
 
     /// Nothing that anything depends on is on its way to the store.
@@ -185,13 +194,17 @@ pub(super) fn report(shared: &Shared) -> String {
                 Image::Making => "making",
                 Image::Stored => "stored",
             },
-            "making_image": state.image == Image::Making || state.another,
+            "making_image": state.image == Image::Making || state.another.is_some(),
             "last_image": state.last_image.map(|last| json!({
                 "txid": last.txid.0,
                 "taken_at": rfc3339(last.taken_at),
                 "chunks": last.counts.chunks,
                 "chunks_read": last.counts.read,
                 "chunks_sent": last.counts.sent,
+                "made_of": match last.source {
+                    Source::Database => "database",
+                    Source::Replica => "replica",
+                },
             })),
             "pinned": log.is_pinned(),
             "memory_bytes": memory_bytes,

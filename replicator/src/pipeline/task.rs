@@ -20,6 +20,7 @@ use super::changed::Touched;
 use super::due::Rule;
 use super::fenced::{self, fenced};
 use super::generation::{self, Ended};
+use super::image::State;
 use super::images::{Beginning, Images};
 use super::local::{Identity, Stored};
 use super::making::{Maker, Making};
@@ -69,6 +70,8 @@ pub(super) struct Task {
     /// What follows is worthless up to the next base, which begins a generation.
     gap: bool,
     gaps_in_a_row: u32,
+    /// The first generation of this database's history in the replica, begun by an earlier process that did not get as far as an image.
+    unfounded: Option<Generation>,
     /// A segment of this process has followed on what it found: from now on nobody else's can be its own of an earlier life.
     proved: bool,
 }
@@ -141,6 +144,7 @@ impl Task {
             last_sealed: None,
             gap: false,
             gaps_in_a_row: 0,
+            unfounded: None,
             proved: false,
         }
     }
@@ -167,7 +171,7 @@ impl Task {
         self.wait().await?;
         if !self.shared.own() {
             self.last_sealed = Some(Instant::now());
-            self.shared.log.forget();
+            self.shared.local.forget(|| self.shared.log.forget());
             return Ok(());
         }
         if self.epoch != self.shared.local.epoch() {
@@ -251,6 +255,7 @@ impl Task {
             return Ok(());
         }
         (self.epoch, self.tenure) = (start.epoch, self.shared.local.tenure());
+        self.unfounded = None;
         self.chain = None;
         self.ahead = None;
         self.proved = false;
@@ -262,7 +267,10 @@ impl Task {
         let replica = self.shared.store.replica();
         match attached.verdict {
             Verdict::Anew => self.found.was_empty = attached.newest.is_none(),
-            Verdict::GoesOn(end) => self.found.end = Some(end),
+            Verdict::GoesOn(end) => {
+                self.unfounded = end.is_unfounded().then_some(end.generation);
+                self.found.end = Some(end);
+            }
             Verdict::MustProve(end) => {
                 self.found.end = Some(end);
                 self.found.must_prove = true;
@@ -279,6 +287,7 @@ impl Task {
                 self.gap = true;
                 self.diverged(&how);
             }
+            Verdict::Forestalled => return Err(fenced::forestalled(&self.shared)),
             Verdict::Lost(how) => {
                 self.gap = true;
                 tracing::warn!(
@@ -360,12 +369,12 @@ impl Task {
             from: last,
             newest: end.newest_image,
         });
-        match end.image {
+        match end.image.filter(|image| *image <= last) {
             Some(image) => {
                 self.shared.status.image(Image::Stored);
                 self.progress.image(end.generation, image);
             }
-            // Whoever began the generation did not get that far.
+            // Whoever began the generation did not get that far, or the database is older than what is left of it.
             None => self.shared.log.request_base(),
         }
         Ok(())
@@ -389,10 +398,10 @@ impl Task {
                 if self.gap || base.continuity == Continuity::Broken {
                     self.shared.status.discontinuity();
                 }
+                let parent = before.as_ref().map(Chain::parent);
+                let parent = parent.or_else(|| self.parent_of_what_was_found());
                 let ended = self.end(before.as_ref().map(Chain::tail)).await?;
                 self.settle(&mut base, ended);
-                let parent = before.map(|chain| chain.parent());
-                let parent = parent.or_else(|| self.parent_of_what_was_found());
                 self.begin(&base, ended, page_size, parent).await?
             }
         };
@@ -407,14 +416,17 @@ impl Task {
 
     /// What an image can be made of that is due.
     fn image(&mut self, base: Base) -> Result<(), Stopped> {
-        let page_size = base.snapshot.page_size();
         let is_free = !self.gap && !self.images.is_making() && self.progress.has_image();
+        if is_free { self.make(base.into()) } else { Ok(()) }
+    }
+
+    fn make(&mut self, state: State) -> Result<(), Stopped> {
         let maker = self.maker();
-        if let Some(chain) = self.chain.as_mut().filter(|_| is_free)
-            && (chain.last, chain.page_size) == (base.txid, page_size)
+        if let Some(chain) = &mut self.chain
+            && (chain.last, chain.page_size) == (state.txid, state.page_size)
         {
             chain.image = None;
-            chain.image = maker.begin(base, true)?;
+            chain.image = maker.begin(state, true)?;
         }
         Ok(())
     }
@@ -424,15 +436,14 @@ impl Task {
             uploader: self.uploader.clone(),
             progress: Arc::clone(&self.progress),
             images: Arc::clone(&self.images),
+            folder: self.plan.folder.clone(),
         }
     }
 
     /// Ends the newest generation, unless that is a successor's: whoever has lost his turn does not get it back by a generation of his own.
     async fn end(&mut self, tail: Option<Tail>) -> Result<Ended, Stopped> {
         let Some(tail) = tail.filter(|_| self.proved) else {
-            if self.found.was_empty {
-                self.is_still_empty().await?;
-            }
+            self.is_still_empty().await?;
             fenced::is_still_ours(&self.uploader).await?;
             return generation::end_newest(&self.uploader, tail).await;
         };
@@ -446,27 +457,22 @@ impl Task {
         }
     }
 
-    /// Another database's history may have begun since the store was asked: that one is not ended.
+    /// As far as it was when the store was asked.
     async fn is_still_empty(&self) -> Result<(), Stopped> {
-        let store = &self.shared.store;
-        let told = self.uploader.until_told(|| attach::has_history(store)).await?;
-        let why = match told {
-            Ok(false) => return Ok(()),
-            Ok(true) => "it got the history of another database after this one was opened".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        self.shared.fail(&format!(
-            "the replica {} cannot be used: {why}; give each database a replica of its own",
-            store.replica()
-        ));
-        Err(Stopped)
+        match self.unfounded.filter(|_| !self.progress.has_image()) {
+            Some(own) => fenced::is_still_empty(&self.uploader, Some(own)).await,
+            None if self.found.was_empty => fenced::is_still_empty(&self.uploader, None).await,
+            None => Ok(()),
+        }
     }
 
-    /// The database did not prove to go on from where the replica ends. All that is in that generation came before.
+    /// The database did not prove to go on from where the replica ends: all that is in that generation came before. If it has proved more than that
+    /// the numbers are final, and what is behind that place is not known to be in it.
     fn parent_of_what_was_found(&self) -> Option<Parent> {
+        let newest = self.found.newest.filter(|_| !self.shared.log.is_settled());
         let end = self.found.end.map(|end| Parent {
             generation: end.generation,
-            txid: self.found.newest.unwrap_or_default().max(end.stored.mark.txid),
+            txid: newest.unwrap_or_default().max(end.stored.mark.txid),
         });
         end.or(self.found.parent)
     }
@@ -492,7 +498,7 @@ impl Task {
     ) -> Result<Chain, Stopped> {
         let database_id = generation::ensure(&self.uploader).await?;
         let begun = generation::begin(&self.uploader, ended, parent, page_size, base.txid).await?;
-        if self.found.was_empty && begun.generation > Generation(1) {
+        if begun.generation > Generation(1) {
             // Whoever stores an image after this finds the number taken, and acknowledges nothing.
             self.is_still_empty().await?;
         }
@@ -599,8 +605,11 @@ impl Task {
                         previous: segment.hash,
                     });
                 }
-                self.proved = true;
-                return self.maker().look().await;
+                if !std::mem::replace(&mut self.proved, true) {
+                    generation::probe_again(&self.uploader, place.0).await;
+                }
+                let due = self.maker().look(transactions.last()).await?;
+                return due.map_or(Ok(()), |state| self.make(state));
             }
             if let Err(why) = self.adopt(key, &mut transactions).await? {
                 return self.not_ours(key, &why).await;
@@ -622,7 +631,10 @@ impl Task {
         self.shared.status.uploading(0, None);
         self.progress.segment(stored.mark.txid);
         let shared = &self.shared;
-        shared.upkeep.stored(&self.plan.upkeep, &shared.store, &shared.database);
+        let last = stored.mark.txid;
+        shared
+            .upkeep
+            .stored(&self.plan.upkeep, last, &shared.store, &shared.database);
     }
 
     /// A slot that was this process's turn is taken. If what is in it is ours, its transactions are done, and leave `transactions`; else says
@@ -641,6 +653,14 @@ impl Task {
             Ok(Found::Segment(end)) => end,
             Ok(Found::Nothing) => return Ok(Ok(())),
             Ok(Found::Foreign(why)) => return Ok(Err(why)),
+            Ok(Found::Sealed) if self.proved => return Ok(Err(adopt::SEAL.to_owned())),
+            Ok(Found::Sealed) => {
+                // As if it had been found at the start.
+                self.gap = true;
+                self.shared.log.request_base();
+                transactions.clear();
+                return Ok(Ok(()));
+            }
             Err(error) => return Ok(Err(error.to_string())),
         };
         self.take_up_to(&end, transactions).await?;

@@ -1,13 +1,16 @@
 //! The parts of the pipeline against stores in memory and in folders. The whole way, with SQLite, is tested in `tests/`.
 
+mod again;
 mod fencing;
 mod machine;
 mod merged;
 mod resuming;
 mod simulator;
 mod stopping;
+mod strays;
 mod turn;
 mod upkeep;
+mod vanishing;
 
 use std::path::Path;
 use std::sync::Arc;

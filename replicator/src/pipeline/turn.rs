@@ -2,24 +2,21 @@
 //!
 //! Owns the question that goes with each segment and each seal. Slots fence because they are taken for ever, but those that no restore needs any
 //! more are deleted, and a writer that slept finds its own free again. They are deleted in ascending order, and the newest segment never: so
-//! where a slot was deleted, the one before it is gone, too. A generation's first slot is deleted only after the next generation has begun;
+//! where a slot was deleted, the one before it is gone, too, and something is behind it. A generation's first slot is deleted only after the next generation has begun;
 //! as long as it stays, what follows the second slot tells that the second was taken.
+//!
+//! Only what is asked after the object was there proves anything: between two requests a machine can be halted for days, and no clock of its own
+//! tells. The monotonic one of Linux stands still while it sleeps, and all of them while a virtual machine does not run.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
 
 use replvfs_vfs::types::Txid;
-use tokio::time::Instant;
 
 use super::Stopped;
 use super::fenced::fenced;
 use super::uploader::{Owner, Uploader};
 use crate::format::{Generation, Key};
-use crate::outside;
 use crate::store::{Body, Store, StoreError};
-
-/// An answer that is older than this when the object is there is asked for again: the process may have slept between the two.
-const FRESH: Duration = Duration::from_secs(1);
 
 /// What comes before a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +38,7 @@ pub(super) enum Turn {
     Over(String),
 }
 
-/// Creates the object of a slot, and asks beside that whether it is this process's turn.
+/// Creates the object of a slot, and asks then whether it was this process's turn.
 pub(super) async fn take(
     uploader: &Uploader,
     (generation, slot): (Generation, Txid),
@@ -50,70 +47,62 @@ pub(super) async fn take(
 ) -> Result<Turn, Stopped> {
     let store = &uploader.shared().store;
     let key = Key::Log(generation, slot);
-    uploader
-        .until_answered(|| async {
-            let asked = Asked::now();
-            // Both to their ends: an upload that is dropped half-way may leave something behind.
-            let (owner, over) = futures::join!(uploader.try_create(key, body), is_over(store, key, before));
-            let (owner, mut over) = (owner?, over?);
-            if owner == Owner::Us && over.is_none() && asked.is_long_ago() {
-                over = is_over(store, key, before).await?;
-            }
-            Ok(match (owner, over) {
-                (Owner::Another, _) => Turn::Another,
-                (Owner::Us, Some(why)) => Turn::Over(why),
-                (Owner::Us, None) => Turn::Ours,
-            })
-        })
-        .await
-}
-
-/// When a question was asked. Not every clock goes on while a machine sleeps, and not every one is set when it wakes up.
-struct Asked(Instant, SystemTime);
-
-impl Asked {
-    fn now() -> Asked {
-        Asked(Instant::now(), outside::wall_clock())
+    if uploader.create(key, body).await? == Owner::Another {
+        return Ok(Turn::Another);
     }
-
-    fn is_long_ago(&self) -> bool {
-        let by_date = outside::wall_clock().duration_since(self.1);
-        self.0.elapsed() > FRESH || by_date.is_ok_and(|since| since > FRESH)
-    }
+    let over = uploader.until_answered(|| is_over(store, key, before)).await?;
+    Ok(over.map_or(Turn::Ours, Turn::Over))
 }
 
 async fn is_over(store: &Store, key: Key, before: Before) -> Result<Option<String>, StoreError> {
     let Key::Log(generation, slot) = key else {
         return Ok(None);
     };
-    match before.slot {
-        Some(previous) => {
-            let previous_key = Key::Log(generation, previous);
-            let behind = async {
-                match previous == before.first {
-                    true => what_is_behind(store, key).await,
-                    false => Ok(None),
-                }
-            };
-            let (there, behind) = futures::try_join!(exists(store, &previous_key), behind)?;
-            let gone = || format!("{previous_key}, which it follows, was deleted");
-            Ok(if there { behind } else { Some(gone()) })
+    let Some(previous) = before.slot else {
+        let behind = async {
+            match slot == before.first {
+                true => Ok(None),
+                false => what_is_behind(store, key).await,
+            }
+        };
+        let (begun, behind) = futures::try_join!(next_has_begun(store, generation), behind)?;
+        return Ok(if begun {
+            Some("another generation has begun".to_owned())
+        } else {
+            behind
+        });
+    };
+    let previous_key = Key::Log(generation, previous);
+    let behind = async {
+        match previous == before.first {
+            true => what_is_behind(store, key).await,
+            false => Ok(None),
         }
-        None => {
-            let behind = async {
-                match slot == before.first {
-                    true => Ok(None),
-                    false => what_is_behind(store, key).await,
-                }
-            };
-            let (begun, behind) = futures::try_join!(next_has_begun(store, generation), behind)?;
-            Ok(if begun {
-                Some("another generation has begun".to_owned())
-            } else {
-                behind
-            })
-        }
+    };
+    let (there, behind) = futures::try_join!(exists(store, &previous_key), behind)?;
+    if there {
+        return Ok(behind);
     }
+    let is_over = is_not_the_newest(store, key).await?;
+    Ok(is_over.then(|| format!("{previous_key}, which it follows, was deleted")))
+}
+
+/// What is before the slot was deleted. When the object in the slot is the newest segment, and something else has what is before, that was in order.
+async fn is_not_the_newest(store: &Store, key: Key) -> Result<bool, StoreError> {
+    let Key::Log(generation, slot) = key else {
+        return Ok(false);
+    };
+    let behind = what_is_behind(store, key);
+    if let (false, None) = futures::try_join!(next_has_begun(store, generation), behind)? {
+        let (images, spans) = (Key::image_prefix(generation), Key::span_prefix(generation));
+        let (images, spans) = futures::try_join!(store.list(&images), store.list(&spans))?;
+        let has_all_before = |key| match key {
+            Key::Image(_, last) | Key::Span(_, _, last) => last.next() >= slot,
+            _ => false,
+        };
+        return Ok(!images.into_iter().chain(spans).any(|(key, _)| has_all_before(key)));
+    }
+    Ok(true)
 }
 
 async fn what_is_behind(store: &Store, key: Key) -> Result<Option<String>, StoreError> {
@@ -125,7 +114,7 @@ async fn what_is_behind(store: &Store, key: Key) -> Result<Option<String>, Store
     Ok(first.map(|found| format!("{}, which is behind it, is there already", found.key)))
 }
 
-async fn next_has_begun(store: &Store, generation: Generation) -> Result<bool, StoreError> {
+pub(super) async fn next_has_begun(store: &Store, generation: Generation) -> Result<bool, StoreError> {
     // There is no number behind the highest.
     Ok(generation.next() > generation && exists(store, &Key::Generation(generation.next())).await?)
 }

@@ -1,18 +1,21 @@
 //! What the owner does for its replica now and then: merges segments, and deletes what is out of the window.
 //!
 //! Owns when. It begins when a segment was stored, never by a timer, and only while this process replicates the database: when that ends, so does what
-//! runs, and nothing begins any more. Nobody waits for it, and what goes wrong is a warning: the next time it is tried again.
+//! runs, and nothing begins any more. Nobody waits for it, and what goes wrong is a warning: the next time it is tried again. Merging and deleting need
+//! nothing of each other, so either goes on when the other one fails.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
+use replvfs_vfs::types::Txid;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::shared::now;
 use crate::config::Retention;
+use crate::format::Generation;
 use crate::history::list_generations;
 use crate::merge::{MergeError, MergeOptions, merge_next};
 use crate::prune::{GRACE, PruneError, PruneOptions, prune};
@@ -69,8 +72,30 @@ impl Schedule {
 #[derive(Debug, Default)]
 pub(super) struct Upkeep {
     state: Mutex<State>,
+    memory: Arc<Mutex<Memory>>,
+}
+
+/// What is known from one time to the next.
+#[derive(Debug, Default)]
+struct Memory {
     /// What went wrong the last time.
-    problem: Arc<Mutex<Option<String>>>,
+    problems: Vec<Problem>,
+    /// What a user was told the last time.
+    warnings: Vec<String>,
+    /// The generation before the newest one that has nothing left to merge.
+    merged: Option<Generation>,
+    /// How often a user was told that something went wrong.
+    told: usize,
+}
+
+/// The kind of what is not allowed.
+const DENIED: &str = "denied";
+
+#[derive(Debug, Clone)]
+struct Problem {
+    text: String,
+    /// Which of several things it is: what stays the same is told once.
+    kind: String,
 }
 
 #[derive(Debug, Default)]
@@ -118,12 +143,17 @@ impl Upkeep {
         }
     }
 
-    /// A segment was stored. May begin to work in the background.
-    pub(super) fn stored(&self, schedule: &Schedule, store: &Store, database: &str) {
+    /// A segment was stored, `last` of which is its last transaction. May begin to work in the background.
+    pub(super) fn stored(&self, schedule: &Schedule, last: Txid, store: &Store, database: &str) {
         let Some(retention) = schedule.retention else { return };
         let rule = schedule.rule;
         let mut state = lock(&self.state);
-        state.segments += 1;
+        state.segments = match state.since {
+            Some(_) => state.segments + 1,
+            // Processes that are too short for it take turns: which number it is nearly always tells how much the one before had left over.
+            None if last.0.is_multiple_of(rule.segments.max(1)) => rule.segments,
+            None => last.0 % rule.segments.max(1),
+        };
         let since = *state.since.get_or_insert_with(Instant::now);
         let is_running = state.running.as_ref().is_some_and(|running| !running.is_finished());
         let is_due = state.segments >= rule.segments || since.elapsed() >= AT_LEAST;
@@ -132,25 +162,22 @@ impl Upkeep {
         }
         state.segments = 0;
         state.since = Some(Instant::now());
-        let (store, database, problem) = (store.clone(), database.to_owned(), Arc::clone(&self.problem));
+        let (store, database, memory) = (store.clone(), database.to_owned(), Arc::clone(&self.memory));
         state.running = Some(tokio::spawn(async move {
-            let done = AssertUnwindSafe(work(&rule, retention, &store, &database))
+            let done = AssertUnwindSafe(work(&rule, retention, &store, &memory))
                 .catch_unwind()
                 .await;
-            let now = match done {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => Some("it panicked, which is a bug in replvfs".to_owned()),
-            };
-            let mut problem = lock(&problem);
-            if let Some(now) = now.as_ref().filter(|now| problem.as_ref() != Some(*now)) {
-                tracing::warn!(
-                    database,
-                    replica = store.replica(),
-                    "looking after the replica failed, and is tried again later: {now}"
-                );
-            }
-            *problem = now;
+            let (problems, warnings) = done.unwrap_or_else(|_| {
+                let text = "it panicked, which is a bug in replvfs".to_owned();
+                (
+                    vec![Problem {
+                        kind: text.clone(),
+                        text,
+                    }],
+                    Vec::new(),
+                )
+            });
+            lock(&memory).tell(problems, warnings, &database, store.replica());
         }));
     }
 
@@ -173,7 +200,14 @@ impl Upkeep {
 
     #[cfg(test)]
     pub(super) fn problem(&self) -> Option<String> {
-        lock(&self.problem).clone()
+        let memory = lock(&self.memory);
+        let texts: Vec<&str> = memory.problems.iter().map(|problem| problem.text.as_str()).collect();
+        (!texts.is_empty()).then(|| texts.join("; "))
+    }
+
+    #[cfg(test)]
+    pub(super) fn told(&self) -> usize {
+        lock(&self.memory).told
     }
 
     #[cfg(test)]
@@ -189,29 +223,36 @@ impl Upkeep {
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-enum UpkeepError {
-    #[error(transparent)]
-    Merge(#[from] MergeError),
-    #[error(transparent)]
-    Prune(#[from] PruneError),
+impl Memory {
+    /// What was told the last time is not told again.
+    fn tell(&mut self, problems: Vec<Problem>, warnings: Vec<String>, database: &str, replica: &str) {
+        let known = |problem: &Problem| self.problems.iter().any(|before| before.kind == problem.kind);
+        for problem in problems.iter().filter(|problem| !known(problem)) {
+            self.told += 1;
+            let text = &problem.text;
+            tracing::warn!(
+                database,
+                replica,
+                "looking after the replica failed, and is tried again later: {text}"
+            );
+        }
+        for warning in warnings.iter().filter(|warning| !self.warnings.contains(warning)) {
+            tracing::warn!(database, replica, "{warning}");
+        }
+        (self.problems, self.warnings) = (problems, warnings);
+    }
 }
 
-async fn work(rule: &Rule, retention: Retention, store: &Store, database: &str) -> Result<(), UpkeepError> {
-    let options = MergeOptions {
-        pieces: rule.pieces,
-        parallel: PARALLEL,
-        ..MergeOptions::default()
-    };
-    // Older generations were merged while they were written.
-    if let Some(newest) = list_generations(store).await.map_err(MergeError::from)?.last() {
-        let mut last = None;
-        while let Some(span) = merge_next(store, *newest, &options).await? {
-            // A store that lists late shows it the next time.
-            if last.replace(span.key) == Some(span.key) {
-                break;
-            }
-        }
+async fn work(rule: &Rule, retention: Retention, store: &Store, memory: &Mutex<Memory>) -> (Vec<Problem>, Vec<String>) {
+    let mut problems = Vec::new();
+    // What was merged would be there twice.
+    let may_delete = lock(memory).problems.iter().all(|problem| problem.kind != DENIED);
+    if may_delete && let Err(error) = merge(rule, store, memory).await {
+        let text = error.to_string();
+        problems.push(Problem {
+            kind: text.clone(),
+            text,
+        });
     }
     let options = PruneOptions {
         retention,
@@ -220,17 +261,57 @@ async fn work(rule: &Rule, retention: Retention, store: &Store, database: &str) 
         parallel: PARALLEL,
         ..PruneOptions::at(now())
     };
-    let done = prune(store, &options).await?;
-    for warning in &done.warnings {
-        tracing::warn!(database, replica = store.replica(), "{warning}");
-    }
+    let done = match prune(store, &options).await {
+        Ok(done) => done,
+        Err(error) => {
+            // Which object it was to begin with changes, and says nothing.
+            let is_denied = matches!(&error, PruneError::Store(error) if error.is_denied());
+            let text = error.to_string();
+            let kind = if is_denied { DENIED.to_owned() } else { text.clone() };
+            problems.push(Problem { text, kind });
+            return (problems, Vec::new());
+        }
+    };
     if !done.deletions.is_empty() {
         tracing::debug!(
-            database,
+            replica = store.replica(),
             objects = done.deletions.len(),
             bytes = done.bytes(),
             "what is out of the window was deleted"
         );
+    }
+    (problems, done.warnings)
+}
+
+/// The newest generation, and once the one before: it was ended with segments that had not been merged. Older ones had their turn then.
+async fn merge(rule: &Rule, store: &Store, memory: &Mutex<Memory>) -> Result<(), MergeError> {
+    let generations = list_generations(store).await?;
+    let mut latest = generations.iter().rev();
+    let newest = match latest.next() {
+        Some(newest) => merge_all(rule, store, *newest).await,
+        None => Ok(()),
+    };
+    if let Some(before) = latest.next().filter(|before| lock(memory).merged != Some(**before)) {
+        match merge_all(rule, store, *before).await {
+            Ok(()) | Err(MergeError::NoGeneration(_)) => lock(memory).merged = Some(*before),
+            Err(error) => return newest.and(Err(error)),
+        }
+    }
+    newest
+}
+
+async fn merge_all(rule: &Rule, store: &Store, generation: Generation) -> Result<(), MergeError> {
+    let options = MergeOptions {
+        pieces: rule.pieces,
+        parallel: PARALLEL,
+        ..MergeOptions::default()
+    };
+    let mut last = None;
+    while let Some(span) = merge_next(store, generation, &options).await? {
+        // A store that lists late shows it the next time.
+        if last.replace(span.key) == Some(span.key) {
+            break;
+        }
     }
     Ok(())
 }

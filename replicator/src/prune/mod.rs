@@ -3,10 +3,12 @@
 //! Owns the order in which it is done, each deletion durable before one that relies on it. It may be stopped at any place, and run beside
 //! writers, readers, mergers and other pruners: what is left is whole.
 
+mod age;
+mod names;
 mod plan;
 mod survey;
 
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::{StreamExt, TryStreamExt};
 use replvfs_vfs::types::UnixMillis;
@@ -15,8 +17,10 @@ pub use plan::{Deletion, Reason};
 
 use crate::config::Retention;
 use crate::format::Key;
-use crate::history::HistoryError;
+use crate::history::{HistoryError, SURVEYED};
+use crate::outside;
 use crate::store::{Store, StoreError};
+use plan::Survey;
 
 /// How long what is not needed any more stays, for those who read or write it at that moment.
 pub const GRACE: Duration = crate::history::GRACE;
@@ -25,15 +29,18 @@ pub const GRACE: Duration = crate::history::GRACE;
 const PARALLEL: usize = 8;
 /// Requests at a time to look at what is there.
 const SURVEY_PARALLEL: usize = 16;
+/// Chunks between two looks at the clock.
+const CHUNKS_AT_ONCE: usize = 64;
 
 /// What is kept, and from when on.
 #[derive(Debug, Clone)]
 pub struct PruneOptions {
-    /// How far the window reaches back. With [`Retention::Forever`] only what is there twice or named by nothing is deleted. Default: 7 days.
+    /// How far the window reaches back. With [`Retention::Forever`] only what is there twice or named by nothing is deleted. Where nothing was stored for
+    /// longer than about a day, that counts as a day. Default: 7 days.
     pub retention: Retention,
     /// How long objects stay that are not needed any more. Less than [`GRACE`], the default, is safe only when nobody reads or writes meanwhile.
     pub grace: Duration,
-    /// The time. What the store has is believed where it is earlier.
+    /// The time. What is newest in the store is believed where it is earlier.
     pub now: UnixMillis,
     /// Only says what would be deleted.
     pub dry_run: bool,
@@ -49,7 +56,7 @@ impl PruneOptions {
     #[must_use]
     pub fn at(now: UnixMillis) -> PruneOptions {
         PruneOptions {
-            retention: Retention::For(Duration::from_secs(7 * 24 * 60 * 60)),
+            retention: Retention::default(),
             grace: GRACE,
             now,
             dry_run: false,
@@ -89,6 +96,9 @@ pub enum PruneError {
 
 /// Deletes what is out of the window, or says what that would be.
 ///
+/// A second call finds more: the chunks that only images named which the first one deleted. For each chunk (1 MiB of the database) that the images
+/// name it takes about 40 bytes of memory, as many for each object of the logs, and at most 50 MiB for the chunks that it deletes.
+///
 /// # Errors
 ///
 /// When the store fails or refuses a deletion: nothing is deleted after that one.
@@ -102,26 +112,62 @@ async fn prune_beside(
     options: &PruneOptions,
     meanwhile: impl AsyncFnOnce(),
 ) -> Result<Pruned, PruneError> {
-    let (survey, warnings) = survey::survey(store, options.parallel.max(1), meanwhile).await?;
+    let since = Looked::now();
+    let (mut survey, mut warnings) = survey::survey(store, options, meanwhile).await?;
     let deletions = plan::plan(&survey, options);
     if !options.dry_run {
-        delete(store, options.parallel, &deletions).await?;
+        warnings.extend(delete(store, &deletions, options, (&mut survey, since)).await?);
     }
     Ok(Pruned { deletions, warnings })
 }
 
-async fn delete(store: &Store, parallel: usize, deletions: &[Deletion]) -> Result<(), StoreError> {
+/// When the store was looked at: by a clock that may stand still while the machine sleeps, and by one that may be set.
+#[derive(Debug, Clone, Copy)]
+struct Looked(Instant, SystemTime);
+
+impl Looked {
+    fn now() -> Looked {
+        Looked(Instant::now(), outside::wall_clock())
+    }
+
+    fn age(self) -> Duration {
+        let by_date = outside::wall_clock().duration_since(self.1).unwrap_or_default();
+        self.0.elapsed().max(by_date)
+    }
+}
+
+/// Returns what a user should know. The store has been looked at `since` then.
+async fn delete(
+    store: &Store,
+    deletions: &[Deletion],
+    options: &PruneOptions,
+    (survey, mut since): (&mut Survey, Looked),
+) -> Result<Vec<String>, PruneError> {
     let is_chunk = |deletion: &&Deletion| matches!(deletion.key, Key::Chunk(_));
     // Each is gone before the next one goes: slots in this order are what fences.
     for deletion in deletions.iter().filter(|deletion| !is_chunk(deletion)) {
         store.delete(&deletion.key).await?;
     }
+    let mut warnings = Vec::new();
     let chunks: Vec<Key> = deletions.iter().filter(is_chunk).map(|deletion| deletion.key).collect();
-    futures::stream::iter(chunks)
-        .map(|key| async move { store.delete(&key).await })
-        .buffer_unordered(parallel.clamp(1, PARALLEL))
-        .try_collect()
-        .await
+    for some in chunks.chunks(CHUNKS_AT_ONCE) {
+        if since.age() > SURVEYED {
+            // An image may have come that took very long to make, and names what nothing named.
+            since = Looked::now();
+            warnings = survey::look_again(store, survey).await?;
+            if !warnings.is_empty() {
+                break;
+            }
+        }
+        let mut unnamed = some.to_vec();
+        unnamed.retain(|key| matches!(key, Key::Chunk(name) if !survey.named.contain(name)));
+        futures::stream::iter(unnamed)
+            .map(|key| async move { store.delete(&key).await })
+            .buffer_unordered(options.parallel.clamp(1, PARALLEL))
+            .try_collect::<()>()
+            .await?;
+    }
+    Ok(warnings)
 }
 
 #[cfg(test)]

@@ -3,23 +3,40 @@
 //! Owns the rules: what a restore inside of the window needs stays, and what tells a writer that its turn is over goes in an order that never
 //! leaves a slot free behind one that is there. Leaves to the [survey](super::survey) what is in the replica, and how it was read.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::time::Duration;
 
 use replvfs_vfs::types::{Txid, UnixMillis};
 
 use super::PruneOptions;
+use super::age::Passed;
+use super::names::Names;
 use crate::config::Retention;
-use crate::format::{ChunkName, Generation, Key, Seal};
+use crate::format::{Generation, Key, Seal};
 use crate::history::path::Listing;
+#[cfg(test)]
+use crate::outside::simulated::{Rule, is_broken};
 use crate::store::Dated;
+
+/// So many chunks are deleted at a time; the next time goes on.
+pub(super) const MOST_CHUNKS: usize = 256 << 10;
+/// So much of the time between two dates counts at most: see [`Passed`]. A little more than a day, for what is written daily.
+const SILENCE: Duration = Duration::from_secs(26 * 60 * 60);
 
 /// Everything in a replica that may ever be deleted.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Survey {
     /// Ascending.
     pub(super) generations: Vec<Objects>,
-    pub(super) chunks: Vec<Dated>,
+    /// What all of these images name, and those that have come since.
+    pub(super) named: Names,
+    /// Old, and named by none.
+    chunks: Vec<Dated>,
+    /// There are more of them.
+    is_too_much: bool,
+    /// When the newest chunk of each making of an image was stored, by its token.
+    makings: HashMap<u64, UnixMillis>,
 }
 
 /// What there is of a generation.
@@ -44,7 +61,8 @@ pub(super) struct ImageObject {
     pub(super) object: Dated,
     pub(super) txid: Txid,
     pub(super) taken_at: UnixMillis,
-    pub(super) chunks: HashSet<ChunkName>,
+    /// A chunk that it names is not there.
+    pub(super) is_broken: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -75,7 +93,7 @@ pub enum Reason {
     BeforeOldestImage,
     /// The whole generation is before the window.
     OldGeneration,
-    /// A segment: a span says the same.
+    /// A segment or a span: a larger span says the same.
     Merged,
     /// A chunk: no image names it.
     Unnamed,
@@ -93,96 +111,178 @@ impl fmt::Display for Reason {
     }
 }
 
-/// The instants that decide.
-#[derive(Debug, Clone, Copy)]
-struct Limits {
-    /// What was taken after this may be needed; `None` when everything is.
-    window: Option<UnixMillis>,
-    /// What was stored after this may be in use without anything that says so; `None` where the store tells no time.
-    young: Option<UnixMillis>,
+/// The times that decide.
+#[derive(Debug)]
+pub(super) struct Limits {
+    /// What was taken within this may be needed; `None` when everything is.
+    window: Option<(Passed, Duration)>,
+    /// What was stored within this may be in use without anything that says so; `None` where the store tells no time.
+    young: Option<(Passed, Duration)>,
     merged_at_once: bool,
 }
 
-fn before(time: UnixMillis, length: std::time::Duration) -> UnixMillis {
-    UnixMillis(
-        time.0
-            .saturating_sub(i64::try_from(length.as_millis()).unwrap_or(i64::MAX)),
-    )
-}
-
 impl Limits {
-    fn of(survey: &Survey, options: &PruneOptions) -> Limits {
-        let newest_stored = survey.objects().filter_map(|object| object.modified).max();
-        let images = survey.generations.iter().flat_map(|generation| &generation.images);
-        let newest = newest_stored.or(images.map(|image| image.taken_at).max());
-        // A clock that is ahead must not end the window of what was written a moment ago.
-        let now = newest.map_or(options.now, |newest| newest.min(options.now));
-
+    pub(super) fn of(generations: &[Objects], options: &PruneOptions) -> Limits {
+        let stored = || {
+            generations
+                .iter()
+                .flat_map(Objects::all)
+                .filter_map(|object| object.modified)
+        };
+        let images = generations.iter().flat_map(|generation| &generation.images);
+        let taken = images.map(|image| image.taken_at);
+        let tells = stored().next().is_some();
+        let window = |length: Duration| {
+            let length = length.saturating_add(options.grace);
+            // One jump alone ends no window.
+            let most = SILENCE.min(length / 2);
+            let passed = match tells {
+                true => Passed::new(stored(), options.now, most),
+                false => Passed::new(taken, options.now, most),
+            };
+            (passed, length)
+        };
         Limits {
             window: match options.retention {
                 Retention::Forever => None,
-                Retention::For(length) => Some(before(before(now, length), options.grace)),
+                Retention::For(length) => Some(window(length)),
             },
-            // Nor must an object that the store dates into the future make all others old.
-            young: newest_stored.map(|newest| before(newest.min(options.now), options.grace)),
+            young: tells.then(|| (Passed::new(stored(), options.now, options.grace / 2), options.grace)),
             merged_at_once: options.merged_at_once,
         }
+    }
+
+    /// What a user should know of the clocks.
+    pub(super) fn warning(&self) -> Option<String> {
+        let (passed, length) = self.window.as_ref()?;
+        let longest = passed.longest();
+        (longest > *length).then(|| {
+            format!(
+                "nothing was stored for {} days, if the clocks are right; that counts as a day, and what is older stays for as much longer",
+                longest.as_secs() / 86_400
+            )
+        })
+    }
+
+    fn is_before_the_window(&self, date: UnixMillis) -> bool {
+        let since = self
+            .window
+            .as_ref()
+            .and_then(|(passed, length)| Some((passed.since(date)?, *length)));
+        since.is_some_and(|(since, length)| since >= length)
     }
 
     /// Whether an image is before the window. By both clocks, the writer's and the store's, as far as that one is known.
     fn is_out(&self, image: &ImageObject) -> bool {
         let stored = image.object.modified.unwrap_or(image.taken_at);
-        self.window.is_some_and(|window| image.taken_at.max(stored) <= window)
+        self.is_before_the_window(image.taken_at.max(stored))
     }
 
     fn is_old(&self, object: &Dated) -> bool {
-        let limit = self.young.zip(object.modified);
-        limit.is_some_and(|(young, modified)| modified <= young)
+        object.modified.is_some_and(|modified| self.is_past_the_grace(modified))
+    }
+
+    fn is_past_the_grace(&self, date: UnixMillis) -> bool {
+        #[cfg(test)]
+        if is_broken(Rule::Young) {
+            return true;
+        }
+        let since = self
+            .young
+            .as_ref()
+            .and_then(|(passed, grace)| Some((passed.since(date)?, *grace)));
+        since.is_some_and(|(since, grace)| since >= grace)
+    }
+}
+
+impl Objects {
+    fn all(&self) -> impl Iterator<Item = &Dated> {
+        let images = self.images.iter().map(|image| &image.object);
+        let spans = self.spans.iter().map(|span| &span.object);
+        images.chain(&self.slots).chain(spans)
+    }
+
+    /// Nothing follows any more what is there, or nothing has for as long as the window reaches back: a writer that was not told that it was replaced
+    /// goes on.
+    fn is_over(&self, limits: &Limits) -> bool {
+        let old = |object: &Dated| object.modified.is_some_and(|date| limits.is_before_the_window(date));
+        self.slots.last().is_some_and(is_seal) || self.all().all(old)
+    }
+
+    /// The newest image that is before the window and can be relied on.
+    fn base(&self, limits: &Limits) -> Option<usize> {
+        self.images
+            .iter()
+            .rposition(|image| !image.is_broken && limits.is_out(image))
     }
 }
 
 impl Survey {
-    fn objects<'a>(&'a self) -> impl Iterator<Item = &'a Dated> {
-        let of = |generation: &'a Objects| {
-            let images = generation.images.iter().map(|image| &image.object);
-            let spans = generation.spans.iter().map(|span| &span.object);
-            images.chain(&generation.slots).chain(spans)
-        };
-        self.generations.iter().flat_map(of).chain(&self.chunks)
+    /// A chunk is in the store. To be called when the generations and the names are known.
+    pub(super) fn chunk(&mut self, limits: &Limits, chunk: Dated) {
+        let Key::Chunk(name) = chunk.key else { return };
+        if let Some(modified) = chunk.modified {
+            let newest = self.makings.entry(name.token).or_insert(modified);
+            *newest = modified.max(*newest);
+        }
+        if self.named.see(&name) || !limits.is_old(&chunk) {
+            return;
+        }
+        match self.chunks.len() < MOST_CHUNKS {
+            true => self.chunks.push(chunk),
+            false => self.is_too_much = true,
+        }
+    }
+
+    /// What a user should know of the chunks.
+    pub(super) fn warning(&self) -> Option<String> {
+        let more = "more chunks that no image names are left for the next time";
+        self.is_too_much.then(|| more.to_owned())
+    }
+
+    pub(super) fn has_chunks(&self) -> bool {
+        !self.chunks.is_empty()
+    }
+
+    /// Those that no image names, and whose making has come to its end: it may be one that takes very long.
+    fn unnamed(&self, limits: &Limits) -> impl Iterator<Item = &Dated> {
+        self.chunks.iter().filter(|chunk| match chunk.key {
+            Key::Chunk(name) => {
+                let newest = self.makings.get(&name.token);
+                !self.named.contain(&name) && newest.is_some_and(|newest| limits.is_past_the_grace(*newest))
+            }
+            _ => false,
+        })
     }
 }
 
 /// What is to be deleted, in the order in which it has to be.
 pub(super) fn plan(survey: &Survey, options: &PruneOptions) -> Vec<Deletion> {
-    let limits = Limits::of(survey, options);
+    let limits = Limits::of(&survey.generations, options);
     let mut images = Vec::new();
     let mut pieces = Vec::new();
-    let mut named: HashSet<ChunkName> = HashSet::new();
     for (at, generation) in survey.generations.iter().enumerate() {
         let next_has_begun = generation.number.next() > generation.number
             && survey.generations[at + 1..]
                 .iter()
                 .any(|later| later.number == generation.number.next() && later.has_begun);
-        let is_out = next_has_begun
-            && survey.generations[at + 1..]
-                .iter()
-                .any(|later| !later.is_damaged && later.images.first().is_some_and(|oldest| limits.is_out(oldest)));
+        let has_base = |later: &Objects| !later.is_damaged && later.base(&limits).is_some();
+        let is_out = next_has_begun && survey.generations[at + 1..].iter().any(has_base) && generation.is_over(&limits);
         let is_left_alone = generation.is_damaged || !generation.has_begun;
         let base = match (is_left_alone, is_out) {
             (true, _) => Base::None,
             (_, true) => Base::Out,
-            _ => match generation.images.iter().rposition(|image| limits.is_out(image)) {
+            _ => match generation.base(&limits) {
                 Some(base) => Base::Image(base),
                 None => Base::None,
             },
         };
         let gone = base.images(generation);
         images.extend(gone.iter().map(|image| base.deletion(&image.object, Reason::OldImage)));
-        let left = &generation.images[gone.len()..];
-        named.extend(left.iter().flat_map(|image| &image.chunks));
         if !is_left_alone {
-            let mut gone = slots(generation, base, next_has_begun, &limits);
-            gone.extend(spans(generation, base));
+            let merged = merged(generation, base, &limits);
+            let mut gone = slots(generation, base, next_has_begun, &merged);
+            gone.extend(spans(generation, base, &merged));
             // What is left is a log without its beginning at any time.
             gone.sort_by_key(|deletion| first_of(&deletion.key));
             pieces.extend(gone);
@@ -190,15 +290,19 @@ pub(super) fn plan(survey: &Survey, options: &PruneOptions) -> Vec<Deletion> {
     }
     let mut deletions = images;
     deletions.extend(pieces);
-    // What cannot be read, or was not listed, may name any of them.
-    if is_whole(&survey.generations) && !named.is_empty() {
-        deletions.extend(survey.chunks.iter().filter_map(|chunk| match chunk.key {
-            Key::Chunk(name) if !named.contains(&name) && limits.is_old(chunk) => Some(Deletion {
-                key: chunk.key,
-                len: chunk.len,
-                reason: Reason::Unnamed,
-            }),
-            _ => None,
+    // What cannot be read, or was not listed, may name any of them. What only an image names that goes now stays until it is gone: another image may be
+    // made after it at this moment, and whoever does that looks for it in the end.
+    let some_image_is_left = survey
+        .generations
+        .iter()
+        .map(|generation| generation.images.len())
+        .sum::<usize>()
+        > 0;
+    if is_whole(&survey.generations) && some_image_is_left {
+        deletions.extend(survey.unnamed(&limits).map(|chunk| Deletion {
+            key: chunk.key,
+            len: chunk.len,
+            reason: Reason::Unnamed,
         }));
     }
     deletions
@@ -268,8 +372,7 @@ fn is_seal(slot: &Dated) -> bool {
 
 /// The slots that are free again, in ascending order. The first one that has to stay keeps all behind it: whoever has a slot for its turn looks
 /// whether the one before is there.
-fn slots(generation: &Objects, base: Base, next_has_begun: bool, limits: &Limits) -> Vec<Deletion> {
-    let merged = merged(generation, base, limits);
+fn slots(generation: &Objects, base: Base, next_has_begun: bool, merged: &Merged) -> Vec<Deletion> {
     // The end of the log stays, also when nothing but that is left: it is what the next writer finds.
     let end = match generation.slots.iter().rposition(|slot| !is_seal(slot)) {
         Some(newest) if matches!(base, Base::Out) => newest + 1,
@@ -295,7 +398,7 @@ fn slots(generation: &Objects, base: Base, next_has_begun: bool, limits: &Limits
         };
         if is_behind {
             deletions.push(base.deletion(slot, Reason::BeforeOldestImage));
-        } else if merged.contains(&first) {
+        } else if merged.segments.contains(&first) {
             deletions.push(base.deletion(slot, Reason::Merged));
         } else {
             break;
@@ -304,14 +407,22 @@ fn slots(generation: &Objects, base: Base, next_has_begun: bool, limits: &Limits
     deletions
 }
 
-/// The segments that nobody reads any more, and nobody has read for long: others that a span stands for may be on a reader's way.
-fn merged(generation: &Objects, base: Base, limits: &Limits) -> HashSet<Txid> {
+/// What spans stand for.
+#[derive(Default)]
+struct Merged {
+    /// Those that nobody reads any more, and nobody has read for long: others may be on a reader's way.
+    segments: HashSet<Txid>,
+    /// The spans that are read.
+    on_path: HashSet<Key>,
+}
+
+fn merged(generation: &Objects, base: Base, limits: &Limits) -> Merged {
     let oldest = match base {
         Base::Image(base) => generation.images.get(base),
         _ => generation.images.first(),
     };
     let Some(oldest) = oldest else {
-        return HashSet::new();
+        return Merged::default();
     };
     let spans = generation.spans.iter().map(|span| &span.object);
     let listing = Listing::new(
@@ -322,20 +433,30 @@ fn merged(generation: &Objects, base: Base, limits: &Limits) -> HashSet<Txid> {
             .map(|object| (object.key, object.len)),
     );
     let path = listing.path(oldest.txid.next());
-    let is_read = |span: &&SpanObject| {
-        path.pieces
-            .iter()
-            .any(|piece| piece.key(generation.number) == span.object.key)
-    };
-    let read = generation.spans.iter().filter(is_read);
-    let old = read.filter(|span| limits.merged_at_once || limits.is_old(&span.object));
-    old.flat_map(|span| span.segments.iter().copied()).collect()
-}
-
-fn spans(generation: &Objects, base: Base) -> impl Iterator<Item = Deletion> {
-    let gone = generation
+    let on_path: HashSet<Key> = path.pieces.iter().map(|piece| piece.key(generation.number)).collect();
+    let read = generation
         .spans
         .iter()
-        .filter(move |span| base.is_behind(generation, span.last));
-    gone.map(move |span| base.deletion(&span.object, Reason::BeforeOldestImage))
+        .filter(|span| on_path.contains(&span.object.key));
+    let old = read.filter(|span| limits.merged_at_once || limits.is_old(&span.object));
+    Merged {
+        segments: old.flat_map(|span| span.segments.iter().copied()).collect(),
+        on_path,
+    }
+}
+
+/// The spans that are before what is needed, and those that stand for nothing that another one does not.
+fn spans(generation: &Objects, base: Base, merged: &Merged) -> impl Iterator<Item = Deletion> {
+    generation.spans.iter().filter_map(move |span| {
+        let is_covered = !merged.on_path.contains(&span.object.key)
+            && !span.segments.is_empty()
+            && span.segments.is_subset(&merged.segments);
+        if base.is_behind(generation, span.last) {
+            Some(base.deletion(&span.object, Reason::BeforeOldestImage))
+        } else if is_covered {
+            Some(base.deletion(&span.object, Reason::Merged))
+        } else {
+            None
+        }
+    })
 }

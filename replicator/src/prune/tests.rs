@@ -133,6 +133,13 @@ async fn check(replica: &Replica, points: &[(Target, Answer)], when: &str) {
     }
 }
 
+async fn delete_some(replica: &Replica, deletions: &[Deletion], options: &PruneOptions, since: Looked) {
+    let (mut survey, _) = survey::survey(&replica.store, options, async || {}).await.unwrap();
+    delete(&replica.store, deletions, options, (&mut survey, since))
+        .await
+        .unwrap();
+}
+
 async fn planned(replica: &Replica, options: &PruneOptions) -> Vec<Deletion> {
     let dry = PruneOptions {
         dry_run: true,
@@ -151,17 +158,33 @@ async fn what_is_in_the_window_is_restored_after_every_single_deletion() {
         let options = options(&replica, retention, grace);
         let points = points(&replica, retention).await;
         assert!(points.len() > 5);
-        let deletions = planned(&replica, &options).await;
-        for (done, deletion) in deletions.iter().enumerate() {
-            *reasons.entry(deletion.reason.to_string()).or_default() += 1;
-            let when = format!("seed {seed}, after {done} deletions and {}", deletion.key);
-            delete(&replica.store, 1, std::slice::from_ref(deletion)).await.unwrap();
-            let some: Vec<_> = points.iter().filter(|_| random.below(16) == 0).cloned().collect();
-            check(&replica, &some, &when).await;
-            no_slot_is_free_behind_one_that_is_there(&replica, &deletions[..=done], &when).await;
-            if random.below(10) == 0 {
-                let rest = planned(&replica, &options).await;
-                assert_eq!(rest, deletions[done + 1..], "{when}: another pruner");
+        let mut all: Vec<Deletion> = Vec::new();
+        // What only images named that went goes when they are gone.
+        for round in 0..2 {
+            let deletions = planned(&replica, &options).await;
+            let others = |deletions: &[Deletion]| {
+                let others = deletions.iter().filter(|deletion| deletion.reason != Reason::Unnamed);
+                others.copied().collect::<Vec<_>>()
+            };
+            assert!(
+                round == 0 || others(&deletions).is_empty(),
+                "seed {seed}: {deletions:?}"
+            );
+            for (done, deletion) in deletions.iter().enumerate() {
+                *reasons.entry(deletion.reason.to_string()).or_default() += 1;
+                let when = format!(
+                    "seed {seed}, round {round}, after {done} deletions and {}",
+                    deletion.key
+                );
+                delete_some(&replica, std::slice::from_ref(deletion), &options, Looked::now()).await;
+                all.push(*deletion);
+                let some: Vec<_> = points.iter().filter(|_| random.below(16) == 0).cloned().collect();
+                check(&replica, &some, &when).await;
+                no_slot_is_free_behind_one_that_is_there(&replica, &all, &when).await;
+                if random.below(10) == 0 {
+                    let rest = planned(&replica, &options).await;
+                    assert_eq!(others(&rest), others(&deletions[done + 1..]), "{when}: another pruner");
+                }
             }
         }
         check(&replica, &points, &format!("seed {seed}, at the end")).await;
@@ -203,6 +226,16 @@ async fn two_pruners_at_once_do_what_one_does() {
         let (one, two) = tokio::join!(prune(&replica.store, &options), prune(&replica.store, &options));
         assert!(!one.unwrap().deletions.is_empty() && two.is_ok());
         check(&replica, &points, "after two").await;
+        let (one, two) = tokio::join!(prune(&replica.store, &options), prune(&replica.store, &options));
+        let unnamed = |deletion: &Deletion| deletion.reason == Reason::Unnamed;
+        assert!(
+            one.unwrap()
+                .deletions
+                .iter()
+                .chain(&two.unwrap().deletions)
+                .all(unnamed)
+        );
+        check(&replica, &points, "after two more").await;
         assert_eq!(planned(&replica, &options).await, []);
     }
 }
@@ -225,6 +258,106 @@ async fn an_image_that_appears_meanwhile_keeps_its_chunks() {
     replica
         .check(Target::Txid(Txid(txid)), replica.generation.0, txid)
         .await;
+}
+
+/// An image that took longer than the grace period to make is stored while the chunks are listed, or when everything has been planned.
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_that_an_image_names_by_now_stay() {
+    let passed = SURVEYED + Duration::from_secs(1);
+    let now = Looked::now();
+    let by_the_clock = Looked(now.0.checked_sub(passed).unwrap(), now.1);
+    // The machine slept.
+    let by_the_date = Looked(now.0, now.1 - passed);
+    for planned in [None, Some(by_the_clock), Some(by_the_date)] {
+        let mut replica = history(31).await;
+        replica.segment(3).await;
+        replica.image().await;
+        let image = Key::Image(replica.generation, Txid(replica.txid));
+        let manifest = replica.store.read(&image).await.unwrap();
+        replica.store.delete(&image).await.unwrap();
+        stamp(&replica, UnixMillis(1));
+        let options = options(&replica, 1_000_000, 5);
+        let store = async || {
+            let body = crate::store::Body::Bytes(manifest);
+            replica.store.create(&image, body).await.unwrap();
+        };
+        if let Some(long_ago) = planned {
+            let (mut survey, _) = survey::survey(&replica.store, &options, async || {}).await.unwrap();
+            let deletions = plan::plan(&survey, &options);
+            assert!(deletions.iter().any(|deletion| deletion.reason == Reason::Unnamed));
+            store().await;
+            let survey = (&mut survey, long_ago);
+            delete(&replica.store, &deletions, &options, survey).await.unwrap();
+        } else {
+            prune_beside(&replica.store, &options, store).await.unwrap();
+        }
+        let txid = replica.txid;
+        replica
+            .check(Target::Txid(Txid(txid)), replica.generation.0, txid)
+            .await;
+    }
+}
+
+/// Somebody may be making another image after one that goes, and has seen it last when it was there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_an_image_named_goes_after_it() {
+    let mut replica = Replica::new(512, 3, 12).await;
+    replica.begin_generation(None).await;
+    for _ in 0..6 {
+        replica.image().await;
+        replica.segment(3).await;
+        stamp(&replica, now(&replica));
+    }
+    let options = options(&replica, 10, 5);
+    let chunks = async || replica.store.list(Key::chunks_prefix()).await.unwrap().len();
+    let all = chunks().await;
+    let first = prune(&replica.store, &options).await.unwrap().deletions;
+    let images = first
+        .iter()
+        .filter(|deletion| deletion.reason == Reason::OldImage)
+        .count();
+    assert!(images >= 2, "{first:?}");
+    assert_eq!(chunks().await, all);
+    let second = prune(&replica.store, &options).await.unwrap().deletions;
+    assert!(second.iter().all(|deletion| deletion.reason == Reason::Unnamed));
+    assert_eq!((second.len(), chunks().await), (images, all - images));
+    replica.check(Target::Newest, 1, replica.txid).await;
+}
+
+/// Who made it died before it had looked again for what it relies on.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_image_without_all_of_its_chunks_replaces_stays() {
+    let mut replica = Replica::new(512, 3, 11).await;
+    replica.begin_generation(None).await;
+    for _ in 0..6 {
+        replica.image().await;
+        replica.segment(3).await;
+        stamp(&replica, now(&replica));
+    }
+    let options = options(&replica, 30, 5);
+    let points = points(&replica, 1_000).await;
+    let images = |deletions: &[Deletion]| {
+        let images = deletions.iter().filter(|deletion| deletion.reason == Reason::OldImage);
+        images.map(|deletion| deletion.key).collect::<Vec<_>>()
+    };
+    let before = images(&planned(&replica, &options).await);
+    assert!(before.len() >= 2, "{before:?}");
+    // The one that the others go in favour of.
+    let base = replica.store.list(&Key::image_prefix(Generation(1))).await.unwrap()[before.len()].0;
+    let manifest = crate::format::Manifest::decode(&replica.store.read(&base).await.unwrap()).unwrap();
+    let chunk = Key::Chunk(manifest.chunks[0]);
+    let bytes = replica.store.read(&chunk).await.unwrap();
+    replica.store.delete(&chunk).await.unwrap();
+    let done = prune(&replica.store, &options).await.unwrap();
+    assert_eq!(images(&done.deletions), before[..before.len() - 1]);
+    let told = done
+        .warnings
+        .iter()
+        .any(|warning| warning.contains("cannot be relied on"));
+    assert!(told, "{:?}", done.warnings);
+    replica.put(chunk, bytes.to_vec()).await;
+    let end = points.len() - 4;
+    check(&replica, &points[end..], "after").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use replvfs_vfs::types::Pgno;
 
 use super::ahead::Ahead;
 use super::blocks::FetchError;
-use super::line::{Place, Source, State};
+use super::line::{Place, State};
 use super::replica::{Following, Replica};
 use super::settings;
 use crate::history::{HistoryError, Target};

@@ -94,14 +94,6 @@ impl Source {
         }
     }
 
-    /// Bytes of its pages.
-    pub(super) fn raw_len(&self) -> usize {
-        match self {
-            Source::Chunk(chunk) => chunk.raw_len,
-            Source::Block(index, block) => index.raw_len(*block),
-        }
-    }
-
     pub(super) fn page_size(&self) -> PageSize {
         match self {
             Source::Chunk(chunk) => chunk.page_size,
@@ -143,12 +135,6 @@ impl Line {
     /// Whether another generation goes on from here.
     pub(super) fn is_sealed(&self) -> bool {
         self.read().is_sealed
-    }
-
-    /// Pages of the log that are known, each in each of its versions.
-    pub(super) fn weight(&self) -> u64 {
-        let log = self.read();
-        log.pieces.iter().map(|piece| piece.pages().len() as u64).sum()
     }
 
     /// `None` for a transaction before the image, or one that is not known.

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use replvfs_vfs::types::{Pgno, Txid, UnixMillis};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::RestoreError;
 use super::pages::PageFile;
+use super::work::Room;
 use crate::format::{FormatError, Key, SegmentIndex};
 
-/// Raw bytes of a batch, but for its last block.
+/// Room that a batch takes, but for its last block. Whoever reads must have the rest, or each would wait for the other.
 pub(super) const BATCH_BYTES: usize = 16 << 20;
 
 /// Pages that follow each other are written together, up to this many bytes.
@@ -21,7 +21,7 @@ const WRITE_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct RawBlock {
     pub(super) raw: Vec<u8>,
-    pub(super) _room: Option<OwnedSemaphorePermit>,
+    pub(super) room: Option<Room>,
 }
 
 /// Applies transactions, one segment after another.
@@ -106,7 +106,7 @@ impl Applier {
         if self.bytes >= BATCH_BYTES {
             self.write()?;
         }
-        self.bytes += block.raw.len();
+        self.bytes += block.room.as_ref().map_or(block.raw.len(), Room::bytes);
         self.blocks.push(block);
         Ok(())
     }
@@ -153,5 +153,38 @@ impl Applier {
         self.pages.set_page_count(page_count)?;
         self.file_count = page_count;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
+    use futures::FutureExt;
+    use replvfs_vfs::types::PageSize;
+
+    use super::super::work::Work;
+    use super::*;
+
+    /// Or whoever reads waits for room, and the batch for what is read: for ever.
+    #[test]
+    fn a_batch_of_small_blocks_leaves_room_for_the_next_one() {
+        for bytes in [1, 512, 1024, 1025, 4096, 1 << 20] {
+            let work = Work::new();
+            let pages = PageFile {
+                file: Arc::new(tempfile::tempfile().unwrap()),
+                path: std::path::PathBuf::new(),
+                page_size: PageSize::new(512).unwrap(),
+                digests: None,
+            };
+            let mut applier = Applier::new(pages, 0, (Txid(0), UnixMillis(0)));
+            for block in 0..70_000_000 / bytes.max(512) {
+                let room = work.room(bytes).now_or_never();
+                let room = room.unwrap_or_else(|| panic!("no room for block {block} of {bytes} bytes"));
+                let raw = vec![0; bytes];
+                applier.take(RawBlock { raw, room }).unwrap();
+            }
+        }
     }
 }

@@ -14,8 +14,9 @@ use super::apply::{Applier, RawBlock};
 use super::work::{Pending, Work};
 use super::{Reporter, RestoreError};
 use crate::format::{Key, ObjectHash, SegmentIndex, SegmentReader};
-use crate::history::walk::{Fetch, Task, Walk, check_place, fetch_end, read, read_range};
+use crate::history::walk::{Fetch, Task, Walk, check_place, fetch_end, follows, read, read_range};
 use crate::history::{HistoryError, Plan, Target};
+use crate::outside;
 use crate::store::Store;
 
 /// Segments up to this length are read whole; of larger ones, blocks.
@@ -36,19 +37,26 @@ const QUEUE: usize = 256;
 /// What was read of a segment.
 enum Fetched {
     Whole(Arc<SegmentIndex>, Bytes, Option<ObjectHash>),
-    Large(Arc<SegmentIndex>, Bytes),
+    /// It is there, and so long. Its tables can take as much memory as all else together, so they are read when its turn has come.
+    Large(u64),
+}
+
+/// What its pages are read from: the object, or its tables and then ranges of it.
+enum Content {
+    Whole(Bytes, Option<ObjectHash>),
+    Large(Bytes),
 }
 
 fn fetch(store: Store, key: Key, len: u64) -> Fetch<Fetched> {
     Box::pin(async move {
         if len > WHOLE_BYTES {
-            let end = fetch_end(store, key, len).await?;
-            return Ok(end.map(|end| Fetched::Large(Arc::new(end.index), end.tail)));
+            let last_byte = read_range(&store, key, len - 1..len).await?;
+            return Ok(last_byte.map(|_| Fetched::Large(len)));
         }
         let Some(object) = read(&store, key, WHOLE_BYTES).await? else {
             return Ok(None);
         };
-        let looked_at = tokio::task::spawn_blocking(move || {
+        let looked_at = outside::blocking(move || {
             let index = SegmentIndex::from_object(&object).map_err(HistoryError::format(key))?;
             // What follows a span asks for that of its last segment.
             let hash = index.merged().is_empty().then(|| ObjectHash::of(&object));
@@ -128,10 +136,10 @@ pub(super) async fn apply_log(
     report: &Arc<Reporter>,
 ) -> Result<(Applier, Tail), RestoreError> {
     let wanted = plan.manifest.txid.next()..=plan.last.unwrap_or(Txid(u64::MAX));
-    let (steps, queue) = mpsc::channel(QUEUE);
+    let (steps, queue) = outside::queue(QUEUE);
     let image = Key::Image(plan.generation, plan.manifest.txid);
     let (range, told) = (wanted.clone(), Arc::clone(report));
-    let apply = super::blocking(image, move || apply_steps(applier, queue, &range, &told));
+    let apply = move || apply_steps(applier, queue, &range, &told);
     let reader = Reader {
         store,
         page_size: plan.manifest.page_size,
@@ -139,9 +147,9 @@ pub(super) async fn apply_log(
         wanted,
         steps,
     };
-    let (applied, read) = futures::join!(apply, reader.read_log(plan));
+    let (applied, read) = outside::fed(apply, reader.read_log(plan)).await;
     // What failed first in the order of the log is told: applying is behind reading, and ends without an error when reading has failed.
-    let applier = applied?;
+    let applier = applied.unwrap_or_else(|error| Err(super::died(image, &error)))?;
     let tail = match read {
         Ok(tail) => tail,
         Err(ReadError::Failed(error)) => return Err(error),
@@ -171,14 +179,14 @@ fn apply_steps(
     wanted: &RangeInclusive<Txid>,
     report: &Reporter,
 ) -> Result<Applier, RestoreError> {
-    while let Some(step) = steps.blocking_recv() {
+    while let Some(step) = outside::next(&mut steps) {
         match step {
             Step::Segment(key, index) => {
                 let mut cut_off = false;
                 let applied = applier.apply(key, &index, wanted, |_| {
                     report.tell();
                     loop {
-                        match steps.blocking_recv() {
+                        match outside::next(&mut steps) {
                             Some(Step::Block(block)) => return block.wait(key)?,
                             Some(Step::Done(bytes)) => report.log(bytes),
                             None | Some(Step::Segment(..)) => {
@@ -237,21 +245,28 @@ impl Reader<'_> {
                 }
                 break;
             };
-            let (Fetched::Whole(index, ..) | Fetched::Large(index, _)) = &fetched;
-            let (index, header) = (Arc::clone(index), *index.header());
+            let (index, content) = match fetched {
+                Fetched::Whole(index, object, hash) => (index, Content::Whole(object, hash)),
+                Fetched::Large(len) => {
+                    let end = fetch_end(self.store.clone(), key, len).await?;
+                    let end = end.ok_or(HistoryError::Missing { key, needed_by: key })?;
+                    (Arc::new(end.index), Content::Large(end.tail))
+                }
+            };
+            let header = *index.header();
             self.check_header(key, &index)?;
             // Before any of it is applied.
             if let Some((before, expected)) = previous
-                && header.previous != expected
+                && !follows(&header, index.merged(), slot, expected)
             {
                 return Err(RestoreError::Chain { key, previous: before }.into());
             }
-            let own = match fetched {
-                Fetched::Whole(_, object, hash) => {
+            let own = match content {
+                Content::Whole(object, hash) => {
                     self.whole(key, &index, &object).await?;
                     hash
                 }
-                Fetched::Large(_, tail) => self.large(key, &index, &tail).await?,
+                Content::Large(tail) => self.large(key, &index, &tail).await?,
             };
             let link = Link::of(&index, last, own);
             previous = link.hash.map(|hash| (key, hash));
@@ -297,7 +312,7 @@ impl Reader<'_> {
         let pending = self.work.begin(move || {
             let raw = SegmentReader::new().and_then(|mut reader| reader.take_block(&index, block, &stored));
             let raw = raw.map_err(RestoreError::format(key))?;
-            Ok(RawBlock { raw, _room: room })
+            Ok(RawBlock { raw, room })
         });
         let pending = pending.await;
         self.send(Step::Block(pending)).await

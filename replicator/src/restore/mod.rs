@@ -2,6 +2,7 @@
 //! it with an error that names the object, and without a file. Leaves finding the way to [`history`](crate::history).
 
 mod apply;
+mod digests;
 mod error;
 mod forward;
 mod image;
@@ -21,13 +22,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use replvfs_vfs::types::{PageSize, Position, Txid, UnixMillis};
 
+pub(crate) use digests::{Digested, digest_state};
+pub use digests::{Digests, HEADER_BYTES};
 pub use error::RestoreError;
 pub(crate) use forward::put_over;
 pub(crate) use log::{WHOLE_BYTES, ranges, read_part, segments_ahead};
 pub(crate) use work::Work;
 
 use crate::format::{Generation, Key, LocalState};
-use crate::history::{History, Plan, Target};
+use crate::history::{History, HistoryError, Plan, Target};
+use crate::outside;
 use crate::store::Store;
 use apply::Applier;
 use pages::PageFile;
@@ -116,17 +120,19 @@ pub struct Restored {
 /// See [`RestoreError`]. A file that is there, or a `-wal`, `-journal` or `-shm` beside it, is one, unless
 /// [`RestoreOptions::force`] is given.
 pub async fn restore(store: &Store, out: &Path, options: &RestoreOptions) -> Result<Restored, RestoreError> {
-    let (place, force) = (out.to_owned(), options.force);
-    let target = blocking(Key::Replica, move || TargetFile::create(&place, force)).await?;
-    let history = History::open(store).await?;
-    let plan = history.plan(options.target, options.generation).await?;
+    let aside = match attempt(store, out, options).await {
+        // Retention may have deleted what was planned; then there is another way, or the history begins later now.
+        Err(RestoreError::History(HistoryError::Missing { .. })) => attempt(store, out, options).await?,
+        attempted => attempted?,
+    };
     let Aside {
         target,
         state,
         restored,
-    } = fill(store, &history, &plan, target, options.progress.clone()).await?;
+    } = aside;
+    let image = Key::Image(restored.generation, restored.txid);
     let (resumable, check) = (options.resumable, options.check.clone());
-    blocking(Key::Image(plan.generation, plan.manifest.txid), move || {
+    blocking(image, move || {
         if let Some(check) = check {
             check(target.path()).map_err(|problem| RestoreError::Check { problem })?;
         }
@@ -138,6 +144,15 @@ pub async fn restore(store: &Store, out: &Path, options: &RestoreOptions) -> Res
     })
     .await?;
     Ok(restored)
+}
+
+/// By what is in the store now.
+async fn attempt(store: &Store, out: &Path, options: &RestoreOptions) -> Result<Aside, RestoreError> {
+    let (place, force) = (out.to_owned(), options.force);
+    let target = blocking(Key::Replica, move || TargetFile::create(&place, force)).await?;
+    let history = History::open(store).await?;
+    let plan = history.plan(options.target, options.generation).await?;
+    fill(store, &history, &plan, target, options.progress.clone()).await
 }
 
 /// A state of a database that is whole, and not in its place yet.
@@ -191,6 +206,7 @@ async fn fill(
         file: target.file(),
         path: target.path().to_owned(),
         page_size: manifest.page_size,
+        digests: None,
     };
     let report = Arc::new(Reporter::new(progress, plan));
     image::write_image(store, manifest, &pages, &report).await?;
@@ -234,13 +250,14 @@ pub(crate) async fn blocking<T: Send + 'static>(
     key: Key,
     work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static,
 ) -> Result<T, RestoreError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(RestoreError::Task {
-            key,
-            problem: error.to_string(),
-        }),
-    }
+    outside::blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(died(key, &error)))
+}
+
+fn died(key: Key, error: &tokio::task::JoinError) -> RestoreError {
+    let problem = error.to_string();
+    RestoreError::Task { key, problem }
 }
 
 /// Tells the caller how far it is.

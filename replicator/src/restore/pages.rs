@@ -10,6 +10,7 @@ use std::sync::Arc;
 use replvfs_vfs::types::{PageSize, Pgno};
 
 use super::RestoreError;
+use super::digests::Digests;
 
 /// The database while it is being written.
 #[derive(Debug, Clone)]
@@ -18,10 +19,33 @@ pub(super) struct PageFile {
     /// For errors.
     pub(super) path: PathBuf,
     pub(super) page_size: PageSize,
+    /// Gets what would be written, where only that is wanted.
+    pub(super) digests: Option<Digests>,
 }
 
 impl PageFile {
+    /// A database of which only digests are kept.
+    pub(super) fn digests(page_size: PageSize) -> Result<(PageFile, Digests), RestoreError> {
+        let path = std::env::temp_dir();
+        let digests = Digests::new(page_size).map_err(|error| RestoreError::File {
+            action: "create a file in",
+            path: path.clone(),
+            error,
+        })?;
+        let pages = PageFile {
+            file: digests.file(),
+            path,
+            page_size,
+            digests: Some(digests.clone()),
+        };
+        Ok((pages, digests))
+    }
+
     pub(super) fn set_page_count(&self, page_count: u32) -> Result<(), RestoreError> {
+        if let Some(digests) = &self.digests {
+            let set = digests.set_page_count(page_count);
+            return set.map_err(|error| self.failed("write to a file in", error));
+        }
         let len = u64::from(page_count) * u64::from(self.page_size.get());
         self.file
             .set_len(len)
@@ -45,6 +69,13 @@ impl PageFile {
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), RestoreError> {
+        if let Some(digests) = &self.digests {
+            let first = u32::try_from(offset / u64::from(self.page_size.get()) + 1).ok();
+            let put = first.and_then(Pgno::new).map(|first| digests.put(first, bytes));
+            return put
+                .unwrap_or(Ok(()))
+                .map_err(|error| self.failed("write to a file in", error));
+        }
         write_at(&self.file, offset, bytes).map_err(|error| self.failed("write to", error))
     }
 
@@ -148,6 +179,7 @@ mod tests {
             file: Arc::new(file),
             path: PathBuf::new(),
             page_size,
+            digests: None,
         };
         pages.set_page_count(2_097_153 + 2).unwrap();
         pages.write_chunk(1 << 30, &[7; 3 * 512]).unwrap();

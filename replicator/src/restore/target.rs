@@ -28,8 +28,8 @@ pub(super) struct TargetFile {
 impl TargetFile {
     /// Checks that the place is free, or may be replaced, and makes an empty file beside it.
     pub(super) fn create(place: &Path, force: bool) -> Result<TargetFile, RestoreError> {
-        // As SQLite creates databases; the umask applies.
-        TargetFile::with_mode(place, force, 0o644)
+        // As SQLite creates databases; the umask applies. Who may not read what is replaced must not read what comes.
+        TargetFile::with_mode(place, force, mode_of(place).unwrap_or(0o644))
     }
 
     /// An empty file beside a database that stays: who may not read that one must not read what will be in it.
@@ -189,6 +189,18 @@ fn check_free(place: &Path) -> Result<(), RestoreError> {
         }
     }
     Ok(())
+}
+
+/// Who may do what with the file that is there.
+#[cfg(unix)]
+fn mode_of(place: &Path) -> Option<u32> {
+    use std::os::unix::fs::PermissionsExt;
+    Some(fs::metadata(place).ok()?.permissions().mode() & 0o666)
+}
+
+#[cfg(not(unix))]
+fn mode_of(_place: &Path) -> Option<u32> {
+    None
 }
 
 fn beside(place: &Path, suffix: &str) -> PathBuf {

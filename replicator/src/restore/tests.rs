@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod branches;
+mod pruned;
 mod spans;
 
 use std::collections::BTreeMap;
@@ -522,9 +523,13 @@ async fn what_is_at_the_target_stays_unless_forced() {
         force: true,
         ..RestoreOptions::default()
     };
+    let secret = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&out, secret).unwrap();
     restore(&replica.store, &out, &forced).await.unwrap();
     assert_eq!(std::fs::read(&out).unwrap(), replica.states[&(1, 0)]);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&out).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600, "whoever could not read it still cannot");
     let error = restore(&replica.store, folder.path(), &forced).await.unwrap_err();
     assert!(matches!(error, RestoreError::File { .. }), "{error}");
 }
@@ -726,6 +731,7 @@ async fn a_log_that_is_not_listed_is_asked_for_by_name() {
         file: Arc::new(tempfile::tempfile().unwrap()),
         path: PathBuf::new(),
         page_size: replica.page_size,
+        digests: None,
     };
     let report = Arc::new(Reporter::new(None, &plan));
     let applier = Applier::new(pages, plan.manifest.page_count, (Txid(6), UnixMillis(0)));

@@ -6,6 +6,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::RestoreError;
 use crate::format::Key;
+use crate::outside;
 
 /// Bytes that one permit stands for.
 const PERMIT_BYTES: usize = 1024;
@@ -22,7 +23,7 @@ pub(crate) struct Work {
 
 impl Work {
     pub(crate) fn new() -> Work {
-        let threads = std::thread::available_parallelism().map_or(2, usize::from);
+        let threads = outside::parallelism();
         Work {
             room: Arc::new(Semaphore::new(RAW_BYTES / PERMIT_BYTES)),
             // While one waits for the disk another one can go on.
@@ -31,22 +32,34 @@ impl Work {
     }
 
     /// Waits until so many bytes may be taken; `None` never comes, since nobody closes it.
-    pub(crate) async fn room(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    pub(crate) async fn room(&self, bytes: usize) -> Option<Room> {
         let permits = bytes.div_ceil(PERMIT_BYTES).min(RAW_BYTES / PERMIT_BYTES);
         let permits = u32::try_from(permits).unwrap_or(u32::MAX); // bounded in the line above
-        Arc::clone(&self.room).acquire_many_owned(permits).await.ok()
+        let permits = Arc::clone(&self.room).acquire_many_owned(permits).await;
+        permits.ok().map(Room)
     }
 
     /// Begins work on a thread of its own, as soon as there is one. Its result can be waited for with or without a runtime.
     pub(crate) async fn begin<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Pending<T> {
         let thread = Arc::clone(&self.threads).acquire_owned().await.ok();
         let (sender, receiver) = oneshot::channel();
-        tokio::task::spawn_blocking(move || {
+        drop(outside::blocking(move || {
             // Whoever waits for it may have given up.
             let _ = sender.send(work());
             drop(thread);
-        });
+        }));
         Pending(receiver)
+    }
+}
+
+/// The right to have bytes in memory.
+#[derive(Debug)]
+pub(crate) struct Room(OwnedSemaphorePermit);
+
+impl Room {
+    /// What it takes of all there is. For a small block that is more than its bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.0.num_permits() * PERMIT_BYTES
     }
 }
 
@@ -57,7 +70,7 @@ pub(crate) struct Pending<T>(oneshot::Receiver<T>);
 impl<T> Pending<T> {
     /// Waits on a thread that may block.
     pub(super) fn wait(self, key: Key) -> Result<T, RestoreError> {
-        self.0.blocking_recv().map_err(|_| died(key))
+        outside::waited(self.0).ok_or_else(|| died(key))
     }
 
     /// Waits in a task.

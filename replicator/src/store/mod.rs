@@ -469,6 +469,24 @@ impl Store {
         Ok(known(self.entries(prefix, true, None).await?))
     }
 
+    /// Calls `visit` for the objects whose names start with `prefix`, in any order, with no more of them in memory than an answer of the store has. After an
+    /// error some were visited.
+    pub(crate) async fn visit(&self, prefix: &str, mut visit: impl FnMut(Dated)) -> Result<(), StoreError> {
+        let listing = async {
+            let mut lister = self.0.operator.lister_with(prefix).recursive(true).await?;
+            while let Some(entry) = lister.try_next().await? {
+                let (path, metadata) = entry.into_parts();
+                dated(&path, &metadata).into_iter().for_each(&mut visit);
+            }
+            Ok::<_, opendal::Error>(())
+        };
+        match listing.await {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(self.opendal(Action::List, Some(prefix), &error)),
+        }
+    }
+
     /// Those that come after `key` in the order of names, in one request where the store can begin there.
     ///
     /// # Errors
@@ -532,24 +550,24 @@ impl Store {
 
 /// Sorted, and without foreign names.
 fn known(entries: Vec<(String, Metadata)>) -> Vec<Dated> {
-    let mut found: Vec<(String, Dated)> = entries
-        .into_iter()
-        .filter_map(|(path, metadata)| {
-            let modified = metadata.last_modified().map(|at| at.into_inner().as_millisecond());
-            let dated = Dated {
-                key: Key::parse(&path)?,
-                len: if metadata.is_file() {
-                    metadata.content_length()
-                } else {
-                    0
-                },
-                modified: modified.map(UnixMillis),
-            };
-            Some((path, dated))
-        })
-        .collect();
-    found.sort_by(|a, b| a.0.cmp(&b.0));
-    found.into_iter().map(|(_, dated)| dated).collect()
+    let dated = |(path, metadata): (String, Metadata)| Some((dated(&path, &metadata)?, path));
+    let mut found: Vec<(Dated, String)> = entries.into_iter().filter_map(dated).collect();
+    found.sort_by(|a, b| a.1.cmp(&b.1));
+    found.into_iter().map(|(dated, _)| dated).collect()
+}
+
+/// `None` for a foreign name.
+fn dated(path: &str, metadata: &Metadata) -> Option<Dated> {
+    let modified = metadata.last_modified().map(|at| at.into_inner().as_millisecond());
+    Some(Dated {
+        key: Key::parse(path)?,
+        len: if metadata.is_file() {
+            metadata.content_length()
+        } else {
+            0
+        },
+        modified: modified.map(UnixMillis),
+    })
 }
 
 /// Which side of an upload failed.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use replvfs_vfs::types::{PageSize, Txid, UnixMillis};
 
-use super::{Counted, Looked, Run, said, said_by_restore, store_only};
+use super::{Counted, LISTED, Looked, Run, said, said_by_restore, store_only};
 use crate::format::{ChunkName, Generation, Key, Manifest, decode_chunk, max_chunk_bytes};
 use crate::history::HistoryError;
 use crate::history::walk::{Task, read};
@@ -56,7 +56,7 @@ impl Run {
                 Ok(Some(manifest)) => manifest,
                 Ok(None) if !wanted => continue,
                 Ok(None) => {
-                    self.find(key, "it was listed, and is missing", found.lost_image(*txid));
+                    self.find(key, LISTED, found.lost_image(*txid));
                     continue;
                 }
                 Err(error) => {

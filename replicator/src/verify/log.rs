@@ -10,9 +10,10 @@ use replvfs_vfs::types::Txid;
 
 use super::image::wrong_page_size;
 use super::{Looked, Run, said};
-use crate::format::{Key, ObjectHash, SegmentHeader, SegmentIndex, SegmentReader};
+use crate::format::{Key, MergedSegment, ObjectHash, SegmentHeader, SegmentIndex, SegmentReader};
 use crate::history::path::{Listing, Piece};
-use crate::history::walk::{Fetch, SegmentEnd, Walk, check_place, fetch_end, read};
+use crate::history::stray::strays;
+use crate::history::walk::{Fetch, SegmentEnd, Walk, check_place, fetch_end, follows, read};
 use crate::history::{HistoryError, path_at};
 use crate::restore::{RestoreError, WHOLE_BYTES, blocking, ranges, read_part, segments_ahead};
 use crate::store::Store;
@@ -20,6 +21,7 @@ use crate::store::Store;
 /// A segment or a span that was read to its last byte.
 struct Checked {
     header: SegmentHeader,
+    merged: Vec<MergedSegment>,
     /// What its successor has to name.
     hash: ObjectHash,
     len: u64,
@@ -34,6 +36,7 @@ impl Run {
         let generation = (number, found.first_image.unwrap_or(first));
         let (start, path) = path_at(&self.store, generation, listing, first.next()).await?;
         self.unreferenced_pieces(listing, &path.pieces);
+        self.strays(found, listing, &path.pieces).await?;
         let pieces = path.pieces.clone();
         let parallel = segments_ahead(pieces.iter().map(|piece| piece.len));
         let mut walk = Walk::new(&self.store, number, path, Txid(u64::MAX), parallel, fetch);
@@ -45,8 +48,8 @@ impl Run {
             match walk.piece(slot).await {
                 Ok(Some((key, checked))) => {
                     self.counted.add(checked.len);
+                    self.segment(found, key, &checked, (slot, previous));
                     let Checked { header, hash, .. } = checked;
-                    self.segment(found, key, &checked, previous);
                     previous = Some((key, hash));
                     last = last.max(header.last);
                     slot = header.last.next();
@@ -75,6 +78,23 @@ impl Run {
         }
     }
 
+    /// Nothing that is read, and no damage: whoever put it there was told, or died.
+    async fn strays(&mut self, found: &Looked, listing: &Listing, path: &[Piece]) -> Result<(), HistoryError> {
+        let first = found.first_image.unwrap_or_default().next();
+        let strays = match strays(&self.store, found.number, first, listing, path).await {
+            Err(error @ HistoryError::Store(_)) => return Err(error),
+            // What is damaged there is not needed.
+            strays => strays.unwrap_or_default(),
+        };
+        let warn = |key: Key| {
+            format!(
+                "{key} is no part of the history: a writer put it there that had slept while another one went on, and whose slot had been deleted. What is in it is nowhere else in the replica; the next pruning deletes it"
+            )
+        };
+        self.result.warnings.extend(strays.into_iter().map(warn));
+        Ok(())
+    }
+
     pub(super) fn unreferenced_pieces(&mut self, listing: &Listing, path: &[Piece]) {
         let on_path: HashSet<(Txid, Option<Txid>)> = path.iter().map(|piece| (piece.first, piece.last)).collect();
         let slots = listing.slots.iter().map(|(first, len)| Piece {
@@ -90,7 +110,13 @@ impl Run {
         }
     }
 
-    fn segment(&mut self, found: &Looked, key: Key, checked: &Checked, previous: Option<(Key, ObjectHash)>) {
+    fn segment(
+        &mut self,
+        found: &Looked,
+        key: Key,
+        checked: &Checked,
+        (slot, previous): (Txid, Option<(Key, ObjectHash)>),
+    ) {
         let Checked { header, content, .. } = checked;
         let lost = found.lost(header.first, header.last);
         if found
@@ -104,7 +130,7 @@ impl Run {
             self.find(key, problem.clone(), lost);
         }
         if let Some((before, expected)) = previous
-            && header.previous != expected
+            && !follows(header, &checked.merged, slot, expected)
         {
             // A restore from an image right before it does not see what stands before.
             let lost = found.lost(header.first, Txid(header.first.0 - 1));
@@ -143,6 +169,7 @@ fn whole(key: Key, object: &Bytes) -> Result<Checked, RestoreError> {
     let content = blocks(key, &index, 0..index.block_count(), object, 0)?;
     Ok(Checked {
         header: *index.header(),
+        merged: index.merged().to_vec(),
         hash: index.chain_hash().unwrap_or_else(|| ObjectHash::of(object)),
         len: object.len() as u64,
         content,
@@ -171,6 +198,7 @@ async fn large(store: &Store, key: Key, end: SegmentEnd) -> Result<Checked, Rest
     hasher.update(&tail);
     Ok(Checked {
         header: *index.header(),
+        merged: index.merged().to_vec(),
         hash: index.chain_hash().unwrap_or(ObjectHash(*hasher.finalize().as_bytes())),
         len,
         content,

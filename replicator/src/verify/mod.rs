@@ -3,13 +3,14 @@
 //! Owns which objects these are, and what cannot be restored without one. It goes on after a finding. Leaves decoding to
 //! [`format`](mod@crate::format) and the order of a log to [`history`](crate::history); repairs nothing.
 
+pub mod against;
 mod image;
 mod log;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -62,7 +63,25 @@ pub struct Finding {
     pub problem: String,
     /// What cannot be restored because of it.
     pub lost: String,
+    /// The object is not there.
+    pub missing: bool,
 }
+
+impl Finding {
+    fn new(object: Key, problem: impl Into<String>, lost: impl Into<String>) -> Finding {
+        let problem = problem.into();
+        Finding {
+            object,
+            missing: problem.starts_with(MISSING) || problem.starts_with(LISTED),
+            problem,
+            lost: lost.into(),
+        }
+    }
+}
+
+/// How it is said that an object is not there.
+const MISSING: &str = "it is missing";
+const LISTED: &str = "it was listed, and is missing";
 
 /// What of a generation can be restored, but for the findings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,16 +123,40 @@ pub struct Verified {
     pub warnings: Vec<String>,
 }
 
+/// How often all of it is read at most, where something is missing: retention deletes while others read.
+const LOOKS: usize = 3;
+
 /// Reads all that restores need, and checks it: hashes, checksums, the chain of each log, what every block decompresses to, and that no transaction is
 /// missing between the oldest image and the newest transaction of each generation. Memory is bounded but for 60 bytes a chunk.
 ///
 /// What cannot be noticed: that the newest segments of a generation are gone that has no seal and no successor, or its newest images; nothing else in the
 /// store tells that they were there.
 ///
+/// What is listed and gone when it is read may have been deleted by retention in between. So where something is missing all of it is listed and
+/// read again, up to two times, and what nothing needs any more is no finding.
+///
 /// # Errors
 ///
 /// When there is no replica, or the store does not answer. What is wrong in the replica is no error, but in the result.
 pub async fn verify(store: &Store, options: &VerifyOptions) -> Result<Verified, HistoryError> {
+    let mut verified = look(store, options).await?;
+    let mut before = BTreeSet::new();
+    for _ in 1..LOOKS {
+        let missing = verified.missing();
+        // What is missing now was so in the look before, and is needed by what was listed since.
+        if missing.is_subset(&before) {
+            break;
+        }
+        before = missing;
+        let read = verified.read;
+        verified = look(store, options).await?;
+        verified.read.objects += read.objects;
+        verified.read.bytes += read.bytes;
+    }
+    Ok(verified)
+}
+
+async fn look(store: &Store, options: &VerifyOptions) -> Result<Verified, HistoryError> {
     let mut run = Run {
         store: store.clone(),
         counted: Arc::new(Counted {
@@ -169,6 +212,13 @@ pub async fn verify(store: &Store, options: &VerifyOptions) -> Result<Verified, 
     run.unreferenced_chunks().await?;
     run.result.read = run.counted.now();
     Ok(run.result)
+}
+
+impl Verified {
+    fn missing(&self) -> BTreeSet<String> {
+        let missing = self.findings.iter().filter(|finding| finding.missing);
+        missing.map(|finding| finding.object.path()).collect()
+    }
 }
 
 /// A generation, as far as it could be read.
@@ -250,11 +300,7 @@ struct Run {
 
 impl Run {
     fn find(&mut self, object: Key, problem: impl Into<String>, lost: impl Into<String>) {
-        self.result.findings.push(Finding {
-            object,
-            problem: problem.into(),
-            lost: lost.into(),
-        });
+        self.result.findings.push(Finding::new(object, problem, lost));
     }
 
     async fn replica(&mut self, empty: bool) -> Result<(), HistoryError> {
@@ -265,7 +311,7 @@ impl Run {
         };
         let problem = match bytes {
             Ok(None | Some(None)) if empty => return Err(HistoryError::NoReplica),
-            Ok(None | Some(None)) => "it is missing".to_owned(),
+            Ok(None | Some(None)) => MISSING.to_owned(),
             Ok(Some(Some(bytes))) => {
                 self.counted.add(bytes.len() as u64);
                 match ReplicaMeta::from_bytes(&bytes) {
@@ -349,7 +395,7 @@ impl Run {
                 let missing = found.last.next();
                 self.find(
                     Key::Log(parent.generation, missing),
-                    format!("it is missing, but {} goes on behind it", Key::Generation(*child)),
+                    format!("{MISSING}, but {} goes on behind it", Key::Generation(*child)),
                     format!(
                         "transactions {missing} to {} of generation {}",
                         parent.txid, parent.generation
@@ -378,7 +424,7 @@ fn said(error: HistoryError) -> Result<(Option<Key>, String), HistoryError> {
     match error {
         HistoryError::Format { key, error } => Ok((Some(key), error.to_string())),
         HistoryError::Misplaced { key, found } => Ok((Some(key), format!("it says that it is {found}"))),
-        HistoryError::Missing { key, needed_by } => Ok((Some(key), format!("it is missing, but {needed_by} needs it"))),
+        HistoryError::Missing { key, needed_by } => Ok((Some(key), format!("{MISSING}, but {needed_by} needs it"))),
         HistoryError::Sealed { key, behind } => {
             Ok((Some(key), format!("it ends the generation, but {behind} is behind it")))
         }

@@ -363,3 +363,46 @@ async fn a_parent_that_ends_too_early_is_found() {
     assert!(names(&found, Key::Log(Generation(1), Txid(4))), "{:?}", found.findings);
     assert!(names(&found, Key::Generation(Generation(2))));
 }
+
+/// Retention deletes the oldest image with its log, while that is read.
+async fn pruned_meanwhile(also: Option<Key>) -> Verified {
+    let mut replica = Replica::new(512, 3, 78).await;
+    replica.begin_generation(None).await;
+    replica.image().await;
+    let chunks = replica.store.list(Key::chunks_prefix()).await.unwrap();
+    let mut deleted: Vec<_> = chunks.into_iter().map(|(key, _)| key).collect();
+    deleted.push(Key::Image(Generation(1), Txid(0)));
+    deleted.push(replica.segment(2).await);
+    deleted.push(replica.segment(1).await);
+    replica.image().await;
+    replica.segment(3).await;
+    replica.segment(1).await;
+    deleted.extend(also);
+    let deleted: Vec<_> = deleted.into_iter().map(|key| replica.path(key)).collect();
+    let once = std::sync::Once::new();
+    let options = VerifyOptions {
+        progress: Some(Arc::new(move |progress: VerifyProgress| {
+            // `replvfs.json`, and the manifest of the oldest image.
+            if progress.objects == 2 {
+                once.call_once(|| deleted.iter().for_each(|path| std::fs::remove_file(path).unwrap()));
+            }
+        })),
+        ..VerifyOptions::default()
+    };
+    verify(&replica.store, &options).await.unwrap()
+}
+
+#[tokio::test]
+async fn what_was_deleted_meanwhile_and_is_not_needed_is_no_finding() {
+    let verified = pruned_meanwhile(None).await;
+    assert_eq!(verified.findings, []);
+    assert_eq!(verified.generations[0].images, [Txid(3)]);
+    let needed = Key::Log(Generation(1), Txid(4));
+    let verified = pruned_meanwhile(Some(needed)).await;
+    let found: Vec<_> = verified
+        .findings
+        .iter()
+        .map(|found| (found.object, found.missing))
+        .collect();
+    assert_eq!(found, [(needed, true)]);
+}

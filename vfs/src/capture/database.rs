@@ -117,6 +117,8 @@ pub(crate) struct Connection {
     publishes: AtomicBool,
     /// It has a read lock of the WAL.
     pub(super) reading: AtomicBool,
+    /// What it wrote without a WAL is in the file, and the next question for its length tells whether it goes on.
+    pub(super) may_finish: AtomicBool,
     /// That its write transactions are refused was said.
     pub(super) told: AtomicBool,
 }
@@ -189,6 +191,7 @@ impl Connection {
             state: Mutex::new(state),
             publishes: AtomicBool::new(false),
             reading: AtomicBool::new(false),
+            may_finish: AtomicBool::new(false),
             told: AtomicBool::new(false),
         }
     }

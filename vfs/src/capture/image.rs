@@ -2,7 +2,7 @@
 //!
 //! Owns the rule that such an image is in nobody's way. It is looked for on a thread of the replica's, never on one of the application's; nothing
 //! waits for it; and whoever meets its locks has it given up. Only beside a WAL can a state be read without keeping others from writing, so
-//! there is no answer in a rollback-journal mode, or under a connection that has the file for itself.
+//! there is no answer in a rollback-journal mode, or under a connection that has the file for itself. The replicating side does without it there.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};

@@ -18,10 +18,20 @@ pub(crate) struct WriteState {
     /// Where in the WAL the transaction begins that has written there. In heap mode nothing tells that it was rolled back, but then the next one
     /// begins there as well.
     wal_from: Option<u64>,
-    /// The database file was written without a WAL, and neither committed nor rolled back since.
-    changing: bool,
-    /// It got the file for itself without RESERVED: a hot journal is played back.
-    recovers: bool,
+    file: FileWrites,
+}
+
+/// What a connection without a WAL does to the database file.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum FileWrites {
+    #[default]
+    Nothing,
+    /// It has begun to write, and may go on.
+    Changes,
+    /// `SQLITE_FCNTL_SYNC` came. It was either rolled back, or all that it writes is in the file, and it can still go either way.
+    Synced,
+    /// A journal is played back, or the file is cut behind what was committed.
+    Finishes,
 }
 
 impl WriteState {
@@ -34,12 +44,17 @@ impl WriteState {
 
     /// The connection writes the database file, without a WAL.
     pub(crate) fn wrote_file(&mut self) {
-        self.changing = true;
+        if self.file != FileWrites::Finishes {
+            self.file = FileWrites::Changes;
+        }
     }
 
-    /// The connection gets EXCLUSIVE, and had `before`. It has no WAL.
+    /// The connection gets EXCLUSIVE, and had `before`. It has no WAL. Without RESERVED a hot journal is played back.
     pub(crate) fn takes_file(&mut self, before: i32) {
-        self.recovers = before <= ffi::SQLITE_LOCK_SHARED;
+        self.file = match before <= ffi::SQLITE_LOCK_SHARED {
+            true => FileWrites::Finishes,
+            false => FileWrites::Nothing,
+        };
     }
 
     /// Nothing is under way any more: what is written next is another transaction.
@@ -58,6 +73,27 @@ impl Connection {
     /// for locks) ahead of a transaction, whose first write is refused then.
     pub(crate) fn refuses_wal_lock(&self) -> bool {
         self.reading.load(Ordering::Relaxed) && self.refuses()
+    }
+
+    /// Without a WAL a commit, a rollback and a recovery have all in the file, also where nothing is synced.
+    pub(crate) fn synced(&self) {
+        let writes = &mut self.lock().writes;
+        writes.file = match writes.file {
+            FileWrites::Changes | FileWrites::Synced => FileWrites::Synced,
+            FileWrites::Nothing | FileWrites::Finishes => FileWrites::Nothing,
+        };
+        self.may_finish.store(true, Ordering::Relaxed);
+    }
+
+    /// The connection asks how long the file is. Who plays a journal back does so before it writes, and who commits before the file is cut; a
+    /// transaction that begins does not, as long as the file is kept.
+    pub(crate) fn asks_for_size(&self) {
+        if self.may_finish.swap(false, Ordering::Relaxed) {
+            let writes = &mut self.lock().writes;
+            if writes.file == FileWrites::Synced {
+                writes.file = FileWrites::Finishes;
+            }
+        }
     }
 
     /// Whether write transactions are refused. Says so, once.
@@ -94,34 +130,32 @@ impl Connection {
         refused
     }
 
-    /// Whether a write of the database file, or its truncation (`data` is `None`), is refused. What changes nothing is not: so the rollback of a
-    /// transaction that was refused comes through.
+    /// Whether a write of the database file is refused. What changes nothing is not: so the rollback of a transaction that was refused comes through.
     ///
     /// # Safety
     ///
     /// `file` is the connection's open file, on its thread.
-    pub(crate) unsafe fn refuses_change(&self, file: FileRef, offset: i64, data: Option<&[u8]>) -> bool {
+    pub(crate) unsafe fn refuses_change(&self, file: FileRef, offset: i64, data: &[u8]) -> bool {
         if !begins_to_write(&self.lock()) {
             return false;
         }
         let Ok(offset) = u64::try_from(offset) else {
             return false; // The base VFS refuses it.
         };
+        let mut there = vec![0; data.len()];
         // SAFETY: as promised by the caller.
-        let is_same = unsafe {
-            match data {
-                None => file.size() == Ok(offset),
-                Some(data) => {
-                    let mut there = vec![0; data.len()];
-                    matches!(file.read(&mut there, offset), Ok(true)) && there == data
-                }
-            }
-        };
+        let is_same = unsafe { matches!(file.read(&mut there, offset), Ok(true)) } && there == data;
         !is_same && self.refuses()
+    }
+
+    /// Whether the file stays as long as it is though it is to be cut: only the rollback of a transaction that was refused does so before anything is
+    /// written, where the file grew in chunks ahead of the database.
+    pub(crate) fn keeps_length(&self) -> bool {
+        begins_to_write(&self.lock()) && self.refuses()
     }
 }
 
 /// With a WAL it is a checkpoint that writes the file.
 fn begins_to_write(state: &ConnectionState) -> bool {
-    state.wal.is_none() && !state.writes.changing && !state.writes.recovers
+    state.wal.is_none() && matches!(state.writes.file, FileWrites::Nothing | FileWrites::Synced)
 }

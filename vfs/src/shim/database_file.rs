@@ -6,7 +6,7 @@ use libsqlite3_sys as ffi;
 
 use super::file::{Methods, ShimFile, forward, forwarded};
 use super::pragma;
-use super::wal_file::{observe, refuses};
+use super::wal_file::{is_refusing, observe, refuses};
 use crate::base::{CHECKPOINT_SLOT, FIRST_READ_SLOT, FileRef, IndexRegion, WRITE_SLOT};
 use crate::capture::{Connection, is_ok};
 use crate::guard::guard;
@@ -19,7 +19,7 @@ pub(super) static METHODS: Methods = Methods::new(ffi::sqlite3_io_methods {
     xWrite: Some(write),
     xTruncate: Some(truncate),
     xSync: Some(forwarded::sync),
-    xFileSize: Some(forwarded::file_size),
+    xFileSize: Some(file_size),
     xLock: Some(lock),
     xUnlock: Some(unlock),
     xCheckReservedLock: Some(forwarded::check_reserved_lock),
@@ -74,16 +74,18 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
     if let Some(connection) = unsafe { connection(file) } {
         // SAFETY: as above.
         let real = unsafe { ShimFile::of(file).real() };
+        // A write that is let through and not noted would be half a transaction.
+        let refusing = is_refusing("xWrite", connection);
         // SAFETY: the connection's own file, on its thread; SQLite gives amount readable bytes.
-        let refused = refuses("xWrite", connection, || unsafe {
+        let is_refused = || unsafe {
             let data = std::slice::from_raw_parts(data.cast::<u8>(), usize::try_from(amount).unwrap_or(0));
-            connection.refuses_change(real, offset, Some(data))
-        });
-        if refused {
+            connection.refuses_change(real, offset, data)
+        };
+        if refusing && refuses("xWrite", connection, is_refused) {
             return ffi::SQLITE_READONLY;
         }
         observe("xWrite", connection, || {
-            before_change(connection, real, offset, Some(offset + i64::from(amount)))
+            before_change(connection, real, refusing, offset, Some(offset + i64::from(amount)))
         });
     }
     // SAFETY: SQLite's arguments are passed on as they came.
@@ -95,21 +97,30 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int 
     if let Some(connection) = unsafe { connection(file) } {
         // SAFETY: as above.
         let real = unsafe { ShimFile::of(file).real() };
-        // SAFETY: the connection's own file, on its thread.
-        let refused = refuses("xTruncate", connection, || unsafe {
-            connection.refuses_change(real, size, None)
-        });
-        if refused {
-            return ffi::SQLITE_READONLY;
+        let refusing = is_refusing("xTruncate", connection);
+        if refusing && refuses("xTruncate", connection, || connection.keeps_length()) {
+            // An error would be the rollback's, which has to succeed.
+            return ffi::SQLITE_OK;
         }
-        observe("xTruncate", connection, || before_change(connection, real, size, None));
+        observe("xTruncate", connection, || {
+            before_change(connection, real, refusing, size, None)
+        });
     }
     // SAFETY: SQLite's arguments are passed on as they came.
     unsafe { forward!(file, xTruncate, ffi::SQLITE_IOERR_TRUNCATE, size) }
 }
 
-/// The bytes `from..to` are about to be overwritten; `None`: to be cut off.
-fn before_change(connection: &Connection, real: FileRef, from: i64, to: Option<i64>) {
+unsafe extern "C" fn file_size(file: *mut ffi::sqlite3_file, size: *mut i64) -> c_int {
+    // SAFETY: an open file of ours.
+    if let Some(connection) = unsafe { connection(file) } {
+        observe("xFileSize", connection, || connection.asks_for_size());
+    }
+    // SAFETY: SQLite's arguments are passed on as they came.
+    unsafe { forward!(file, xFileSize, ffi::SQLITE_IOERR_FSTAT, size) }
+}
+
+/// The bytes `from..to` are about to be overwritten; `None`: to be cut off. `refusing`: what is no part of a transaction that began before is not.
+fn before_change(connection: &Connection, real: FileRef, refusing: bool, from: i64, to: Option<i64>) {
     let database = &connection.database;
     let (Ok(from), Ok(to)) = (u64::try_from(from), to.map(u64::try_from).transpose()) else {
         return; // The base VFS refuses it.
@@ -118,7 +129,7 @@ fn before_change(connection: &Connection, real: FileRef, from: i64, to: Option<i
     unsafe { database.before_change(real, from, to.unwrap_or(i64::MAX as u64)) };
     let mut state = connection.lock();
     if state.wal.is_none() {
-        if !database.replica.refuses_writes() {
+        if !refusing {
             state.writes.wrote_file();
         }
         // SAFETY: as above.
@@ -267,8 +278,7 @@ unsafe extern "C" fn file_control(file: *mut ffi::sqlite3_file, op: c_int, argum
             }
             state.writes.ended();
         }),
-        // Without a WAL a commit, a rollback and a recovery end with this, also where nothing is synced.
-        ffi::SQLITE_FCNTL_SYNC => observe("xFileControl", connection, || connection.lock().writes.ended()),
+        ffi::SQLITE_FCNTL_SYNC => observe("xFileControl", connection, || connection.synced()),
         ffi::SQLITE_FCNTL_VFSNAME if !argument.is_null() => {
             // SAFETY: for this control the argument is a char**.
             observe("xFileControl", connection, || unsafe {

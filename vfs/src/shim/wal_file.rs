@@ -136,6 +136,15 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int 
     unsafe { forward!(file, xTruncate, ffi::SQLITE_IOERR_TRUNCATE, size) }
 }
 
+/// Whether write transactions are refused, asked once for all that depends on the answer.
+pub(super) fn is_refusing(callback: &'static str, connection: &Connection) -> bool {
+    let mut refusing = false;
+    observe(callback, connection, || {
+        refusing = connection.database.replica.refuses_writes();
+    });
+    refusing
+}
+
 /// As [`observe`], for a question that is answered "no" when it cannot be told.
 pub(super) fn refuses(callback: &'static str, connection: &Connection, body: impl FnOnce() -> bool) -> bool {
     let mut refused = false;

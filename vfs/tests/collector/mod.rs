@@ -5,7 +5,7 @@ pub(crate) mod faults;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, Once};
 use std::time::Duration;
 
@@ -58,7 +58,8 @@ pub(crate) struct Collector {
     paused: Mutex<bool>,
     resumed: Condvar,
     close_timeout_ms: AtomicU64,
-    refusing: AtomicBool,
+    /// How often it is still answered that writes are not refused; the highest number: for ever.
+    not_refusing: AtomicU64,
 }
 
 struct Collecting;
@@ -87,7 +88,7 @@ impl Host for Collecting {
             paused: Mutex::default(),
             resumed: Condvar::new(),
             close_timeout_ms: AtomicU64::new(60_000),
-            refusing: AtomicBool::new(false),
+            not_refusing: AtomicU64::new(u64::MAX),
         });
         if let Some((resume, state)) = PREPARED.lock().unwrap().remove(request.path) {
             *collector.resuming.lock().unwrap() = Some((resume.stored.txid, state));
@@ -164,7 +165,10 @@ impl Replica for Collector {
     }
 
     fn refuses_writes(&self) -> bool {
-        self.refusing.load(Ordering::Relaxed)
+        let count_down = |left: u64| (left != 0 && left != u64::MAX).then(|| left - 1);
+        let (set, read) = (Ordering::Relaxed, Ordering::Relaxed);
+        let left = self.not_refusing.fetch_update(set, read, count_down);
+        left.unwrap_or_else(|unchanged| unchanged) == 0
     }
 
     fn status(&self) -> String {
@@ -179,7 +183,12 @@ impl Collector {
 
     /// From here on write transactions are refused.
     pub(crate) fn refuse(&self) {
-        self.refusing.store(true, Ordering::Relaxed);
+        self.refuse_after(0);
+    }
+
+    /// From then on write transactions are refused.
+    pub(crate) fn refuse_after(&self, questions: u64) {
+        self.not_refusing.store(questions, Ordering::Relaxed);
     }
 
     /// Nothing more is taken from the log, nor read from a base, until [`Collector::resume`].

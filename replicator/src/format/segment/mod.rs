@@ -7,6 +7,8 @@ mod span;
 mod writer;
 
 #[cfg(test)]
+mod bombs;
+#[cfg(test)]
 mod tests;
 
 pub use reader::{SegmentFooter, SegmentIndex, SegmentReader, Step};
@@ -19,6 +21,14 @@ use super::{FORMAT_VERSION, FormatError, Generation, ObjectHash};
 
 /// The pages of a block have at most this many bytes before compression.
 pub const BLOCK_BYTES: usize = 1 << 20;
+
+/// No span has more pages, or transactions: its tables have to fit into memory, of whoever makes it and of whoever reads it.
+pub(crate) const SPAN_PAGES: u64 = 4 << 20;
+pub(crate) const SPAN_TRANSACTIONS: u64 = 1 << 20;
+
+/// A segment of more pages is at least a byte a page long. Page numbers that follow each other compress to nothing, and so do pages of zeros, which SQLite
+/// does not write by the million: without a bound a short object could name more pages than fit into memory.
+const PAGES_OF_ANY_LENGTH: u64 = 16 << 20;
 
 /// No window of an index's zstd frame is larger, so that a reader's memory is bounded.
 pub(super) const WINDOW_LOG_MAX: u32 = 23;
@@ -35,6 +45,14 @@ impl Kind {
         match self {
             Kind::Segment => *b"replvfsS",
             Kind::Span => *b"replvfsP",
+        }
+    }
+
+    /// Whether an object of this length may have so many.
+    fn may_have(self, pages: u64, transactions: u64, object_len: u64) -> bool {
+        match self {
+            Kind::Segment => pages <= PAGES_OF_ANY_LENGTH || pages <= object_len,
+            Kind::Span => pages <= SPAN_PAGES && transactions <= SPAN_TRANSACTIONS,
         }
     }
 

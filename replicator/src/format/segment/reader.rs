@@ -136,6 +136,9 @@ impl SegmentFooter {
         let Ok(pages) = u32::try_from(self.index.count) else {
             return damaged("there are too many pages");
         };
+        if !self.kind.may_have(pages.into(), self.transactions.count, object_len) {
+            return damaged("it has more pages or transactions than an object of its length may have");
+        }
         let per_block = pages_per_block(self.header.page_size);
         if self.blocks.count != u64::from(pages.div_ceil(per_block)) {
             return damaged("the number of blocks is not that of the pages");

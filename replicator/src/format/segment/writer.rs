@@ -267,6 +267,11 @@ impl<W: Write> SegmentWriter<W> {
         }
 
         let len = self.sink.written() + self.kind.footer_len() as u64;
+        let (pages, transactions) = (self.page_total, self.transactions.len());
+        if !self.kind.may_have(pages.into(), transactions as u64, len) {
+            let problem = format!("{pages} pages and {transactions} transactions are too many for its {len} bytes");
+            return Err(FormatError::refused(PART, problem));
+        }
         footer.extend_from_slice(&len.to_le_bytes());
         put_crc(&mut footer);
         footer.extend_from_slice(&self.kind.magic());

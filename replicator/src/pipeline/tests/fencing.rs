@@ -212,3 +212,26 @@ async fn a_database_that_is_written_late_does_not_end_anothers_history() {
         process.kill().await;
     }
 }
+
+/// Nothing was in it, so the other one did not divert this one's history: it is this one that came too late.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_only_named_a_generation_does_not_end_anothers_history() {
+    let early = Machine::new();
+    with_history(&early, []).await.kill().await;
+    for folder in ["chunk", "gen/0000000000000001/image"] {
+        std::fs::remove_dir_all(early.replica().join(folder)).unwrap();
+    }
+    let one = early.beside();
+    let first = with_history(&one, 100..=101).await;
+    assert_eq!(first.status("generation"), 2);
+    let late = early.start();
+    late.commit(&early, 1);
+    let reason = late.failure().await;
+    assert!(reason.contains("another database"), "{reason}");
+    first.commit(&one, 102);
+    first.flush().await;
+    assert_eq!(one.restored(Target::Newest).await, 102);
+    for process in [first, late] {
+        process.kill().await;
+    }
+}

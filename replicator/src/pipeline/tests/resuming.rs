@@ -17,7 +17,7 @@ use crate::pipeline::sealer;
 use crate::restore::{RestoreOptions, restore};
 use crate::store::{Body, Created, Store, StoreOptions};
 
-pub(super) async fn with_history(machine: &Machine, commits: std::ops::RangeInclusive<u8>) -> Process {
+pub(super) async fn with_history(machine: &Machine, commits: impl IntoIterator<Item = u8>) -> Process {
     let process = machine.start();
     process.capture.sync();
     for value in commits {
@@ -27,7 +27,7 @@ pub(super) async fn with_history(machine: &Machine, commits: std::ops::RangeIncl
     process
 }
 
-async fn every_commit_is_there(machine: &Machine, last: u8) {
+pub(super) async fn every_commit_is_there(machine: &Machine, last: u8) {
     for txid in 0..=last {
         assert_eq!(machine.restored(Target::Txid(Txid(txid.into()))).await, txid);
     }
@@ -49,7 +49,7 @@ async fn lands(machine: &Machine, wal: &Wal, range: std::ops::RangeInclusive<u64
     segment.hash
 }
 
-fn wal_of(machine: &Machine) -> Wal {
+pub(super) fn wal_of(machine: &Machine) -> Wal {
     machine.wal.lock().unwrap().clone()
 }
 

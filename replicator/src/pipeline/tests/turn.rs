@@ -7,18 +7,18 @@ use super::resuming::{restore_to, with_history};
 use crate::format::{Generation, Key, Seal};
 use crate::history::Target;
 
-fn log(generation: u64, slot: u64) -> Key {
+pub(super) fn log(generation: u64, slot: u64) -> Key {
     Key::Log(Generation(generation), Txid(slot))
 }
 
-async fn delete(machine: &Machine, keys: &[Key]) {
+pub(super) async fn delete(machine: &Machine, keys: &[Key]) {
     for key in keys {
         machine.store().delete(key).await.unwrap();
     }
 }
 
 /// A writer with these commits, each in a slot of its own.
-async fn slots(machine: &Machine, values: std::ops::RangeInclusive<u8>) -> Process {
+pub(super) async fn slots(machine: &Machine, values: std::ops::RangeInclusive<u8>) -> Process {
     let process = with_history(machine, *values.start()..=*values.start()).await;
     for value in values.skip(1) {
         process.commit(machine, value);
@@ -34,7 +34,7 @@ async fn base_only(machine: &Machine) -> Process {
     process
 }
 
-async fn is_fenced(process: Process, acked: u64, why: &str) {
+pub(super) async fn is_fenced(process: Process, acked: u64, why: &str) {
     let reason = process.failure().await;
     assert!(reason.contains("another writer") && reason.contains(why), "{reason}");
     assert_eq!(process.status("fenced"), true);

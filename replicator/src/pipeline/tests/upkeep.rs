@@ -12,8 +12,8 @@ use super::resuming::with_history;
 use crate::config::Retention;
 use crate::format::{Generation, Key};
 use crate::history::Target;
-use crate::pipeline::upkeep::{Rule, Schedule};
-use crate::store::Body;
+use crate::pipeline::upkeep::{Rule, Schedule, Upkeep};
+use crate::store::{Body, Store};
 
 fn machine(retention: Retention) -> Machine {
     let mut machine = Machine::new();
@@ -59,7 +59,10 @@ async fn one_that_hangs() -> (Machine, Trouble, Process) {
 fn late_segments(machine: &Machine, process: &Process) {
     for _ in 0..20 {
         let shared = &process.shared;
-        shared.upkeep.stored(&machine.upkeep, &shared.store, &shared.database);
+        let last = shared.log.acked().unwrap_or_default();
+        shared
+            .upkeep
+            .stored(&machine.upkeep, last, &shared.store, &shared.database);
     }
 }
 
@@ -164,13 +167,14 @@ async fn a_close_does_not_wait_for_it_and_ends_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_begins_between_two_tenures() {
     let (machine, trouble, process) = one_that_hangs().await;
-    process.shared.let_go();
+    // As when it lets go, after which it would soon take the lock again.
+    process.shared.upkeep.pause();
     is_over(&process).await;
     let asked = trouble.asked();
     late_segments(&machine, &process);
     assert!(!process.shared.upkeep.is_running());
     assert_eq!(trouble.asked(), asked);
-    assert!(process.shared.own());
+    process.shared.upkeep.begin();
     late_segments(&machine, &process);
     process.until("it goes on", |_| trouble.asked() > asked).await;
     process.kill().await;
@@ -218,6 +222,7 @@ async fn a_store_that_refuses_deletions_is_asked_again_and_stops_nothing() {
         problem.contains("deleting") && problem.contains("retention=forever"),
         "{problem}"
     );
+    assert_eq!(process.shared.upkeep.told(), 1);
     // At each time once: nothing is deleted behind what was refused.
     let asked = trouble.asked();
     assert!((2..=8).contains(&asked), "{asked} times");
@@ -263,4 +268,59 @@ async fn a_database_that_is_written_seldom_is_looked_after_every_hour() {
     }
     assert_eq!(machine.restored(Target::Newest).await, value);
     process.kill().await;
+}
+
+/// Connections that are closed after a transaction or two, in processes that end with them.
+#[tokio::test(flavor = "multi_thread")]
+async fn short_processes_take_turns() {
+    let (machine, trouble) = machine_in_trouble(Deletions::Done);
+    with_history(&machine, 1..=1).await.kill().await;
+    for value in 2..=3 {
+        let process = machine.start();
+        process.commit(&machine, value);
+        process.flush().await;
+        assert!(!process.shared.upkeep.is_running());
+        process.kill().await;
+    }
+    assert_eq!(trouble.asked(), 0);
+    let process = machine.start();
+    process.commit(&machine, 4);
+    process.flush().await;
+    process.until("it is its turn", |_| trouble.asked() > 0).await;
+    process.kill().await;
+}
+
+/// The log of a generation that has ended before all of it was merged.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_generation_before_is_merged_and_what_cannot_be_merged_keeps_nothing_from_being_deleted() {
+    let (mut machine, trouble) = machine_in_trouble(Deletions::Done);
+    machine.upkeep.rule.segments = u64::MAX;
+    let process = with_history(&machine, 1..=1).await;
+    for value in 2..=6 {
+        process.commit(&machine, value);
+        process.flush().await;
+    }
+    process.kill().await;
+    machine.upkeep.rule.segments = 4;
+    assert_eq!(machine.objects("/span/").await, 0);
+    let newer = Key::Generation(Generation(2));
+    machine
+        .store()
+        .create(&newer, Body::Bytes("damaged".into()))
+        .await
+        .unwrap();
+    let store = Store::from_operator(machine.operator.clone().unwrap());
+    let upkeep = Upkeep::default();
+    upkeep.begin();
+    upkeep.stored(&machine.upkeep, Txid(4), &store, "a database");
+    let end = tokio::time::Instant::now() + Duration::from_secs(20);
+    while upkeep.is_running() {
+        assert!(tokio::time::Instant::now() < end, "it does not end");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(machine.objects("/span/").await > 0);
+    assert!(trouble.asked() > 0);
+    let problem = upkeep.problem().unwrap();
+    assert!(problem.contains("generation.json"), "{problem}");
+    assert_eq!(upkeep.told(), 1);
 }

@@ -137,3 +137,28 @@ async fn a_branch_is_not_taken_beside_one_that_is_damaged() {
     let error = replica.restore(Target::Txid(Txid(7))).await.unwrap_err().to_string();
     assert!(error.contains(&image.path()), "{error}");
 }
+
+/// Retention leaves a generation alone that is damaged, and goes on with the newer one.
+#[tokio::test]
+async fn a_time_that_was_pruned_is_not_taken_from_an_older_generation() {
+    let mut replica = Replica::new(512, 3, 45).await;
+    replica.begin_generation(None).await;
+    replica.image().await;
+    replica.segment(3).await;
+    replica.end_generation().await;
+    let parent = Parent {
+        generation: replica.generation,
+        txid: Txid(replica.txid),
+    };
+    replica.begin_generation(Some(parent)).await;
+    replica.image().await;
+    let first = Key::Image(replica.generation, Txid(replica.txid));
+    replica.segment(4).await;
+    replica.image().await;
+    replica.check(Target::At(UnixMillis(52)), 2, 5).await;
+    std::fs::remove_file(replica.path(first)).unwrap();
+    let error = replica.restore(Target::At(UnixMillis(52))).await.unwrap_err();
+    assert!(error.to_string().contains("pruned"), "{error}");
+    replica.check(Target::At(UnixMillis(76)), 2, 7).await;
+    replica.check(Target::Txid(Txid(2)), 1, 2).await;
+}

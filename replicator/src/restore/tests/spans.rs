@@ -409,10 +409,67 @@ async fn segments_may_be_merged_and_deleted_under_a_restore() {
         file: Arc::new(tempfile::tempfile().unwrap()),
         path: PathBuf::new(),
         page_size: replica.page_size,
+        digests: None,
     };
     let report = Arc::new(Reporter::new(None, &plan));
     let applier = Applier::new(pages, plan.manifest.page_count, (Txid(0), UnixMillis(0)));
     let (applier, _) = log::apply_log(&replica.store, &plan, applier, &report).await.unwrap();
     assert_eq!(applier.last.0, Txid(replica.txid));
     assert!(expected.len() >= 512);
+}
+
+/// Two mergers that did not see each other's spans, and a reader whose way goes along one of them while the other's segments are deleted.
+#[tokio::test]
+async fn what_another_merger_has_merged_may_be_deleted_under_a_restore() {
+    for is_of_another in [false, true] {
+        let mut replica = begun(45, 0).await;
+        for txid in 1..=17 {
+            replica.segment(1).await;
+            if txid == 7 {
+                replica.image().await;
+            }
+        }
+        let history = History::open(&replica.store).await.unwrap();
+        let found = &history.generations()[0];
+        let pieces = crate::merge::pieces_for_test(&replica.store, found).await;
+        for run in [0..6, 6..12, 0..8, 8..16] {
+            let run = pieces[run].to_vec();
+            crate::merge::merge_for_test(&replica.store, found, run, &options(2))
+                .await
+                .unwrap();
+        }
+        let plan = history.plan(Target::Newest, None).await.unwrap();
+        assert_eq!(plan.start, Txid(7), "along the first merger's");
+        replica.remove_merged(9, 16).await;
+        if is_of_another {
+            let mut other = begun(46, 0).await;
+            for _ in 1..=17 {
+                other.segment(1).await;
+            }
+            let history = History::open(&other.store).await.unwrap();
+            let found = &history.generations()[0];
+            let pieces = crate::merge::pieces_for_test(&other.store, found).await;
+            let run = pieces[8..16].to_vec();
+            crate::merge::merge_for_test(&other.store, found, run, &options(2))
+                .await
+                .unwrap();
+            std::fs::copy(other.path(span(9, 16)), replica.path(span(9, 16))).unwrap();
+        }
+        let folder = scratch();
+        let place = folder.path().join("out.db");
+        let aside = restore_aside(&replica.store, &place, &history, &plan, Arc::new(|_| ())).await;
+        match aside {
+            Ok(aside) => {
+                assert!(!is_of_another);
+                let mut bytes = Vec::new();
+                std::io::Read::read_to_end(&mut &*aside.file(), &mut bytes).unwrap();
+                assert_eq!(aside.restored().txid.0, 17);
+                assert!(bytes == replica.states[&(1, 17)], "other content");
+            }
+            Err(error) => {
+                let is_chain = matches!(error, RestoreError::Chain { key, .. } if key == span(9, 16));
+                assert!(is_of_another && is_chain, "{error}");
+            }
+        }
+    }
 }

@@ -4,10 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::LazyLock;
 
 use replvfs_vfs::types::Txid;
-use tokio::runtime::{Builder, Runtime};
 
 use super::super::machine::PAGE;
 use super::model::{Model, StateId};
@@ -76,13 +74,20 @@ pub(super) async fn everything(sim: &Arc<Sim>, folder: &Path) {
     let any = all[sim.rng().below(all.len() as u64) as usize];
     match restored(&store, &out, Target::Txid(Txid(any.1)), Some(Generation(any.0))).await {
         Ok(told) => drop(is_state(sim, &told, any)),
-        Err(error) => sim.violated(format!(
-            "transaction {} of generation {} cannot be restored: {error}",
-            any.1, any.0
-        )),
+        Err(error) => {
+            let ack = acks.iter().find(|ack| (ack.generation, ack.txid) == (any.0, any.1));
+            match ack.map(|ack| is_in_window(sim, ack)) {
+                Some(false) => sim.count(|counts| counts.out_of_the_window += 1),
+                None if sim.retention.is_some() => {}
+                _ => sim.violated(format!(
+                    "transaction {} of generation {} cannot be restored: {error}",
+                    any.1, any.0
+                )),
+            }
+        }
     }
-    for ack in acks {
-        let left = leaves(&found, newest, ack, &sim.model.lock().unwrap());
+    for ack in acks.iter().filter(|ack| is_in_window(sim, ack)) {
+        let left = leaves(&found, newest, *ack, &sim.model.lock().unwrap());
         if left {
             sim.count(|counts| counts.left_out += 1);
             let name = format!("generation {}", Generation(ack.generation));
@@ -97,6 +102,12 @@ pub(super) async fn everything(sim: &Arc<Sim>, folder: &Path) {
     }
 }
 
+/// What was acknowledged before may have been deleted.
+fn is_in_window(sim: &Sim, ack: &Ack) -> bool {
+    let age = sim.wall_clock().duration_since(ack.at).unwrap_or_default();
+    sim.retention.is_none_or(|retention| age < retention)
+}
+
 async fn restored(
     store: &Store,
     out: &Path,
@@ -109,21 +120,7 @@ async fn restored(
         force: true,
         ..RestoreOptions::default()
     };
-    // Restoring is not a part of the protocol, and goes on threads of its own: of what happens in the simulation none is under way any more.
-    static THREADS: LazyLock<Runtime> = LazyLock::new(|| {
-        Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap()
-    });
-    let (sender, receiver) = std::sync::mpsc::channel();
-    let (from, place) = (store.clone(), out.to_owned());
-    THREADS.spawn(async move {
-        let _ = sender.send(restore(&from, &place, &options).await);
-    });
-    let restored = receiver.recv().map_err(|error| error.to_string())?;
-    let restored = restored.map_err(|error| error.to_string())?;
+    let restored = restore(store, out, &options).await.map_err(|error| error.to_string())?;
     Ok((restored, std::fs::read(out).unwrap()))
 }
 

@@ -223,20 +223,37 @@ impl Capture {
     }
 
     fn base(&self, disk: &Disk, inner: &mut Inner, txid: Txid, continuity: Continuity) {
-        let commits = disk.wal.as_ref().map_or(0, |wal| wal.commits.len());
-        let position = disk.wal.as_ref().map_or(Position::NONE, Wal::end);
-        let content = self.sim.model.lock().unwrap().content(disk.state).to_vec();
-        let taken = self.log.answer_for_test(Ok(Base {
-            txid,
-            position,
-            taken_at: crate::pipeline::shared::now(),
-            continuity,
-            snapshot: Snapshot::for_test(page_size(), content),
-        }));
-        inner.cursor = Some(Cursor::at(disk, commits));
+        let taken = self.log.answer_for_test(Ok(self.state(disk, txid, continuity)));
+        inner.cursor = Some(Cursor::at_end(disk));
         // A log that began anew has dropped what was captured before this, without a number.
         if taken && (continuity != Continuity::Continued || inner.numbered.last() != Some(&disk.state)) {
             inner.renumber(disk.state);
+        }
+    }
+
+    fn state(&self, disk: &Disk, txid: Txid, continuity: Continuity) -> Base {
+        let content = self.sim.model.lock().unwrap().content(disk.state).to_vec();
+        Base {
+            txid,
+            position: disk.wal.as_ref().map_or(Position::NONE, Wal::end),
+            taken_at: crate::pipeline::shared::now(),
+            continuity,
+            snapshot: Snapshot::for_test(page_size(), content),
+        }
+    }
+
+    /// What an image is made of that is due, under the pin.
+    fn image(&self) {
+        let (disk, inner) = (self.disk.lock().unwrap(), self.inner.lock().unwrap());
+        let is_at_end = inner.pinned && inner.cursor == Some(Cursor::at_end(&disk));
+        let is_logged = inner.numbered.last() == Some(&disk.state) && !self.log.is_suspended();
+        if self.gate.is_closed() || !self.log.image_wanted() || !is_at_end || !is_logged {
+            return;
+        }
+        if let Some(txid) = self.log.last_txid() {
+            let state = self.state(&disk, txid, Continuity::Continued);
+            self.sim
+                .count(|counts| counts.further_images += u64::from(self.log.push_image(state)));
         }
     }
 
@@ -354,6 +371,7 @@ impl Capture {
                     txid,
                     state,
                     machine: self.machine,
+                    at: self.sim.wall_clock(),
                 }),
                 None => self
                     .sim
@@ -375,6 +393,10 @@ impl Wal {
 }
 
 impl Cursor {
+    fn at_end(disk: &Disk) -> Cursor {
+        Cursor::at(disk, disk.wal.as_ref().map_or(0, |wal| wal.commits.len()))
+    }
+
     fn at(disk: &Disk, commits: usize) -> Cursor {
         Cursor {
             salts: disk.wal.as_ref().map(|wal| wal.salts),
@@ -431,12 +453,13 @@ impl Capturing for Capture {
     fn has_news(&self) -> bool {
         let (disk, inner) = (self.disk.lock().unwrap(), self.inner.lock().unwrap());
         let there = disk.wal.as_ref().map_or(0, |wal| wal.commits.len());
-        inner.cursor.is_none_or(|cursor| cursor.commits < there)
+        self.log.image_wanted() || inner.cursor.is_none_or(|cursor| cursor.commits < there)
     }
 
     fn let_writers_by(&self) {}
 
     fn look(&self) {
         self.sync();
+        self.image();
     }
 }

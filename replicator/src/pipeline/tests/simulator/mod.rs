@@ -2,16 +2,20 @@
 //!
 //! What runs is the pipeline itself: the task with its log, the state file and the lock, and restores. Here is only the world around it: time, chance,
 //! the store and the way to it ([`sky`]), databases and what the VFS would capture of them ([`disk`]), processes that are killed, stopped and cut off
-//! ([`process`], [`schedule`]). The promises are kept when somebody is told that something is safe ([`world`]), when an object gets into the store, and at the
+//! ([`process`], [`schedule`]), and somebody who merges and deletes ([`keeper`]). The promises are kept when somebody is told that something is safe ([`world`]), when an object gets into the store, and at the
 //! end, by everything that is there ([`check`]).
 //!
 //! | variable | |
 //! |---|---|
 //! | `REPLVFS_SIM_SEED` | one schedule, told step by step |
-//! | `REPLVFS_SIM_SCHEDULES` | how many; 2,000 without it, 3,000 with `REPLVFS_LONG_TESTS=1` |
+//! | `REPLVFS_SIM_FIRST` | the first seed of those that are run, in place of 0 |
+//! | `REPLVFS_SIM_SCHEDULES` | how many; 400 without it, 100,000 with `REPLVFS_LONG_TESTS=1` |
+//!
+//! With `RUST_BACKTRACE=1` it takes half as long again: each error of the store has a backtrace of its own.
 
 mod check;
 mod disk;
+mod keeper;
 mod model;
 mod process;
 mod schedule;
@@ -103,7 +107,6 @@ fn number(name: &str) -> Option<u64> {
 }
 
 #[test]
-#[ignore = "does not get along with the parallel restore yet"]
 fn no_schedule_breaks_a_promise() {
     if let Some(seed) = number("REPLVFS_SIM_SEED") {
         let folder = folder();
@@ -113,9 +116,9 @@ fn no_schedule_breaks_a_promise() {
         return;
     }
     let long = std::env::var_os("REPLVFS_LONG_TESTS").is_some_and(|value| value == "1");
-    let count = number("REPLVFS_SIM_SCHEDULES").unwrap_or(if long { 3_000 } else { 2_000 });
+    let count = number("REPLVFS_SIM_SCHEDULES").unwrap_or(if long { 100_000 } else { 400 });
     let started = Instant::now();
-    let (found, counts) = run(0, count, SHOWN, None);
+    let (found, counts) = run(number("REPLVFS_SIM_FIRST").unwrap_or(0), count, SHOWN, None);
     let a_second = counts.schedules as f64 / started.elapsed().as_secs_f64();
     eprintln!("{:.0} schedules a second", a_second);
     for (name, count) in counts.all() {
@@ -123,13 +126,17 @@ fn no_schedule_breaks_a_promise() {
     }
     assert!(found.is_empty(), "REPLVFS_SIM_SEED=… tells how: {found:#?}");
     for (name, contained) in counts.all() {
-        assert!(count < 1000 || contained > 0, "no schedule contained: {name}");
+        // It takes a disk that is set back, and days, in the right order: about 1 schedule in 20,000.
+        let is_rare = name == "strays";
+        assert!(
+            is_rare || count < 1000 || contained > 0,
+            "no schedule contained: {name}"
+        );
     }
 }
 
 /// One seed is one schedule.
 #[test]
-#[ignore = "does not get along with the parallel restore yet"]
 fn a_seed_decides_everything() {
     let folder = folder();
     tracing::subscriber::with_default(Ear, || {
@@ -142,7 +149,6 @@ fn a_seed_decides_everything() {
 
 /// What the simulator is for: without any one of these rules it finds a schedule that breaks a promise.
 #[test]
-#[ignore = "does not get along with the parallel restore yet"]
 fn a_rule_that_is_broken_is_noticed() {
     let rules = [
         (Rule::Condition, 200),
@@ -151,6 +157,8 @@ fn a_rule_that_is_broken_is_noticed() {
         (Rule::Seal, 200),
         (Rule::StillEmpty, 5000),
         (Rule::Compare, 5000),
+        (Rule::Named, 5000),
+        (Rule::Young, 5000),
     ];
     for (rule, within) in rules {
         let (found, counts) = run(0, within, 1, Some(rule));

@@ -52,7 +52,7 @@ impl Process {
             flush_interval: Duration::from_millis(interval),
             segment_size,
             folder: machine.folder.clone(),
-            upkeep: Schedule::new(upkeep::Rule::default(), Retention::Forever),
+            upkeep: upkeep(sim),
             images,
         };
         let none = Duration::ZERO;
@@ -178,6 +178,18 @@ fn due_images(sim: &Sim) -> Rule {
         check: rng.below(2) == 0,
         ..Rule::default()
     }
+}
+
+/// As often as a few segments are stored, if the window has an end.
+fn upkeep(sim: &Sim) -> Schedule {
+    let retention = sim.retention.map_or(Retention::Forever, Retention::For);
+    let mut rng = sim.rng();
+    let rule = upkeep::Rule {
+        segments: [2, 5, 64][rng.below(3) as usize],
+        pieces: 2 + rng.below(3) as usize,
+        ..upkeep::Rule::default()
+    };
+    Schedule::new(rule, retention)
 }
 
 type Restoring = JoinHandle<Result<Restored, RestoreError>>;

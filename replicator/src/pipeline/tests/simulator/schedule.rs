@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::check;
 use super::disk::Disk;
+use super::keeper::Keeper;
 use super::process::Machine;
 use super::world::Sim;
 use crate::history::Target;
@@ -26,14 +27,17 @@ pub(super) async fn run(sim: &Arc<Sim>, folder: &Path) {
         let other = found(sim);
         machines[2].disk = Some(Arc::new(Mutex::new(Disk::new(other, sim))));
     }
+    let mut keeper = Keeper::default();
     let steps = 15 + sim.rng().below(30);
     for _ in 0..steps {
         step(sim, &mut machines).await;
+        keeper.step(sim).await;
         if sim.violation().is_some() {
             break;
         }
     }
     calm_down(sim, &mut machines).await;
+    keeper.end(sim).await;
     if sim.violation().is_none() {
         check::everything(sim, folder).await;
     }

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use opendal::raw::{
-    Layer, OpCopy, OpCreateDir, OpList, OpPresign, OpRead, OpRename, OpStat, OpWrite, RpCreateDir, RpPresign, RpRead,
-    RpRename, RpStat, Service, ServiceInfo, Servicer, oio,
+    Layer, OpCopy, OpCreateDir, OpDelete, OpList, OpPresign, OpRead, OpRename, OpStat, OpWrite, RpCreateDir, RpPresign,
+    RpRead, RpRename, RpStat, Service, ServiceInfo, Servicer, Timestamp, oio,
 };
 use opendal::{
     Buffer, BytesRange, Capability, Error, ErrorKind, Metadata, MetadataBuilder, OperationContext, Operator, Result,
@@ -69,6 +69,13 @@ impl Gate {
 struct Object {
     bytes: Bytes,
     listed_from: Instant,
+    modified: SystemTime,
+}
+
+impl Object {
+    fn listed(&self) -> (u64, SystemTime) {
+        (self.bytes.len() as u64, self.modified)
+    }
 }
 
 /// What happens to requests, each of so many in a thousand.
@@ -84,6 +91,10 @@ struct Weather {
 #[derive(Debug)]
 pub(super) struct Sky {
     objects: BTreeMap<String, Object>,
+    /// What was first under each name: the history, whatever was deleted of it.
+    ever: BTreeMap<String, Bytes>,
+    /// What was deleted and is still listed until then.
+    ghosts: BTreeMap<String, (Object, Instant)>,
     weather: Weather,
     latency_ms: u64,
     lists_late: bool,
@@ -116,6 +127,8 @@ impl Sky {
         };
         Sky {
             objects: BTreeMap::new(),
+            ever: BTreeMap::new(),
+            ghosts: BTreeMap::new(),
             weather,
             latency_ms: [2, 20, 200][rng.below(3) as usize],
             lists_late: rng.below(4) == 0,
@@ -128,8 +141,15 @@ impl Sky {
 
     pub(super) fn clear_up(&mut self) {
         self.weather = Weather::default();
+        self.latency_ms = 0;
         self.cut_until = [None; 4];
         self.lists_late = false;
+        self.list_all();
+    }
+
+    /// So much time has passed that it lists what it has.
+    pub(super) fn list_all(&mut self) {
+        self.ghosts.clear();
         for object in self.objects.values_mut() {
             object.listed_from = Instant::now();
         }
@@ -139,13 +159,15 @@ impl Sky {
         self.cut_until[machine] = Some(until);
     }
 
+    /// Whatever was deleted.
     pub(super) fn get(&self, key: &Key) -> Option<Bytes> {
-        self.objects.get(&key.path()).map(|object| object.bytes.clone())
+        self.ever.get(&key.path()).cloned()
     }
 
+    /// Whatever was deleted.
     pub(super) fn keys(&self) -> impl Iterator<Item = (Key, u64)> + '_ {
-        let key = |(path, object): (&String, &Object)| Some((Key::parse(path)?, object.bytes.len() as u64));
-        self.objects.iter().filter_map(key)
+        let key = |(path, bytes): (&String, &Bytes)| Some((Key::parse(path)?, bytes.len() as u64));
+        self.ever.iter().filter_map(key)
     }
 
     /// The first transaction that can be restored from a generation. Those before it are in its image, without a number of their own.
@@ -240,11 +262,19 @@ impl Sim {
         let object = Object {
             bytes: bytes.clone(),
             listed_from,
+            modified: self.wall_clock(),
         };
         sky.objects.insert(path.to_owned(), object);
+        // In a slot that was taken before it belongs to no history.
+        let is_stray = !exists && sky.ever.contains_key(path);
+        if is_stray {
+            self.count(|counts| counts.strays += 1);
+        } else {
+            sky.ever.insert(path.to_owned(), bytes.clone());
+        }
         match Key::parse(path) {
             Some(Key::Generation(number)) => sky.newest_generation = sky.newest_generation.max(number.0),
-            Some(Key::Log(generation, _)) if !seal && generation.0 < sky.newest_generation => {
+            Some(Key::Log(generation, _)) if !seal && !is_stray && generation.0 < sky.newest_generation => {
                 let newest = sky.newest_generation;
                 drop(sky);
                 self.violated(format!("{path} got into the log after generation {newest} had begun"));
@@ -254,6 +284,19 @@ impl Sim {
         }
         self.count(|counts| counts.seals += u64::from(seal));
         Ok(())
+    }
+
+    fn remove(&self, path: &str) {
+        let mut sky = self.sky.lock().unwrap();
+        let Some(object) = sky.objects.remove(path) else {
+            return;
+        };
+        self.trace(|| format!("    store: {path} is deleted"));
+        self.count(|counts| counts.deleted += 1);
+        if sky.lists_late {
+            let until = Instant::now() + self.rng().delay(20_000);
+            sky.ghosts.insert(path.to_owned(), (object, until));
+        }
     }
 }
 
@@ -281,6 +324,13 @@ fn reset() -> Error {
 }
 
 impl View {
+    async fn wait(&self, times: u32) {
+        let latency = self.latency() * times;
+        if !latency.is_zero() {
+            sleep(latency).await;
+        }
+    }
+
     fn latency(&self) -> Duration {
         let longest = self.sim.sky.lock().unwrap().latency_ms;
         self.sim.rng().delay(longest)
@@ -309,7 +359,7 @@ impl View {
             let sky = sim.sky.lock().unwrap();
             sky.fate(&mut sim.rng())
         };
-        sleep(self.latency()).await;
+        self.wait(1).await;
         let answer = match fate {
             Fate::Fine => effect(sim),
             Fate::Refused => Err(Error::new(ErrorKind::RateLimited, "SlowDown").set_temporary()),
@@ -320,12 +370,12 @@ impl View {
             Fate::AnswerLost => {
                 let done = effect(sim);
                 sim.count(|counts| counts.lost_answers += u64::from(done.is_ok()));
-                sleep(self.latency()).await;
+                self.wait(1).await;
                 Err(reset())
             }
             Fate::Late(late) => {
                 self.later(late, effect, |counts| &mut counts.late_effects);
-                sleep(self.latency() * 4).await;
+                self.wait(4).await;
                 Err(reset())
             }
             Fate::Doubled(late) => {
@@ -342,7 +392,7 @@ impl View {
                 }
             }
         };
-        sleep(self.latency()).await;
+        self.wait(1).await;
         let answer = if self.is_cut().await { Err(reset()) } else { answer };
         self.gate.passed().await;
         answer
@@ -394,7 +444,7 @@ impl Sim {
             .ok_or_else(not_found)
     }
 
-    fn listed(&self, prefix: &str) -> Vec<(String, u64)> {
+    fn listed(&self, prefix: &str) -> Vec<(String, (u64, SystemTime))> {
         let (sky, now) = (self.sky.lock().unwrap(), Instant::now());
         let of_it = sky
             .objects
@@ -402,9 +452,15 @@ impl Sim {
             .take_while(|(path, _)| path.starts_with(prefix));
         let (there, late): (Vec<_>, Vec<_>) = of_it.partition(|(_, object)| object.listed_from <= now);
         self.count(|counts| counts.lagging_lists += u64::from(!late.is_empty()));
+        let gone = sky
+            .ghosts
+            .iter()
+            .filter(|(path, (_, until))| path.starts_with(prefix) && *until > now && !sky.objects.contains_key(*path));
+        let gone = gone.map(|(path, (object, _))| (path, object));
         there
             .into_iter()
-            .map(|(path, object)| (path.clone(), object.bytes.len() as u64))
+            .chain(gone)
+            .map(|(path, object)| (path.clone(), object.listed()))
             .collect()
     }
 }
@@ -413,7 +469,7 @@ impl Service for View {
     type Reader = oio::StreamReader<ReadIt>;
     type Writer = WriteIt;
     type Lister = oio::HierarchyLister<ListIt>;
-    type Deleter = ();
+    type Deleter = oio::OneShotDeleter<DeleteIt>;
     type Copier = ();
     type Composer = ();
 
@@ -430,6 +486,7 @@ impl Service for View {
             write_with_if_not_exists: true,
             stat: true,
             list: true,
+            delete: true,
             list_with_recursive: true,
             ..Capability::default()
         }
@@ -454,7 +511,7 @@ impl Service for View {
     }
 
     fn delete(&self, _: &OperationContext) -> Result<Self::Deleter> {
-        Err(Error::new(ErrorKind::Unsupported, "nothing is deleted"))
+        Ok(oio::OneShotDeleter::new(DeleteIt(self.clone())))
     }
 
     fn list(&self, _: &OperationContext, path: &str, args: OpList) -> Result<Self::Lister> {
@@ -511,7 +568,21 @@ impl oio::Write for WriteIt {
     }
 }
 
-pub(super) struct ListIt(View, String, Option<std::vec::IntoIter<(String, u64)>>);
+pub(super) struct DeleteIt(View);
+
+impl oio::OneShotDelete for DeleteIt {
+    async fn delete_once(&self, path: String, _: OpDelete) -> Result<()> {
+        let effect = move |sim: &Sim| {
+            sim.remove(&path);
+            Ok(())
+        };
+        self.0.call(effect).await
+    }
+}
+
+type Listed = std::vec::IntoIter<(String, (u64, SystemTime))>;
+
+pub(super) struct ListIt(View, String, Option<Listed>);
 
 impl oio::List for ListIt {
     async fn next(&mut self) -> Result<Option<oio::Entry>> {
@@ -521,6 +592,10 @@ impl oio::List for ListIt {
             self.2 = Some(found.into_iter());
         }
         let next = self.2.as_mut().and_then(Iterator::next);
-        Ok(next.map(|(path, len)| oio::Entry::new(&path, MetadataBuilder::file(len).build())))
+        Ok(next.map(|(path, (len, modified))| {
+            let mut metadata = MetadataBuilder::file(len);
+            metadata.last_modified(Timestamp::try_from(modified).unwrap());
+            oio::Entry::new(&path, metadata.build())
+        }))
     }
 }

@@ -97,6 +97,14 @@ counts!(
     left_out,
     unproved_bases,
     lagging_lists,
+    further_images,
+    days,
+    prunings,
+    mergers,
+    spans,
+    deleted,
+    strays,
+    out_of_the_window,
 );
 
 /// An acknowledged transaction.
@@ -106,6 +114,7 @@ pub(super) struct Ack {
     pub(super) txid: u64,
     pub(super) state: StateId,
     pub(super) machine: usize,
+    pub(super) at: SystemTime,
 }
 
 pub(super) struct Sim {
@@ -124,6 +133,10 @@ pub(super) struct Sim {
     synced: Mutex<BTreeMap<u64, Vec<u8>>>,
     violation: Mutex<Option<String>>,
     started: Instant,
+    /// Time in which nothing happened, and every machine slept.
+    slept: Mutex<Duration>,
+    /// How far the window reaches back, if anything is ever deleted.
+    pub(super) retention: Option<Duration>,
     pub(super) traced: bool,
 }
 
@@ -131,6 +144,8 @@ impl Sim {
     pub(super) fn new(seed: u64, traced: bool) -> Arc<Sim> {
         let mut rng = Rng::new(seed, 1);
         let sky = Sky::new(&mut rng);
+        let hour = Duration::from_secs(60 * 60);
+        let retention = [None, Some(hour), Some(20 * hour), Some(72 * hour)][rng.below(4) as usize];
         Arc::new(Sim {
             rng: Mutex::new(rng),
             product: Mutex::new(Rng::new(seed, 2)),
@@ -144,12 +159,26 @@ impl Sim {
             synced: Mutex::default(),
             violation: Mutex::default(),
             started: Instant::now(),
+            slept: Mutex::default(),
+            retention,
             traced,
         })
     }
 
     pub(super) fn rng(&self) -> MutexGuard<'_, Rng> {
         self.rng.lock().unwrap()
+    }
+
+    pub(super) fn wall_clock(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 30) + self.started.elapsed() + *self.slept.lock().unwrap()
+    }
+
+    /// All sleep for so long, but for the store.
+    pub(super) fn sleep(&self, time: Duration) {
+        self.trace(|| format!("all sleep for {time:?}"));
+        self.count(|counts| counts.days += 1);
+        *self.slept.lock().unwrap() += time;
+        self.sky.lock().unwrap().list_all();
     }
 
     pub(super) fn count(&self, change: impl FnOnce(&mut Counts)) {
@@ -179,6 +208,7 @@ impl Sim {
             txid,
             state,
             machine,
+            ..
         } = ack;
         self.trace(|| {
             format!("machine {machine}: generation {generation} transaction {txid} (state {state}) acknowledged")
@@ -195,8 +225,9 @@ impl Sim {
                 "generation {generation} is another database's than what was acknowledged before"
             ));
         }
-        let first = self.acks.lock().unwrap().insert((generation, txid), ack);
-        if let Some(first) = first.filter(|first| first.state != state) {
+        // Whoever acknowledges again what was there does not make it any younger.
+        let first = *self.acks.lock().unwrap().entry((generation, txid)).or_insert(ack);
+        if first.state != state {
             self.violated(format!(
                 "transaction {txid} of generation {generation} was acknowledged twice: state {} to machine {}, state {state} to machine {machine}",
                 first.state, first.machine
@@ -279,7 +310,7 @@ pub(super) struct Outside(pub(super) Arc<Sim>);
 
 impl simulated::World for Outside {
     fn wall_clock(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 30) + self.0.started.elapsed()
+        self.0.wall_clock()
     }
 
     fn random(&self, bytes: &mut [u8]) {

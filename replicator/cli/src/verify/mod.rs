@@ -1,6 +1,10 @@
 //! `replvfs verify`: whether everything can be restored that the replica says it has.
 
+mod against;
+mod local;
+
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,10 +24,13 @@ const FINDINGS: u8 = 3;
 /// Reads everything that restores need, and checks it.
 ///
 /// Damage does not end it: all that is wrong is listed, with what cannot be restored because of it. Nothing is written.
+///
+/// With --against, only the state is read that a database on this machine has to be, and the two are compared page by page. The database may be in use: it is
+/// read as by any reader, for as long as its file takes to be read. What was committed just now is waited for.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit codes: 0 everything can be restored; 1 it could not be verified, with the reason on standard error; \
-    2 wrong usage; 3 something is wrong, and was listed."
+    after_help = "Exit codes: 0 everything can be restored, or each page is the replica's; 1 it could not be verified, with the reason \
+    on standard error; 2 wrong usage; 3 something is wrong, and was listed: with --against also a database that has what the replica has not."
 )]
 pub(crate) struct Arguments {
     /// Where the history is, as a URI.
@@ -37,6 +44,12 @@ pub(crate) struct Arguments {
     /// This generation only.
     #[arg(long, value_name = "G")]
     generation: Option<GenerationArgument>,
+    /// Compares this database with the replica instead of verifying all of that.
+    #[arg(long, value_name = "DATABASE", conflicts_with_all = ["from", "all", "generation"])]
+    against: Option<PathBuf>,
+    /// How many seconds to wait for the database's locks, and for what a process has not uploaded yet.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, requires = "against")]
+    timeout: u64,
     /// Prints JSON.
     #[arg(long)]
     json: bool,
@@ -75,7 +88,20 @@ struct UnreferencedReport {
     bytes: u64,
 }
 
+impl FindingReport {
+    fn of(finding: &Finding) -> FindingReport {
+        FindingReport {
+            object: finding.object.path(),
+            problem: finding.problem.clone(),
+            lost: finding.lost.clone(),
+        }
+    }
+}
+
 pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    if let Some(database) = &arguments.against {
+        return against::run(arguments, database).await;
+    }
     if let Some(note) = arguments.from.and_then(|at| at.note()) {
         writeln!(std::io::stderr(), "replvfs: {note}")?;
     }
@@ -111,14 +137,9 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
 }
 
 fn report(verified: &Verified) -> Report {
-    let finding = |finding: &Finding| FindingReport {
-        object: finding.object.path(),
-        problem: finding.problem.clone(),
-        lost: finding.lost.clone(),
-    };
     Report {
         good: verified.findings.is_empty(),
-        findings: verified.findings.iter().map(finding).collect(),
+        findings: verified.findings.iter().map(FindingReport::of).collect(),
         generations: verified
             .generations
             .iter()
