@@ -22,7 +22,9 @@ fn start(scratch: &Scratch) -> Connection {
     let writer = scratch.open();
     use_wal(&writer);
     writer
-        .execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, round, b); CREATE TABLE u(round); INSERT INTO u VALUES(0)")
+        .execute_batch(
+            "CREATE TABLE t(a INTEGER PRIMARY KEY, round, b); CREATE TABLE u(round); INSERT INTO u VALUES(0)",
+        )
         .unwrap();
     write(&writer, 0);
     flush(&writer);
@@ -67,7 +69,9 @@ fn every_state_that_is_seen_was_committed_and_none_comes_back() {
                         last = round;
                         drop(transaction);
                     }
-                    let check: String = reader.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+                    let check: String = reader
+                        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+                        .unwrap();
                     assert_eq!(check, "ok");
                     states
                 })
@@ -115,7 +119,9 @@ fn it_follows_into_another_generation() {
     // What is written while nobody replicates is a new generation, with pages of another size.
     let plain = Connection::open(scratch.database()).unwrap();
     plain
-        .execute_batch("PRAGMA journal_mode = DELETE; PRAGMA page_size = 1024; VACUUM; ALTER TABLE u ADD COLUMN more DEFAULT 5")
+        .execute_batch(
+            "PRAGMA journal_mode = DELETE; PRAGMA page_size = 1024; VACUUM; ALTER TABLE u ADD COLUMN more DEFAULT 5",
+        )
         .unwrap();
     plain.close().unwrap();
     let writer = scratch.open();
@@ -124,6 +130,8 @@ fn it_follows_into_another_generation() {
     until(&reader, 1);
     assert_eq!(number(&reader, "SELECT more FROM u"), 5);
     assert_eq!(number(&reader, "PRAGMA page_size"), 1024);
-    let check: String = reader.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    let check: String = reader
+        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+        .unwrap();
     assert_eq!(check, "ok");
 }

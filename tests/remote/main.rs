@@ -22,7 +22,7 @@ pub(crate) fn remote(scratch: &Scratch, parameters: &str) -> Connection {
 }
 
 /// Every page, as SQLite reads it.
-pub(crate) fn pages(connection: &Connection) -> Vec<u8> {
+pub(crate) fn pages(connection: &mut Connection) -> Vec<u8> {
     let mut pages = connection.serialize("main").expect("reading every page").to_vec();
     without_formats(&mut pages);
     pages
@@ -88,24 +88,39 @@ fn every_state(page_size: u32, auto_vacuum: u8, wal: bool, seed: u64) {
     flush(&connection);
     let last = pragma_number(&connection, "replvfs_acked").unwrap();
     let travelling = remote(&scratch, "&page_cache=4MiB");
-    assert_eq!(number(&travelling, "SELECT count(*) FROM t"), number(&connection, "SELECT count(*) FROM t"));
+    assert_eq!(
+        number(&travelling, "SELECT count(*) FROM t"),
+        number(&connection, "SELECT count(*) FROM t")
+    );
     let mut seen = 0;
     for txid in 0..=last {
-        let Some(expected) = restorable(&scratch, txid) else { continue };
+        let Some(expected) = restorable(&scratch, txid) else {
+            continue;
+        };
         seen += 1;
-        let fixed = remote(&scratch, &format!("&txid={txid}"));
-        assert!(pages(&fixed) == expected, "page size {page_size}, seed {seed}: txid {txid}");
+        let mut fixed = remote(&scratch, &format!("&txid={txid}"));
+        assert!(
+            pages(&mut fixed) == expected,
+            "page size {page_size}, seed {seed}: txid {txid}"
+        );
         assert_eq!(pragma_number(&fixed, "replvfs_txid"), Some(txid));
-        travelling.execute_batch(&format!("PRAGMA replvfs_txid = {txid}")).unwrap();
-        let rows = number(&fixed, "SELECT count(*) FROM t");
-        assert_eq!(number(&travelling, "SELECT count(*) FROM t"), rows, "txid {txid}");
+        travelling
+            .execute_batch(&format!("PRAGMA replvfs_txid = {txid}"))
+            .unwrap();
+        let tables = "SELECT count(*) FROM sqlite_schema";
+        assert_eq!(number(&travelling, tables), number(&fixed, tables), "txid {txid}");
+        if number(&fixed, "SELECT count(*) FROM sqlite_schema WHERE name = 't'") == 1 {
+            let rows = "SELECT sum(length(b)) + count(*) FROM t";
+            let sum = |connection: &Connection| connection.query_row(rows, [], |row| row.get::<_, Option<i64>>(0));
+            assert_eq!(sum(&travelling), sum(&fixed), "txid {txid}");
+        }
     }
     assert!(seen > 40, "{seen} of {last}");
-    let newest = remote(&scratch, "");
+    let mut newest = remote(&scratch, "");
     connection.close().unwrap();
     let mut plain = plain_image(&scratch.database());
     without_formats(&mut plain);
-    assert!(pages(&newest) == plain);
+    assert!(pages(&mut newest) == plain);
 }
 
 /// `None` for what no image is before: the txid that stands for what a history began with.
@@ -119,7 +134,10 @@ fn oldest(replica: &str) -> u64 {
     let images = Path::new(folder).join("gen/0000000000000001/image");
     let names = std::fs::read_dir(images).unwrap();
     let numbers = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    numbers.map(|name| u64::from_str_radix(&name, 16).unwrap()).min().unwrap()
+    numbers
+        .map(|name| u64::from_str_radix(&name, 16).unwrap())
+        .min()
+        .unwrap()
 }
 
 #[test]
@@ -159,15 +177,21 @@ fn sqlite_has_all_its_ways_to_read() {
         "SELECT count(*) FROM t x JOIN t y ON x.a = y.b",
     ] {
         let small = |connection: &Connection| {
-            connection.execute_batch("PRAGMA cache_size = 20; PRAGMA temp_store = FILE").unwrap();
+            connection
+                .execute_batch("PRAGMA cache_size = 20; PRAGMA temp_store = FILE")
+                .unwrap();
             number(connection, sql)
         };
         assert_eq!(small(&remote), small(&connection), "{sql}");
     }
-    let check: String = remote.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    let check: String = remote
+        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+        .unwrap();
     assert_eq!(check, "ok");
     remote
-        .execute_batch("CREATE TEMP TABLE mine AS SELECT * FROM t WHERE a < 10; INSERT INTO mine SELECT * FROM t WHERE a = 77")
+        .execute_batch(
+            "CREATE TEMP TABLE mine AS SELECT * FROM t WHERE a < 10; INSERT INTO mine SELECT * FROM t WHERE a = 77",
+        )
         .unwrap();
     assert_eq!(number(&remote, "SELECT count(*) FROM mine"), 10);
 }
@@ -177,13 +201,14 @@ fn nothing_can_be_written() {
     let scratch = Scratch::in_memory();
     let connection = scratch.open();
     use_wal(&connection);
-    connection.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(1)").unwrap();
+    connection
+        .execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(1)")
+        .unwrap();
     flush(&connection);
     let remote = remote(&scratch, "");
     for sql in [
         "INSERT INTO t VALUES(2)",
         "CREATE TABLE u(a)",
-        "BEGIN IMMEDIATE",
         "VACUUM",
         "PRAGMA user_version = 7",
     ] {
@@ -194,7 +219,9 @@ fn nothing_can_be_written() {
             "{sql}: {error}"
         );
     }
-    let mode: String = remote.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).unwrap();
+    let mode: String = remote
+        .query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))
+        .unwrap();
     assert_eq!(mode, "delete");
     assert_eq!(number(&remote, "SELECT count(*) FROM t"), 1);
 }
@@ -204,7 +231,9 @@ fn a_file_of_the_same_name_on_this_machine_means_nothing() {
     let scratch = Scratch::in_memory();
     let connection = scratch.open();
     use_wal(&connection);
-    connection.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(1)").unwrap();
+    connection
+        .execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(1)")
+        .unwrap();
     flush(&connection);
     let local = scratch.file("local.db");
     for suffix in ["", "-journal", "-wal"] {

@@ -9,7 +9,9 @@ use super::{number, remote, remote_uri};
 fn rows(scratch: &Scratch, count: u64) -> (Connection, u64) {
     let connection = scratch.open();
     use_wal(&connection);
-    connection.execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY)").unwrap();
+    connection
+        .execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY)")
+        .unwrap();
     flush(&connection);
     let first = pragma_number(&connection, "replvfs_txid").unwrap() + 1;
     for _ in 0..count {
@@ -32,8 +34,17 @@ fn one_connection_goes_back_and_forth() {
     let remote = remote(&scratch, "");
     let count = || number(&remote, "SELECT count(*) FROM t");
     assert_eq!(count(), 20);
-    for (txid, expected) in [(first, 1), (first + 9, 10), (first + 3, 4), (first + 19, 20), (first, 1)] {
-        assert_eq!(text(&remote, &format!("PRAGMA replvfs_txid = {txid}")), Ok(txid.to_string()));
+    for (txid, expected) in [
+        (first, 1),
+        (first + 9, 10),
+        (first + 3, 4),
+        (first + 19, 20),
+        (first, 1),
+    ] {
+        assert_eq!(
+            text(&remote, &format!("PRAGMA replvfs_txid = {txid}")),
+            Ok(txid.to_string())
+        );
         assert_eq!(count(), expected);
         assert_eq!(pragma_number(&remote, "replvfs_txid"), Some(txid));
     }
@@ -52,7 +63,9 @@ fn one_connection_goes_back_and_forth() {
 fn a_schema_that_was_another_is_seen_as_it_was() {
     let scratch = Scratch::in_memory();
     let (writer, first) = rows(&scratch, 3);
-    writer.execute_batch("ALTER TABLE t ADD COLUMN b DEFAULT 7; INSERT INTO t(b) VALUES(8)").unwrap();
+    writer
+        .execute_batch("ALTER TABLE t ADD COLUMN b DEFAULT 7; INSERT INTO t(b) VALUES(8)")
+        .unwrap();
     flush(&writer);
     let remote = remote(&scratch, "");
     assert_eq!(number(&remote, "SELECT sum(b) FROM t"), 29);
@@ -85,10 +98,10 @@ fn two_points_in_time_beside_each_other() {
     let (_writer, first) = rows(&scratch, 20);
     let remote = remote(&scratch, &format!("&txid={}", first + 11));
     let then = remote_uri(&scratch.replica(), &format!("&txid={}", first + 4));
-    remote.execute_batch(&format!("ATTACH '{then}' AS then")).unwrap();
-    let changed = "SELECT group_concat(a) FROM (SELECT a FROM main.t EXCEPT SELECT a FROM then.t)";
+    remote.execute_batch(&format!("ATTACH '{then}' AS earlier")).unwrap();
+    let changed = "SELECT group_concat(a) FROM (SELECT a FROM main.t EXCEPT SELECT a FROM earlier.t)";
     assert_eq!(text(&remote, changed), Ok("6,7,8,9,10,11,12".to_owned()));
-    text(&remote, &format!("PRAGMA then.replvfs_txid = {}", first + 9)).unwrap();
+    text(&remote, &format!("PRAGMA earlier.replvfs_txid = {}", first + 9)).unwrap();
     assert_eq!(text(&remote, changed), Ok("11,12".to_owned()));
 }
 
@@ -98,12 +111,18 @@ fn what_is_not_there_is_said() {
     let (_writer, first) = rows(&scratch, 3);
     for (parameters, named) in [
         ("&txid=99999".to_owned(), "transaction 99999 is not in the history"),
-        ("&at=2001-01-01T00:00:00Z".to_owned(), "2001-01-01T00:00:00Z is not in the history"),
+        (
+            "&at=2001-01-01T00:00:00Z".to_owned(),
+            "2001-01-01T00:00:00Z is not in the history",
+        ),
         ("&txid=3&follow=1s".to_owned(), "follow goes on from the newest state"),
         ("&page_cache=1".to_owned(), "out of bounds"),
         ("&flush_interval=1s".to_owned(), "not a URI parameter"),
     ] {
-        assert!(open(&remote_uri(&scratch.replica(), &parameters)).is_err(), "{parameters}");
+        assert!(
+            open(&remote_uri(&scratch.replica(), &parameters)).is_err(),
+            "{parameters}"
+        );
         let error = replvfs::last_open_error().unwrap();
         assert!(error.contains(named), "{parameters}: {error}");
     }
