@@ -7,10 +7,9 @@ use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use replvfs::Config;
-use replvfs::format::{Generation, Key};
+use replvfs::format::Key;
 use replvfs::history::Target;
 use replvfs::restore::RestoreOptions;
-use replvfs::store::{Store, StoreOptions};
 use replvfs_tests::{
     Rng, Scratch, block_on, compare_pages, flush, open, plain_image, pragma_number, restore_txid, restore_with, status,
     use_wal,
@@ -44,28 +43,9 @@ fn connect(scratch: &Scratch) -> Connection {
     connection
 }
 
-fn store(scratch: &Scratch) -> Store {
-    Store::open(&scratch.replica(), &StoreOptions::reading()).unwrap()
-}
-
-fn keys(scratch: &Scratch) -> Vec<Key> {
-    let listed = block_on(store(scratch).list("")).unwrap();
-    listed.into_iter().map(|(key, _)| key).collect()
-}
-
-fn images(scratch: &Scratch, generation: u64) -> Vec<u64> {
-    let image = |key| match key {
-        Key::Image(of, txid) if of == Generation(generation) => Some(txid.0),
-        _ => None,
-    };
-    keys(scratch).into_iter().filter_map(image).collect()
-}
-
 fn chunks(scratch: &Scratch) -> usize {
-    keys(scratch)
-        .into_iter()
-        .filter(|key| matches!(key, Key::Chunk(_)))
-        .count()
+    let objects = scratch.objects();
+    objects.iter().filter(|(key, _)| matches!(key, Key::Chunk(_))).count()
 }
 
 /// Some 8 MiB in rows of 10 KB.
@@ -160,7 +140,7 @@ fn only_what_was_changed_is_read_and_sent() {
         before += sent as usize;
     }
     assert_eq!(status(&connection)["failed"], serde_json::Value::Null);
-    assert!(images(&scratch, 1).len() >= 5);
+    assert!(scratch.images(1).len() >= 5);
     for (txid, image) in &truth {
         check(&scratch, *txid, image);
     }
@@ -248,7 +228,7 @@ fn images_of_a_database_that_changes_in_every_way() {
             status(&connection)["making_image"] == false
         });
         assert_eq!(status(&connection)["discontinuities"], 0, "seed {seed}");
-        assert!(images(&scratch, 1).len() >= 4, "seed {seed}: {:?}", images(&scratch, 1));
+        assert!(scratch.images(1).len() >= 4, "seed {seed}: {:?}", scratch.images(1));
         for (txid, image) in &truth {
             check(&scratch, *txid, image);
         }
@@ -307,7 +287,7 @@ fn the_first_image_of_a_branch_has_the_chunks_of_its_parent() {
     fill(&connection);
     flush(&connection);
     let older = pragma_number(&connection, "replvfs_txid").unwrap();
-    let parents = block_on(replvfs::image::make(&store(&scratch), None, scratch.path())).unwrap();
+    let parents = block_on(replvfs::image::make(&scratch.store(), None, scratch.path())).unwrap();
     assert_eq!(parents.txid.0, older);
     connection
         .execute_batch("UPDATE t SET b = 'later' WHERE a = 1")
@@ -330,7 +310,7 @@ fn the_first_image_of_a_branch_has_the_chunks_of_its_parent() {
     flush(&connection);
     let told = status(&connection);
     assert_eq!(told["generation"], 2, "{told}");
-    assert_eq!(images(&scratch, 2).len(), 1);
+    assert_eq!(scratch.images(2).len(), 1);
     let image = &told["last_image"];
     assert_eq!(image["chunks"], image["chunks_read"]);
     assert!(image["chunks_sent"].as_u64() <= Some(2), "{image}");
@@ -361,7 +341,7 @@ fn a_store_that_goes_away_meanwhile_costs_an_image_and_nothing_else() {
     });
     flush(&connection);
     connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
-    assert_eq!(images(&scratch, 1).last(), Some(&first));
+    assert_eq!(scratch.images(1).last(), Some(&first));
     std::fs::remove_file(&chunk).unwrap();
     std::fs::rename(&away, &chunk).unwrap();
     wait("another image", &connection, || {
@@ -388,13 +368,13 @@ fn an_image_is_made_out_of_the_replica_beside_its_writer() {
         .execute_batch("UPDATE t SET b = randomblob(8000) WHERE a < 20")
         .unwrap();
     flush(&connection);
-    let make = || block_on(replvfs::image::make(&store(&scratch), None, scratch.path())).unwrap();
+    let make = || block_on(replvfs::image::make(&scratch.store(), None, scratch.path())).unwrap();
     let first = make();
     assert!(
         first.is_new && first.sent == first.chunks && first.chunks >= 8,
         "{first:?}"
     );
-    assert_eq!(images(&scratch, 1).last(), Some(&first.txid.0));
+    assert_eq!(scratch.images(1).last(), Some(&first.txid.0));
     let truth = [state(&connection, &scratch.database())];
     let again = make();
     assert_eq!((again.is_new, again.sent, again.txid), (false, 0, first.txid));
@@ -470,7 +450,7 @@ fn a_last_chunk_that_nobody_wrote_to_has_another_length() {
     truth.push(state(&connection, &scratch.database()));
     assert_eq!(status(&connection)["failed"], serde_json::Value::Null);
     assert_eq!(status(&connection)["discontinuities"], 0);
-    assert!(images(&scratch, 1).len() >= 12 && images(&scratch, 1).last() >= Some(&last));
+    assert!(scratch.images(1).len() >= 12 && scratch.images(1).last() >= Some(&last));
     for (txid, image) in &truth {
         check(&scratch, *txid, image);
     }

@@ -4,13 +4,11 @@
 #![allow(missing_docs)]
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use replvfs::Config;
 use replvfs::format::{Generation, Key, Manifest};
-use replvfs::store::{Store, StoreOptions};
+use replvfs_tests::peer::Peer;
 use replvfs_tests::{Scratch, block_on, check_integrity, flush, open, pragma_number, restore_txid, status, use_wal};
 use rusqlite::Connection;
 
@@ -50,70 +48,39 @@ fn other_process() {
     }
 }
 
-struct Other {
-    process: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
+struct Other(Peer);
 
 impl Other {
     fn start(scratch: &Scratch) -> Other {
-        let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "other_process", "--nocapture", "--quiet"])
-            .env(URI, scratch.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let input = process.stdin.take().unwrap();
-        let output = BufReader::new(process.stdout.take().unwrap());
-        let mut other = Other { process, input, output };
-        while other.line() != "ready" {}
-        other
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        let read = self.output.read_line(&mut line).unwrap();
-        assert_ne!(read, 0, "the other process has ended");
-        line.trim_end().to_owned()
+        Other(Peer::start(&[(URI, scratch.path().as_os_str())]))
     }
 
     /// Whether an image is being made after one more transaction.
     fn step(&mut self) -> bool {
-        writeln!(self.input, "step").unwrap();
-        self.line() == "true"
+        self.0.tell("step");
+        self.0.line() == "true"
     }
 
-    fn kill(mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
+    fn kill(self) {
+        self.0.kill();
     }
 }
 
-fn keys(scratch: &Scratch) -> Vec<Key> {
-    let store = Store::open(&scratch.replica(), &StoreOptions::reading()).unwrap();
-    let listed = block_on(store.list("")).unwrap();
-    listed.into_iter().map(|(key, _)| key).collect()
+fn keys(scratch: &Scratch) -> impl Iterator<Item = Key> {
+    scratch.objects().into_iter().map(|(key, _)| key)
 }
 
 fn chunks(scratch: &Scratch) -> BTreeSet<Key> {
-    keys(scratch)
-        .into_iter()
-        .filter(|key| matches!(key, Key::Chunk(_)))
-        .collect()
+    keys(scratch).filter(|key| matches!(key, Key::Chunk(_))).collect()
 }
 
 fn images(scratch: &Scratch) -> Vec<Key> {
-    keys(scratch)
-        .into_iter()
-        .filter(|key| matches!(key, Key::Image(..)))
-        .collect()
+    keys(scratch).filter(|key| matches!(key, Key::Image(..))).collect()
 }
 
 /// Those that an image names.
 fn named(scratch: &Scratch) -> BTreeSet<Key> {
-    let store = Store::open(&scratch.replica(), &StoreOptions::reading()).unwrap();
+    let store = scratch.store();
     let read = |key: Key| Manifest::decode(&block_on(store.read(&key)).unwrap()).unwrap();
     let names = images(scratch)
         .into_iter()

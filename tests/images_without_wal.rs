@@ -2,17 +2,16 @@
 //! They are made out of the replica.
 #![allow(missing_docs)]
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::sync::Once;
 use std::time::{Duration, Instant, SystemTime};
 
 use replvfs::Config;
 use replvfs::config::Retention;
-use replvfs::format::{Generation, Key};
+use replvfs::format::Key;
 use replvfs::prune::{PruneOptions, prune};
-use replvfs::store::{Store, StoreOptions};
 use replvfs::verify::{VerifyOptions, verify};
+use replvfs_tests::peer::Peer;
 use replvfs_tests::{
     Rng, Scratch, block_on, check_integrity, compare_pages, flush, open, plain_image, pragma_number, restore_txid,
     status,
@@ -85,23 +84,6 @@ impl Mode {
             .unwrap();
         connection
     }
-}
-
-fn store(scratch: &Scratch) -> Store {
-    Store::open(&scratch.replica(), &StoreOptions::reading()).unwrap()
-}
-
-fn keys(scratch: &Scratch) -> Vec<Key> {
-    let listed = block_on(store(scratch).list("")).unwrap();
-    listed.into_iter().map(|(key, _)| key).collect()
-}
-
-fn images(scratch: &Scratch, generation: u64) -> Vec<u64> {
-    let image = |key| match key {
-        Key::Image(of, txid) if of == Generation(generation) => Some(txid.0),
-        _ => None,
-    };
-    keys(scratch).into_iter().filter_map(image).collect()
 }
 
 fn wait(what: &str, connection: &Connection, mut holds: impl FnMut() -> bool) {
@@ -198,7 +180,7 @@ fn images_are_made_in_every_mode() {
         is_healthy(&connection);
         let told = status(&connection);
         assert_eq!(told["last_image"]["made_of"], "replica", "{mode:?}: {told}");
-        let made = images(&scratch, 1);
+        let made = scratch.images(1);
         assert!(made.len() >= 4, "{mode:?}: {made:?}");
         for (txid, pages) in &truth {
             check(&scratch, *txid, pages);
@@ -298,7 +280,7 @@ fn what_is_before_the_window_is_deleted() {
         let connection = mode.begin(&scratch, "");
         flush(&connection);
         rests(&connection);
-        let first = images(&scratch, 1).len();
+        let first = scratch.images(1).len();
         let mut states = Vec::new();
         for n in 0.. {
             connection
@@ -308,7 +290,7 @@ fn what_is_before_the_window_is_deleted() {
                 )
                 .unwrap();
             flush(&connection);
-            let known = images(&scratch, 1).len();
+            let known = scratch.images(1).len();
             if known >= first + 2 {
                 let at = now();
                 let (txid, pages) = state(&connection, &scratch);
@@ -322,7 +304,7 @@ fn what_is_before_the_window_is_deleted() {
         // The window ends with the newest object.
         connection.execute_batch("UPDATE t SET b = 'last' WHERE a = 1").unwrap();
         flush(&connection);
-        let (at, before) = (now(), keys(&scratch));
+        let (at, before) = (now(), scratch.objects());
         // The image that the first of them follows may be as new.
         let states = &states[3..];
         let window = u64::try_from(at.0 - states[0].1.0).unwrap();
@@ -331,7 +313,7 @@ fn what_is_before_the_window_is_deleted() {
             grace: Duration::ZERO,
             ..PruneOptions::at(at)
         };
-        let done = block_on(prune(&store(&scratch), &options)).unwrap();
+        let done = block_on(prune(&scratch.store(), &options)).unwrap();
         let is_of_the_log = |key: &Key| matches!(key, Key::Log(..));
         let deleted = done
             .deletions
@@ -401,50 +383,19 @@ fn other_process() {
 }
 
 /// Seen from here.
-struct Other {
-    process: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
+struct Other(Peer);
 
 impl Other {
     fn start(scratch: &Scratch, journal: &str) -> Other {
-        let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "other_process", "--nocapture", "--quiet"])
-            .env(SCRATCH, scratch.path())
-            .env(JOURNAL, journal)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut other = Other {
-            input: process.stdin.take().unwrap(),
-            output: BufReader::new(process.stdout.take().unwrap()),
-            process,
-        };
-        while other.line() != "ready" {}
-        other
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        let read = self.output.read_line(&mut line).unwrap();
-        assert_ne!(read, 0, "the other process has ended");
-        line.trim_end().to_owned()
+        let place = scratch.path().as_os_str();
+        Other(Peer::start(&[(SCRATCH, place), (JOURNAL, journal.as_ref())]))
     }
 
     /// A transaction that is in the replica, which step it was, and whether an image is being made.
     fn step(&mut self) -> (u64, u64, bool) {
-        writeln!(self.input).unwrap();
+        self.0.tell("");
         loop {
-            let line = self.line();
+            let line = self.0.line();
             if let Some(told) = line.strip_prefix("@ ") {
                 let told: Vec<u64> = told.split(' ').map(|number| number.parse().unwrap()).collect();
                 return (told[0], told[1], told[2] == 1);
@@ -507,7 +458,7 @@ fn a_process_is_killed_while_it_makes_an_image() {
             let is_known = |name: &str| name.starts_with("app.db") || ["replica", "away"].contains(&name);
             assert!(left.iter().all(|name| is_known(name.to_str().unwrap())), "{left:?}");
             if round % 2 == 1 {
-                let verified = block_on(verify(&store(&scratch), &VerifyOptions::default())).unwrap();
+                let verified = block_on(verify(&scratch.store(), &VerifyOptions::default())).unwrap();
                 assert!(verified.findings.is_empty(), "{journal}: {:?}", verified.findings);
                 unnamed += verified.unreferenced.chunks;
             }
@@ -522,12 +473,12 @@ fn a_process_is_killed_while_it_makes_an_image() {
             acked.push((txid, step));
             assert!(acked.len() < 1000, "{journal}: no image is due");
         };
-        let generation = |key: &Key| match key {
-            Key::Image(generation, txid) => Some((*generation, *txid)),
+        let generation = |(key, _)| match key {
+            Key::Image(generation, txid) => Some((generation, txid)),
             _ => None,
         };
         step();
-        let images = || keys(&scratch).iter().filter_map(generation).collect::<Vec<_>>();
+        let images = || scratch.objects().into_iter().filter_map(generation).collect::<Vec<_>>();
         let before = images();
         let newest = before.iter().max().unwrap().0;
         while images().iter().filter(|(of, _)| *of == newest).count()

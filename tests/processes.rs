@@ -3,9 +3,9 @@
 //! The other process is this test program once more, which runs the test `other_process` and does what its environment says.
 #![allow(missing_docs)]
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::ffi::OsStr;
 
+use replvfs_tests::peer::Peer;
 use replvfs_tests::{Scratch, compare_pages, flush, open, plain_image, pragma_number, restore_txid, status, use_wal};
 use rusqlite::Connection;
 
@@ -25,11 +25,7 @@ fn other_process() {
     }
 }
 
-struct Other {
-    process: Child,
-    input: Option<ChildStdin>,
-    output: BufReader<ChildStdout>,
-}
+struct Other(Peer);
 
 impl Other {
     fn start(uri: &str) -> Other {
@@ -37,34 +33,14 @@ impl Other {
     }
 
     fn start_with(uri: &str, environment: &[(&str, &str)]) -> Other {
-        let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "other_process", "--nocapture", "--quiet"])
-            .env(URI, uri)
-            .envs(environment.iter().copied())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let input = process.stdin.take();
-        let output = BufReader::new(process.stdout.take().unwrap());
-        let mut other = Other { process, input, output };
-        while other.line() != "ready" {}
-        other
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        assert_ne!(
-            self.output.read_line(&mut line).unwrap(),
-            0,
-            "the other process has ended"
-        );
-        line.trim_end().to_owned()
+        let mut all: Vec<(&str, &OsStr)> = vec![(URI, uri.as_ref())];
+        all.extend(environment.iter().map(|(name, value)| (*name, value.as_ref())));
+        Other(Peer::start(&all))
     }
 
     fn run(&mut self, sql: &str) -> String {
-        writeln!(self.input.as_mut().unwrap(), "{sql}").unwrap();
-        self.line()
+        self.0.tell(sql);
+        self.0.line()
     }
 
     fn sql(&mut self, sql: &str) {
@@ -72,9 +48,8 @@ impl Other {
     }
 
     /// Lets it close its connection and end.
-    fn end(mut self) {
-        drop(self.input.take());
-        assert!(self.process.wait().unwrap().success());
+    fn end(self) {
+        self.0.end();
     }
 }
 
@@ -220,8 +195,7 @@ fn when_the_owner_is_killed_another_process_takes_over_beside_plain_writers() {
     write(&mut owner);
     write(&mut plain);
     owner.sql("INSERT INTO t(b) VALUES('the last words')");
-    owner.process.kill().unwrap();
-    owner.process.wait().unwrap();
+    owner.0.kill();
     write(&mut plain);
     while status(&standby)["owner"] == false {
         std::thread::yield_now();
@@ -267,8 +241,7 @@ fn a_standby_takes_over_before_it_restarts_the_wal() {
         owner.sql("INSERT INTO t(b) VALUES('the last words')");
     }
     assert_eq!(status(&standby)["owner"], false);
-    owner.process.kill().unwrap();
-    owner.process.wait().unwrap();
+    owner.0.kill();
     for _ in 0..20 {
         standby.execute_batch("INSERT INTO t(b) VALUES('after')").unwrap();
     }
@@ -291,6 +264,44 @@ fn a_standby_takes_over_before_it_restarts_the_wal() {
         assert_eq!(found as u64, 26 - back);
         std::fs::remove_file(&out).unwrap();
     }
+}
+
+/// Numbers are those of whoever replicates the database. One of this process's own past is lower, and would be acknowledged at once when the
+/// database comes back to it.
+#[test]
+fn a_process_that_gave_the_database_away_has_no_numbers_for_its_commits() {
+    let scratch = Scratch::new();
+    let uri = scratch.uri_with("&flush_interval=1h");
+    let first = open(&uri).unwrap();
+    use_wal(&first);
+    first
+        .execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t(b) VALUES('ours')")
+        .unwrap();
+    flush(&first);
+    let before = pragma_number(&first, "replvfs_txid").unwrap();
+    drop(first);
+    let mut owner = Other::start(&uri);
+    for _ in 0..20 {
+        owner.sql("INSERT INTO t(b) VALUES('theirs')");
+    }
+    owner.sql("PRAGMA replvfs_flush");
+    let standby = open(&uri).unwrap();
+    for _ in 0..5 {
+        standby.execute_batch("INSERT INTO t(b) VALUES('ours')").unwrap();
+        assert_eq!(pragma_number(&standby, "replvfs_txid"), None);
+        let now = status(&standby);
+        assert!(now["owner"] == false && now["txid"].is_null(), "{now}");
+    }
+    owner.0.kill();
+    while status(&standby)["owner"] == false {
+        standby.execute_batch("INSERT INTO t(b) VALUES('ours')").unwrap();
+    }
+    standby.execute_batch("INSERT INTO t(b) VALUES('ours')").unwrap();
+    let newest = pragma_number(&standby, "replvfs_txid").unwrap();
+    assert!(newest > before + 25, "{newest}, and it was {before}");
+    assert!(pragma_number(&standby, "replvfs_acked") < Some(newest));
+    flush(&standby);
+    newest_is(&scratch, &plain_image(&scratch.database()));
 }
 
 /// POSIX drops all locks of a process on a file when the process closes any descriptor of it. Images, other connections, flushes and closes
@@ -454,8 +465,7 @@ fn a_hot_journal_of_a_killed_process_is_rolled_back_before_the_history_goes_on()
         other.sql("BEGIN; UPDATE t SET b=randomblob(300000); INSERT INTO t(b) VALUES(randomblob(300000))");
         let torn = std::fs::read(scratch.database()).unwrap();
         assert_ne!(torn.len(), committed.len(), "nothing was spilled");
-        other.process.kill().unwrap();
-        other.process.wait().unwrap();
+        other.0.kill();
 
         let connection = before.unwrap_or_else(|| scratch.open());
         let rows: i64 = connection

@@ -32,20 +32,12 @@ const GRACE: Duration = Duration::from_secs(5);
 const NEVER: Duration = Duration::from_secs(200);
 const ROWS: i64 = 50;
 
-fn store(scratch: &Scratch) -> Store {
-    Store::open(&scratch.replica(), &StoreOptions::reading()).unwrap()
-}
-
-fn objects(scratch: &Scratch) -> Vec<(Key, u64)> {
-    block_on(store(scratch).list("")).unwrap()
-}
-
 fn images(scratch: &Scratch) -> Vec<u64> {
     let image = |(key, _)| match key {
         Key::Image(_, txid) => Some(txid.0),
         _ => None,
     };
-    objects(scratch).into_iter().filter_map(image).collect()
+    scratch.objects().into_iter().filter_map(image).collect()
 }
 
 fn uri(scratch: &Scratch, vfs: &str) -> String {
@@ -227,7 +219,7 @@ fn a_writer_keeps_its_replica_small() {
         let oldest = images(&scratch)[0];
         restores > 30 && oldest > 300 && oldest * 4 > point.txid * 3
     });
-    let left = objects(&scratch);
+    let left = scratch.objects();
     let bytes: u64 = left.iter().map(|(_, len)| len).sum();
     let kind = |kind: &str| {
         let of: Vec<u64> = left
@@ -375,7 +367,7 @@ fn whoever_merges_and_prunes_is_killed_beside_a_writer() {
     drop(writer);
     eprintln!("killed {killed} times in the middle, {deleted} deletions before, {restores} restores");
     assert!(!left.is_empty());
-    let verified = block_on(verify(&store(&scratch), &VerifyOptions::default())).unwrap();
+    let verified = block_on(verify(&scratch.store(), &VerifyOptions::default())).unwrap();
     assert!(verified.findings.is_empty(), "{:?}", verified.findings);
     for point in left {
         check(&scratch, point, "left.db");
@@ -424,9 +416,9 @@ fn pruning_leaves_what_is_in_the_window() {
         dry_run: true,
         ..PruneOptions::at(at)
     };
-    let before = objects(&scratch);
-    let planned = block_on(prune(&store(&scratch), &options)).unwrap();
-    assert_eq!(objects(&scratch), before, "a dry run");
+    let before = scratch.objects();
+    let planned = block_on(prune(&scratch.store(), &options)).unwrap();
+    assert_eq!(scratch.objects(), before, "a dry run");
     assert!(
         planned
             .deletions
@@ -437,9 +429,9 @@ fn pruning_leaves_what_is_in_the_window() {
         dry_run: false,
         ..options.clone()
     };
-    let done = block_on(prune(&store(&scratch), &wet)).unwrap();
+    let done = block_on(prune(&scratch.store(), &wet)).unwrap();
     assert_eq!(done.deletions, planned.deletions);
-    let left = objects(&scratch);
+    let left = scratch.objects();
     assert_eq!(left.len() + done.deletions.len(), before.len());
     let bytes = |objects: &[(Key, u64)]| objects.iter().map(|(_, len)| len).sum::<u64>();
     assert_eq!(bytes(&left) + done.bytes(), bytes(&before));
@@ -453,10 +445,10 @@ fn pruning_leaves_what_is_in_the_window() {
     };
     check();
     // What only those images named goes when they are gone.
-    let second = block_on(prune(&store(&scratch), &wet)).unwrap().deletions;
+    let second = block_on(prune(&scratch.store(), &wet)).unwrap().deletions;
     assert!(!second.is_empty() && second.iter().all(|deletion| matches!(deletion.key, Key::Chunk(_))));
     check();
-    assert_eq!(block_on(prune(&store(&scratch), &wet)).unwrap().deletions, []);
+    assert_eq!(block_on(prune(&scratch.store(), &wet)).unwrap().deletions, []);
     // The writer does not notice.
     connection.execute_batch("UPDATE t SET b = 'on' WHERE a = 1").unwrap();
     flush(&connection);

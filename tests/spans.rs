@@ -9,7 +9,6 @@ use replvfs::format::{Generation, Key};
 use replvfs::history::Target;
 use replvfs::merge::{MergeOptions, merge, merge_next};
 use replvfs::restore::RestoreOptions;
-use replvfs::store::{Store, StoreOptions};
 use replvfs_tests::{
     Scratch, block_on, check_integrity, compare_pages, flush, open, plain_image, pragma_number, restore_txid,
     restore_with, status, try_restore, use_wal,
@@ -17,13 +16,9 @@ use replvfs_tests::{
 use replvfs_vfs::types::Txid;
 use rusqlite::Connection;
 
-fn store(scratch: &Scratch) -> Store {
-    Store::open(&scratch.replica(), &StoreOptions::reading()).unwrap()
-}
-
 /// Objects of the log, and their bytes together.
 fn extent(scratch: &Scratch) -> (usize, u64) {
-    let objects = block_on(store(scratch).list("gen/")).unwrap();
+    let objects = block_on(scratch.store().list("gen/")).unwrap();
     let log = objects
         .iter()
         .filter(|(key, _)| matches!(key, Key::Log(..) | Key::Span(..)));
@@ -31,7 +26,7 @@ fn extent(scratch: &Scratch) -> (usize, u64) {
 }
 
 fn slots(scratch: &Scratch) -> Vec<Txid> {
-    let objects = block_on(store(scratch).list("gen/")).unwrap();
+    let objects = block_on(scratch.store().list("gen/")).unwrap();
     let slots = objects.iter().filter_map(|(key, _)| match key {
         Key::Log(_, first) => Some(*first),
         _ => None,
@@ -40,12 +35,12 @@ fn slots(scratch: &Scratch) -> Vec<Txid> {
 }
 
 fn generations(scratch: &Scratch) -> usize {
-    block_on(store(scratch).list_folders("gen/")).unwrap().len()
+    block_on(scratch.store().list_folders("gen/")).unwrap().len()
 }
 
 /// Deletes every segment but the newest, and every span that a larger one stands for.
 fn delete_merged(scratch: &Scratch) {
-    let objects = block_on(store(scratch).list("gen/")).unwrap();
+    let objects = block_on(scratch.store().list("gen/")).unwrap();
     let spans: Vec<(Txid, Txid)> = objects.iter().filter_map(|(key, _)| span_of(key)).collect();
     let newest = slots(scratch).into_iter().max();
     for (key, _) in objects {
@@ -128,7 +123,7 @@ fn an_hour_of_seconds() {
     let sample = (first..=last).filter(|txid| txid % 97 == 0 || *txid == last || *txid < first + 3);
     let sample: BTreeMap<u64, Vec<u8>> = sample.map(|txid| (txid, restored(&scratch, txid))).collect();
 
-    let merged = block_on(merge(&store(&scratch), None, &MergeOptions::default())).unwrap();
+    let merged = block_on(merge(&scratch.store(), None, &MergeOptions::default())).unwrap();
     check(&scratch, &sample);
     delete_merged(&scratch);
     let after = extent(&scratch);
@@ -169,7 +164,7 @@ fn every_transaction_while_it_is_merged_step_by_step() {
         let txid = second(&connection);
         expected.insert(txid, restored(&scratch, txid));
         if row % 9 == 8 {
-            while block_on(merge_next(&store(&scratch), Generation(1), &options))
+            while block_on(merge_next(&scratch.store(), Generation(1), &options))
                 .unwrap()
                 .is_some()
             {}
@@ -202,7 +197,7 @@ fn a_process_that_was_away_resumes() {
         pieces: 2,
         ..MergeOptions::default()
     };
-    block_on(merge(&store(&scratch), None, &options)).unwrap();
+    block_on(merge(&scratch.store(), None, &options)).unwrap();
     delete_merged(&scratch);
     assert_eq!(slots(&scratch), [last]);
 
@@ -216,7 +211,7 @@ fn a_process_that_was_away_resumes() {
     drop(connection);
 
     // A copy from then, whose last segment is in a span now, finds that there is more.
-    block_on(merge(&store(&scratch), None, &options)).unwrap();
+    block_on(merge(&scratch.store(), None, &options)).unwrap();
     delete_merged(&scratch);
     assert!(!slots(&scratch).contains(&last));
     std::fs::write(scratch.file("app.db-replvfs"), noted).unwrap();
@@ -244,7 +239,7 @@ fn a_restored_copy_goes_on() {
         pieces: 2,
         ..MergeOptions::default()
     };
-    block_on(merge(&store(&scratch), None, &options)).unwrap();
+    block_on(merge(&scratch.store(), None, &options)).unwrap();
     delete_merged(&scratch);
     let place: &Path = &scratch.database();
     scratch.delete_database();

@@ -29,6 +29,7 @@ struct Written {
     next: Option<Result<[u32; 2], ([u64; 3], [i64; 4])>>,
     if_wal: Option<[u32; 2]>,
     fenced: bool,
+    restored: Option<bool>,
 }
 
 fn position([salt1, salt2, frame, sum1, sum2]: [u32; 5]) -> Position {
@@ -71,6 +72,7 @@ fn state(written: &Written) -> LocalState {
         }),
         if_wal: written.if_wal.map(|[salt1, salt2]| Salts(salt1, salt2)),
         fenced: written.fenced,
+        restored: written.restored,
     }
 }
 

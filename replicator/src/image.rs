@@ -6,14 +6,14 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use futures::{StreamExt, TryStreamExt};
-use replvfs_vfs::types::{Txid, UnixMillis};
+use replvfs_vfs::types::Txid;
 
 use crate::format::{CHUNK_BYTES, ChunkHash, ChunkName, FormatError, Generation, Key, Manifest, encode_chunk};
 use crate::history::images::manifest_at;
 use crate::history::{GRACE, History, HistoryError, SURVEYED, Target};
+use crate::outside::Moment;
 use crate::pipeline::basis;
 use crate::pipeline::image::LEVEL;
 use crate::restore::{RestoreError, restore_aside};
@@ -89,17 +89,17 @@ pub async fn make(store: &Store, generation: Option<Generation>, folder: &Path) 
     if restored.txid == before.txid {
         return Ok(made);
     }
-    let since = now();
+    let since = Moment::now();
     let sending = Sending {
         store: store.clone(),
         token: getrandom::u64().map_err(|error| io::Error::other(error.to_string()))?,
         known: basis::by_hash(&before.chunks),
     };
     let (chunks, sent) = sending.all(aside.file(), restored.bytes).await?;
-    if now().0.saturating_sub(since.0) > i64::try_from(GRACE.as_millis() / 2).unwrap_or(i64::MAX) {
+    if since.age() > GRACE / 2 {
         return Err(ImageError::Overtaken(key));
     }
-    if !is_there(store, &key).await? {
+    if !store.has(&key).await? {
         return Err(ImageError::Overtaken(key));
     }
     let manifest = Manifest {
@@ -124,25 +124,17 @@ pub async fn make(store: &Store, generation: Option<Generation>, folder: &Path) 
 /// Who listed the manifests before this one came has seen the one that it was made after. Where that is gone he may delete what this one names, and is
 /// waited for; or it was deleted because of this one, which is all that is left then.
 async fn is_whole(store: &Store, manifest: &Manifest, before: &Key) -> Result<bool, StoreError> {
-    if is_there(store, before).await? {
+    if store.has(before).await? {
         return Ok(true);
     }
     tokio::time::sleep(SURVEYED * 2).await;
     let names: HashSet<ChunkName> = manifest.chunks.iter().copied().collect();
     for name in names {
-        if !is_there(store, &Key::Chunk(name)).await? {
+        if !store.has(&Key::Chunk(name)).await? {
             return Ok(false);
         }
     }
     Ok(true)
-}
-
-async fn is_there(store: &Store, key: &Key) -> Result<bool, StoreError> {
-    match store.size(key).await {
-        Ok(_) => Ok(true),
-        Err(error) if error.is_not_found() => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 /// Whether it was not there before.
@@ -224,17 +216,10 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
         .unwrap_or_else(|stopped| Err(io::Error::other(stopped)))
 }
 
-fn now() -> UnixMillis {
-    let since_epoch = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    UnixMillis(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use replvfs_vfs::types::{PageSize, Position};
+    use replvfs_vfs::types::{PageSize, Position, UnixMillis};
 
     use super::*;
     use crate::store::StoreOptions;

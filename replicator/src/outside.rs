@@ -7,10 +7,11 @@ use std::fs::File;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinHandle};
+use tokio::time::Instant;
 
 pub(crate) fn wall_clock() -> SystemTime {
     #[cfg(test)]
@@ -18,6 +19,29 @@ pub(crate) fn wall_clock() -> SystemTime {
         return world.wall_clock();
     }
     SystemTime::now()
+}
+
+/// A moment, by a clock that may stand still while the machine sleeps, and by one that may be set.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment(Instant, SystemTime);
+
+impl Moment {
+    pub(crate) fn now() -> Moment {
+        Moment(Instant::now(), wall_clock())
+    }
+
+    /// How long ago it was by the clock that has gone further.
+    pub(crate) fn age(self) -> Duration {
+        let by_date = wall_clock().duration_since(self.1).unwrap_or_default();
+        self.0.elapsed().max(by_date)
+    }
+
+    /// So long ago by each of them.
+    #[cfg(test)]
+    pub(crate) fn ago(by_clock: Duration, by_date: Duration) -> Option<Moment> {
+        let Moment(clock, date) = Moment::now();
+        Some(Moment(clock.checked_sub(by_clock)?, date.checked_sub(by_date)?))
+    }
 }
 
 /// Fills `bytes` with random ones.

@@ -154,12 +154,7 @@ fn a_machine_that_comes_back_goes_on_where_the_other_one_got() {
             assert_eq!(a.ask(LIST), "a1 a2 a3 b4 b5 b6");
             write(&mut a, "a", 7..=8);
             a.tell("flush");
-            let status = a.status();
-            assert_eq!(
-                (&status["diverged"], &status["discontinuities"]),
-                (&false.into(), &0.into()),
-                "{status}"
-            );
+            a.has_gone_on();
             assert_eq!(a.ask("PRAGMA integrity_check"), "ok");
             assert_eq!(a.ask("PRAGMA journal_mode") == "wal", world.mode == "WAL");
             a.end();

@@ -56,12 +56,7 @@ fn a_machine_that_comes_back_finds_what_was_merged() {
         assert_eq!(a.ask(LIST), "a1 a2 a3 b4 b5 b6 b7 b8 b9");
         write(&mut a, "a", 10..=10);
         a.tell("flush");
-        let status = a.status();
-        assert_eq!(
-            (&status["diverged"], &status["discontinuities"]),
-            (&false.into(), &0.into()),
-            "{status}"
-        );
+        a.has_gone_on();
         a.end();
         assert_eq!(
             (world.newest().as_str(), world.generations()),
@@ -90,12 +85,7 @@ fn a_machine_whose_noted_segment_was_merged_goes_on() {
         let mut a = world.open("a", parameters);
         write(&mut a, "a", 10..=10);
         a.tell("flush");
-        let status = a.status();
-        assert_eq!(
-            (&status["diverged"], &status["discontinuities"]),
-            (&false.into(), &0.into()),
-            "{status}"
-        );
+        a.has_gone_on();
         a.end();
         assert_eq!(
             (world.newest().as_str(), world.generations()),

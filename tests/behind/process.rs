@@ -127,6 +127,16 @@ impl Process {
         serde_json::from_str(&self.ask("status")).unwrap()
     }
 
+    /// Its history is the one that it found.
+    pub(crate) fn has_gone_on(&mut self) {
+        let status = self.status();
+        assert_eq!(
+            (&status["diverged"], &status["discontinuities"]),
+            (&false.into(), &0.into()),
+            "{status}"
+        );
+    }
+
     /// In order.
     pub(crate) fn end(mut self) {
         self.stdin = None;

@@ -138,6 +138,7 @@ impl Writer {
             patient: false,
             page_size: 0,
             deletes_merged: true,
+            log: String::new(),
         };
         let kill = Kill::draw(rng, steps, journal);
         Writer {

@@ -1,7 +1,10 @@
 //! Three writers that are killed and started again, and the store that fails beside them. Kills and outages follow from what the writers
 //! say, so nobody waits for a clock.
 
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Instant;
 
 use replvfs_tests::writers::content::{Newest, raise};
 use replvfs_tests::writers::process::{Process, SILENCE, Said};
@@ -51,13 +54,29 @@ pub(crate) struct Crew<'a> {
     reported: Newest,
     acked: Newest,
     restorer: Restorer,
+    /// Everything that was said, and when the replica was looked at, for whoever looks for the cause of a failure.
+    diary: BufWriter<File>,
+    begin: Instant,
     counts: &'a mut Counts,
+}
+
+impl Drop for Crew<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let what = format!("{:?} was reported, {:?} acknowledged", self.reported, self.acked);
+            self.note(&what);
+            let _ = self.diary.flush();
+            self.scratch.keep();
+            eprintln!("what is left of it: {}", self.scratch.path().display());
+        }
+    }
 }
 
 impl Crew<'_> {
     pub(crate) fn new(rng: Rng, counts: &mut Counts) -> Crew<'_> {
         let scratch = Scratch::new();
         let (sender, said) = channel();
+        let diary = File::create(scratch.file("diary")).unwrap();
         let mut crew = Crew {
             writers: Vec::new(),
             paused: vec![false; PLAIN + 1],
@@ -78,6 +97,8 @@ impl Crew<'_> {
             reported: Newest::new(),
             acked: Newest::new(),
             restorer: Restorer::default(),
+            diary: BufWriter::new(diary),
+            begin: Instant::now(),
             counts,
         };
         crew.last_writer();
@@ -118,7 +139,12 @@ impl Crew<'_> {
             patient: true,
             page_size: 0,
             deletes_merged: false,
+            log: self.scratch.file(&format!("log-{index}")).display().to_string(),
         }
+    }
+
+    fn note(&mut self, what: &str) {
+        let _ = writeln!(self.diary, "{:.3} {what}", self.begin.elapsed().as_secs_f64());
     }
 
     pub(crate) fn counts(&self) -> &Counts {
@@ -133,6 +159,7 @@ impl Crew<'_> {
     /// One line of somebody, and what follows from it.
     pub(crate) fn turn(&mut self) {
         let (index, line) = self.said.recv_timeout(SILENCE).expect("the writers have fallen silent");
+        self.note(&format!("{index} {}", line.as_deref().unwrap_or("has ended")));
         match line {
             Some(line) => self.hear(index, &line),
             None => self.ended(index),
@@ -271,6 +298,7 @@ impl Crew<'_> {
         if self.store.outage().is_none() {
             let outage = self.next_outage();
             self.store.fail(outage);
+            self.note(&format!("{outage:?} is away"));
             *self.counts.outages.entry(outage).or_default() += 1;
         } else {
             self.heal();
@@ -292,11 +320,13 @@ impl Crew<'_> {
 
     fn heal(&mut self) {
         self.store.heal();
+        self.note("nothing is away");
         self.acknowledged_is_there();
     }
 
     /// From what is in the store now, while they write.
     fn acknowledged_is_there(&mut self) {
+        self.note(&format!("restored from now on, with {:?}", self.acked));
         let what = "what was acknowledged, without the local files";
         let (_, out) = self.restorer.newest(&self.scratch, &self.acked, what);
         remove(&out);
@@ -321,6 +351,7 @@ impl Crew<'_> {
     }
 
     fn wait_for_all(&mut self) {
+        self.note("they come to their end");
         self.stopping = true;
         while !self.writers.iter().all(Process::has_ended) {
             self.turn();

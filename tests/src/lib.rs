@@ -3,6 +3,7 @@
 //! Owns no expectation of its own. Helpers panic with a message that says what they were doing, since their callers are
 //! tests.
 
+pub mod peer;
 mod rng;
 pub mod weather;
 pub mod writers;
@@ -16,6 +17,7 @@ use std::sync::{LazyLock, Mutex, Once, PoisonError};
 
 use replvfs::Config;
 use replvfs::config::Retention;
+use replvfs::format::Key;
 use replvfs::history::Target;
 use replvfs::restore::{RestoreOptions, Restored, restore};
 use replvfs::store::{Store, StoreOptions};
@@ -132,6 +134,25 @@ impl Scratch {
     /// The URI of a further replica.
     pub fn replica_named(&self, name: &str) -> String {
         format!("fs://{}", self.file(name).display())
+    }
+
+    /// The replica, for reading.
+    pub fn store(&self) -> Store {
+        Store::open(&self.replica(), &StoreOptions::reading()).expect("opening the replica")
+    }
+
+    /// All objects in the replica, with their lengths in bytes.
+    pub fn objects(&self) -> Vec<(Key, u64)> {
+        block_on(self.store().list("")).expect("listing the replica")
+    }
+
+    /// The transactions of a generation's images, ascending.
+    pub fn images(&self, generation: u64) -> Vec<u64> {
+        let image = |(key, _)| match key {
+            Key::Image(of, txid) if of.0 == generation => Some(txid.0),
+            _ => None,
+        };
+        self.objects().into_iter().filter_map(image).collect()
     }
 
     /// The URI that opens the database through replvfs.

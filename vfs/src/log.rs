@@ -391,6 +391,7 @@ impl Log {
         let dropped = {
             let mut inner = self.lock();
             inner.resume = None;
+            inner.settled = false;
             if !inner.suspended {
                 inner.question += 1;
                 inner.dropping = true;
@@ -616,6 +617,13 @@ impl Log {
     /// The newest captured transaction; `None` before the first base.
     pub fn last_txid(&self) -> Option<Txid> {
         self.lock().last
+    }
+
+    /// The same if everything that this process has committed until now is in it: `None` as long as numbers may change, and as long as what is
+    /// captured is dropped.
+    pub fn final_txid(&self) -> Option<Txid> {
+        let inner = self.lock();
+        inner.last.filter(|_| inner.settled && inner.is_open())
     }
 
     /// The newest transaction that is known to be restorable from the store.

@@ -319,7 +319,12 @@ fn checkpoints_and_further_connections_work() {
                     Ok((row.get(0)?, row.get(1)?, row.get(2)?))
                 })
                 .unwrap();
-            assert_eq!((busy, log), (0, done), "{locking} {checkpoint}");
+            assert_eq!(busy, 0, "{locking} {checkpoint}");
+            // What is read at that moment keeps a passive one from going on.
+            assert!(
+                done == log || checkpoint == "PASSIVE" && done < log,
+                "{locking} {checkpoint}: {done} of {log}"
+            );
             assert_eq!(content(&connection), ROWS, "{locking} {checkpoint}");
             assert_all_refused(&format!("{locking} {checkpoint}"), &connection);
             if locking == "NORMAL" {

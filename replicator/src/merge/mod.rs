@@ -112,18 +112,8 @@ pub async fn merge(
             continue;
         }
         let before = path_of(store, found).await?;
-        let end = before.last().map_or(Txid::ZERO, Piece::reach);
         merged.before.add(&before);
-        while let Some(span) = next_of(store, found, options).await? {
-            // A store that lists late would have it made again and again.
-            let is_again = merged.spans.iter().any(|made| made.key == span.key);
-            // A writer that goes on is not followed for ever.
-            let is_new = matches!(span.key, Key::Span(_, _, last) if last > end);
-            merged.spans.push(span);
-            if is_again || is_new {
-                break;
-            }
-        }
+        merged.spans.extend(merge_path(store, found, &before, options).await?);
         merged.after.add(&path_of(store, found).await?);
     }
     match generation {
@@ -137,6 +127,44 @@ pub async fn merge(
         }
         _ => Ok(merged),
     }
+}
+
+/// [`merge`] of one generation, for whoever does not ask what came of it.
+///
+/// # Errors
+///
+/// As for [`merge`].
+pub(crate) async fn merge_generation(
+    store: &Store,
+    generation: Generation,
+    options: &MergeOptions,
+) -> Result<(), MergeError> {
+    let found = load_generation(store, generation).await?;
+    let found = found.ok_or(MergeError::NoGeneration(generation))?;
+    let before = path_of(store, &found).await?;
+    merge_path(store, &found, &before, options).await.map(|_| ())
+}
+
+/// What is worth while of what the log was read from.
+async fn merge_path(
+    store: &Store,
+    found: &GenerationHistory,
+    before: &[Piece],
+    options: &MergeOptions,
+) -> Result<Vec<SpanMade>, MergeError> {
+    let end = before.last().map_or(Txid::ZERO, Piece::reach);
+    let mut spans: Vec<SpanMade> = Vec::new();
+    while let Some(span) = next_of(store, found, options).await? {
+        // A store that lists late would have it made again and again.
+        let is_again = spans.iter().any(|made| made.key == span.key);
+        // A writer that goes on is not followed for ever.
+        let is_new = matches!(span.key, Key::Span(_, _, last) if last > end);
+        spans.push(span);
+        if is_again || is_new {
+            break;
+        }
+    }
+    Ok(spans)
 }
 
 /// One step of [`merge`]: makes the next span that is worth while, the oldest first. `None` when there is none.

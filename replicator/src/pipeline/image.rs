@@ -306,15 +306,7 @@ async fn find_basis(uploader: &Uploader, wanted: Wanted, ticket: &Ticket) -> Res
 
 async fn is_there(uploader: &Uploader, key: Key) -> Result<bool, Stopped> {
     let store = &uploader.shared().store;
-    uploader
-        .until_answered(|| async {
-            match store.size(&key).await {
-                Ok(_) => Ok(true),
-                Err(error) if error.is_not_found() => Ok(false),
-                Err(error) => Err(error),
-            }
-        })
-        .await
+    uploader.until_answered(|| store.has(&key)).await
 }
 
 /// The one that was there already, if it is not this one.

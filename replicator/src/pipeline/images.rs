@@ -16,6 +16,7 @@ use super::changed::Touched;
 use super::due::{self, Rule, Situation};
 use super::shared::now;
 use crate::format::{ChunkHash, Generation};
+use crate::outside::Moment;
 
 /// What was sent by one that was given up is used again for this part of the grace period. The rest is left for the next one to come to its end in.
 const USED_AGAIN: u32 = 8;
@@ -24,8 +25,7 @@ const USED_AGAIN: u32 = 8;
 #[derive(Debug)]
 pub(super) struct Sent {
     pub(super) token: u64,
-    /// By a clock that may stand still while the machine sleeps, and by one that may be set.
-    since: (Instant, UnixMillis),
+    since: Moment,
     /// Those that the store has confirmed.
     hashes: Mutex<HashSet<ChunkHash>>,
     /// One of them is not there any more.
@@ -36,7 +36,7 @@ impl Sent {
     pub(super) fn new(token: u64) -> Sent {
         Sent {
             token,
-            since: (Instant::now(), now()),
+            since: Moment::now(),
             hashes: Mutex::default(),
             is_lost: AtomicBool::new(false),
         }
@@ -56,8 +56,7 @@ impl Sent {
 
     /// Since the first chunk may have been sent.
     pub(super) fn age(&self) -> Duration {
-        let by_date = u64::try_from(now().0.saturating_sub(self.since.1.0)).unwrap_or(0);
-        self.since.0.elapsed().max(Duration::from_millis(by_date))
+        self.since.age()
     }
 
     /// Not to be used again.
@@ -429,10 +428,7 @@ mod tests {
         let first = images.make(1).expect("a generation");
         images.given_up(&first);
         let ago = |time: Duration| Sent {
-            since: (
-                Instant::now(),
-                UnixMillis(now().0 - i64::try_from(time.as_millis()).expect("a time")),
-            ),
+            since: Moment::ago(Duration::ZERO, time).expect("a time"),
             ..Sent::new(7)
         };
         images.state().as_mut().expect("a generation").sent = Some(Arc::new(ago(GRACE / USED_AGAIN)));

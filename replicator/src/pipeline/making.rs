@@ -75,21 +75,13 @@ impl Maker {
         let making = image::make(&self.uploader, state, &ticket);
         match AssertUnwindSafe(making).catch_unwind().await {
             Err(_) => shared.fail("making an image panicked, which is a bug in replvfs"),
-            // It says nothing that the log has not said. Whether this process still writes it shows elsewhere.
-            Ok(Ok(Made::Stored(counts))) if source == Source::Replica => {
-                if !current.load(Ordering::Acquire) {
-                    return;
-                }
-                self.images.stored(&ticket, txid, taken_at);
-                shared.status.stored(LastImage {
-                    txid,
-                    taken_at,
-                    counts,
-                    source,
-                });
-            }
             Ok(Ok(Made::Stored(counts))) => {
-                if !matches!(is_newest(&self.uploader, generation, current).await, Ok(true)) {
+                let is_ours = match source {
+                    Source::Database => matches!(is_newest(&self.uploader, generation, current).await, Ok(true)),
+                    // It says nothing that the log has not said. Whether this process still writes it shows elsewhere.
+                    Source::Replica => current.load(Ordering::Acquire),
+                };
+                if !is_ours {
                     return;
                 }
                 self.images.stored(&ticket, txid, taken_at);
@@ -99,9 +91,11 @@ impl Maker {
                     counts,
                     source,
                 });
-                // What came before and could not be uploaded is in it.
-                shared.log.stored(txid);
-                self.progress.image(generation, txid);
+                if source == Source::Database {
+                    // What came before and could not be uploaded is in it.
+                    shared.log.stored(txid);
+                    self.progress.image(generation, txid);
+                }
             }
             Ok(made) => {
                 self.images.given_up(&ticket);

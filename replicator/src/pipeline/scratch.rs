@@ -16,7 +16,7 @@ use replvfs_vfs::types::{PageSize, Pgno, Position, Txid};
 use super::replay::ReplayError;
 use crate::format::{CHUNK_BYTES, Key, Manifest, ObjectHash, SegmentIndex, SegmentReader, TransactionEntry};
 use crate::history::HistoryError;
-use crate::history::walk::check_place;
+use crate::history::walk::{check_place, follows};
 
 /// Never more than this part of what the disk has left is taken, nor, of a large database, than this part of that.
 const SHARE: u64 = 4;
@@ -122,8 +122,8 @@ impl Writing {
     pub(super) fn begin(&mut self, key: Key, index: &SegmentIndex, own: Option<ObjectHash>) -> Result<(), ReplayError> {
         check_place(key, index.key())?;
         let header = index.header();
-        let is_next = header.first == self.next();
-        let follows = self.previous.is_none_or(|previous| header.previous == previous) || !is_next;
+        let follows = |previous| follows(header, index.merged(), self.next(), previous);
+        let follows = self.previous.is_none_or(follows);
         if !(header.first..=header.last).contains(&self.next()) || header.page_size != self.page_size || !follows {
             return Err(ReplayError::Chain(key));
         }

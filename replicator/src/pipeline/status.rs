@@ -168,7 +168,9 @@ impl Status {
 
 pub(super) fn report(shared: &Shared) -> String {
     let log = &shared.log;
-    let (last, acked) = (log.last_txid().filter(|_| log.is_settled()), log.acked());
+    // Without the database the numbers are those of this process's own past.
+    let owner = !shared.is_standby();
+    let (last, acked) = (log.last_txid().filter(|_| owner && log.is_settled()), log.acked());
     let waiting = log.pending();
     let behind = last.map_or(0, |last| last.0 - acked.map_or(0, |acked| acked.0).min(last.0));
     let fencing = match shared.store.fencing() {
@@ -182,7 +184,7 @@ pub(super) fn report(shared: &Shared) -> String {
         let held_bytes = waiting.wal_bytes + state.uploading.wal_bytes;
         json!({
             "replica": shared.store.replica(),
-            "owner": !shared.is_standby(),
+            "owner": owner,
             "generation": state.generation.map(|generation| generation.0),
             "txid": last.map(|txid| txid.0),
             "acked": acked.map(|txid| txid.0),

@@ -394,7 +394,11 @@ impl Task {
         let mut chain = match self.chain.take() {
             // A generation has one page size.
             Some(chain) if goes_on && (chain.last, chain.page_size) == (base.txid, page_size) => chain,
-            before => {
+            mut before => {
+                // Or its image, once stored, would take the generation that begins now for another writer's.
+                if let Some(chain) = &mut before {
+                    chain.image = None;
+                }
                 if self.gap || base.continuity == Continuity::Broken {
                     self.shared.status.discontinuity();
                 }

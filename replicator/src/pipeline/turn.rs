@@ -79,7 +79,7 @@ async fn is_over(store: &Store, key: Key, before: Before) -> Result<Option<Strin
             false => Ok(None),
         }
     };
-    let (there, behind) = futures::try_join!(exists(store, &previous_key), behind)?;
+    let (there, behind) = futures::try_join!(store.has(&previous_key), behind)?;
     if there {
         return Ok(behind);
     }
@@ -116,15 +116,7 @@ async fn what_is_behind(store: &Store, key: Key) -> Result<Option<String>, Store
 
 pub(super) async fn next_has_begun(store: &Store, generation: Generation) -> Result<bool, StoreError> {
     // There is no number behind the highest.
-    Ok(generation.next() > generation && exists(store, &Key::Generation(generation.next())).await?)
-}
-
-async fn exists(store: &Store, key: &Key) -> Result<bool, StoreError> {
-    match store.size(key).await {
-        Ok(_) => Ok(true),
-        Err(error) if error.is_not_found() => Ok(false),
-        Err(error) => Err(error),
-    }
+    Ok(generation.next() > generation && store.has(&Key::Generation(generation.next())).await?)
 }
 
 /// Whether no generation has begun after this one, whose image is in the store now: what is acknowledged is a part of the newest history.

@@ -17,7 +17,7 @@ use super::shared::now;
 use crate::config::Retention;
 use crate::format::Generation;
 use crate::history::list_generations;
-use crate::merge::{MergeError, MergeOptions, merge_next};
+use crate::merge::{MergeError, MergeOptions, merge_generation};
 use crate::prune::{GRACE, PruneError, PruneOptions, prune};
 use crate::store::Store;
 
@@ -306,12 +306,5 @@ async fn merge_all(rule: &Rule, store: &Store, generation: Generation) -> Result
         parallel: PARALLEL,
         ..MergeOptions::default()
     };
-    let mut last = None;
-    while let Some(span) = merge_next(store, generation, &options).await? {
-        // A store that lists late shows it the next time.
-        if last.replace(span.key) == Some(span.key) {
-            break;
-        }
-    }
-    Ok(())
+    merge_generation(store, generation, &options).await
 }

@@ -8,7 +8,7 @@ mod names;
 mod plan;
 mod survey;
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use replvfs_vfs::types::UnixMillis;
@@ -18,7 +18,7 @@ pub use plan::{Deletion, Reason};
 use crate::config::Retention;
 use crate::format::Key;
 use crate::history::{HistoryError, SURVEYED};
-use crate::outside;
+use crate::outside::Moment;
 use crate::store::{Store, StoreError};
 use plan::Survey;
 
@@ -112,7 +112,7 @@ async fn prune_beside(
     options: &PruneOptions,
     meanwhile: impl AsyncFnOnce(),
 ) -> Result<Pruned, PruneError> {
-    let since = Looked::now();
+    let since = Moment::now();
     let (mut survey, mut warnings) = survey::survey(store, options, meanwhile).await?;
     let deletions = plan::plan(&survey, options);
     if !options.dry_run {
@@ -121,27 +121,12 @@ async fn prune_beside(
     Ok(Pruned { deletions, warnings })
 }
 
-/// When the store was looked at: by a clock that may stand still while the machine sleeps, and by one that may be set.
-#[derive(Debug, Clone, Copy)]
-struct Looked(Instant, SystemTime);
-
-impl Looked {
-    fn now() -> Looked {
-        Looked(Instant::now(), outside::wall_clock())
-    }
-
-    fn age(self) -> Duration {
-        let by_date = outside::wall_clock().duration_since(self.1).unwrap_or_default();
-        self.0.elapsed().max(by_date)
-    }
-}
-
 /// Returns what a user should know. The store has been looked at `since` then.
 async fn delete(
     store: &Store,
     deletions: &[Deletion],
     options: &PruneOptions,
-    (survey, mut since): (&mut Survey, Looked),
+    (survey, mut since): (&mut Survey, Moment),
 ) -> Result<Vec<String>, PruneError> {
     let is_chunk = |deletion: &&Deletion| matches!(deletion.key, Key::Chunk(_));
     // Each is gone before the next one goes: slots in this order are what fences.
@@ -153,7 +138,7 @@ async fn delete(
     for some in chunks.chunks(CHUNKS_AT_ONCE) {
         if since.age() > SURVEYED {
             // An image may have come that took very long to make, and names what nothing named.
-            since = Looked::now();
+            since = Moment::now();
             warnings = survey::look_again(store, survey).await?;
             if !warnings.is_empty() {
                 break;

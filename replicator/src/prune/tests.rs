@@ -133,7 +133,7 @@ async fn check(replica: &Replica, points: &[(Target, Answer)], when: &str) {
     }
 }
 
-async fn delete_some(replica: &Replica, deletions: &[Deletion], options: &PruneOptions, since: Looked) {
+async fn delete_some(replica: &Replica, deletions: &[Deletion], options: &PruneOptions, since: Moment) {
     let (mut survey, _) = survey::survey(&replica.store, options, async || {}).await.unwrap();
     delete(&replica.store, deletions, options, (&mut survey, since))
         .await
@@ -176,7 +176,7 @@ async fn what_is_in_the_window_is_restored_after_every_single_deletion() {
                     "seed {seed}, round {round}, after {done} deletions and {}",
                     deletion.key
                 );
-                delete_some(&replica, std::slice::from_ref(deletion), &options, Looked::now()).await;
+                delete_some(&replica, std::slice::from_ref(deletion), &options, Moment::now()).await;
                 all.push(*deletion);
                 let some: Vec<_> = points.iter().filter(|_| random.below(16) == 0).cloned().collect();
                 check(&replica, &some, &when).await;
@@ -264,10 +264,9 @@ async fn an_image_that_appears_meanwhile_keeps_its_chunks() {
 #[tokio::test(flavor = "multi_thread")]
 async fn chunks_that_an_image_names_by_now_stay() {
     let passed = SURVEYED + Duration::from_secs(1);
-    let now = Looked::now();
-    let by_the_clock = Looked(now.0.checked_sub(passed).unwrap(), now.1);
+    let by_the_clock = Moment::ago(passed, Duration::ZERO).unwrap();
     // The machine slept.
-    let by_the_date = Looked(now.0, now.1 - passed);
+    let by_the_date = Moment::ago(Duration::ZERO, passed).unwrap();
     for planned in [None, Some(by_the_clock), Some(by_the_date)] {
         let mut replica = history(31).await;
         replica.segment(3).await;

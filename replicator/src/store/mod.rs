@@ -5,6 +5,8 @@
 
 mod error;
 mod folder;
+#[cfg(test)]
+pub(crate) mod forward;
 mod uri;
 
 use std::fs::File;
@@ -446,6 +448,19 @@ impl Store {
         match self.0.operator.stat(&path).await {
             Ok(metadata) => Ok(metadata.content_length()),
             Err(error) => Err(self.opendal(Action::Stat, Some(&path), &error)),
+        }
+    }
+
+    /// Whether an object is there.
+    ///
+    /// # Errors
+    ///
+    /// When the store does not answer.
+    pub async fn has(&self, key: &Key) -> Result<bool, StoreError> {
+        match self.size(key).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
         }
     }
 

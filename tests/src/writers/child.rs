@@ -14,11 +14,14 @@
 //! | `closed` | |
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::BufRead;
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::Duration;
 
 use rusqlite::Connection;
+use tracing::Level;
 
 use super::content::{self, Newest, SCHEMA};
 use super::{Job, Journal, LAST_WRITER};
@@ -59,6 +62,9 @@ pub fn run_if_asked() {
     // The harness has begun a line of its own.
     println!();
     let job = Job::decode(&job);
+    if !job.log.is_empty() {
+        log_to(&job.log);
+    }
     crate::register_merging(job.deletes_merged);
     let mut child = Child {
         rng: Rng::new(job.seed),
@@ -77,6 +83,16 @@ pub fn run_if_asked() {
         child.work();
     }
     child.close();
+}
+
+fn log_to(path: &str) {
+    let file = File::options().create(true).append(true).open(path);
+    tracing_subscriber::fmt()
+        .with_max_level(Level::DEBUG)
+        .with_ansi(false)
+        .with_writer(Mutex::new(file.expect("the file of the log")))
+        .init();
+    tracing::info!(process = std::process::id(), "a writer");
 }
 
 fn lines_of_input() -> Receiver<String> {

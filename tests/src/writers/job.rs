@@ -72,6 +72,8 @@ pub struct Job {
     pub page_size: u64,
     /// Segments that were merged are deleted at once.
     pub deletes_merged: bool,
+    /// The file that its log is added to; nowhere when it is empty.
+    pub log: String,
 }
 
 impl Job {
@@ -96,7 +98,7 @@ impl Job {
             "uri": self.uri, "id": self.id, "plain": self.plain, "pragmas": self.pragmas, "mode": self.mode,
             "journal": format!("{:?}", self.journal), "seed": self.seed, "steps": self.steps, "until_owner": self.until_owner,
             "patient": self.patient, "page_size": self.page_size,
-            "deletes_merged": self.deletes_merged,
+            "deletes_merged": self.deletes_merged, "log": self.log,
         })
         .to_string()
     }
@@ -125,6 +127,7 @@ impl Job {
             patient: flag("patient"),
             page_size: number("page_size"),
             deletes_merged: flag("deletes_merged"),
+            log: text("log").to_owned(),
         }
     }
 }

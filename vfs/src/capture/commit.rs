@@ -8,13 +8,16 @@ use super::database::{Capture, Connection, ConnectionState, Cursor, Database};
 use crate::base::{FileRef, IndexRegion};
 use crate::buffer::{Buffer, Charge};
 use crate::transaction::{Frames, Transaction};
-use crate::types::{PageSize, Position};
+use crate::types::{PageSize, Position, Txid};
 use crate::wal::{
     Commit, FRAME_HEADER_BYTES, FrameHeader, HEADER_BYTES, IndexHeader, Scan, WalHeader, frame_bytes, frame_offset,
 };
 
 /// How much of the WAL is read at once when other processes' frames are.
 const GAP_READ_BYTES: usize = 256 << 10;
+
+/// Until it is known how the history goes on, the log may want one thing after another.
+const ATTEMPTS: usize = 4;
 
 /// Frames that another process committed could not be read.
 #[derive(Debug)]
@@ -375,6 +378,32 @@ impl Database {
         }
         self.sync_wal(&mut state);
         false
+    }
+
+    /// The number behind which nothing of this process is committed by now. When it is acknowledged, all of that is in the store; so there is none
+    /// as long as another process numbers what is committed, or nothing does. Waits for the store, up to `close_timeout`, to say how the history
+    /// goes on.
+    pub(crate) fn final_txid(&self, connection: &Connection) -> Option<Txid> {
+        for _ in 0..ATTEMPTS {
+            self.sync(connection);
+            // A process that lost the database to another one still has the numbers of its own past.
+            if !self.replica.owns() {
+                return None;
+            }
+            let (asked, answered) = self.log.asked();
+            let captures = self.capture().cursor.is_some();
+            if let Some(txid) = self.log.final_txid() {
+                return captures.then_some(txid);
+            }
+            if !answered || !captures {
+                return None;
+            }
+            let settled = self.log.wait_settled_or_asked(asked, self.replica.close_timeout());
+            if !settled && self.log.asked().0 == asked {
+                return None;
+            }
+        }
+        None
     }
 
     fn sync_wal(&self, state: &mut ConnectionState) {

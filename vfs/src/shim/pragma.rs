@@ -64,16 +64,7 @@ fn run(connection: &Connection, pragma: &str, value: Option<&str>) -> Result<Str
     }
     let number = |txid: Option<crate::types::Txid>| txid.map(|txid| txid.to_string()).unwrap_or_default();
     match pragma {
-        "txid" => {
-            database.sync(connection);
-            let (log, replica) = (&database.log, &database.replica);
-            // Until the store was asked, another number may come of it. A process that does not replicate the database does not ask.
-            let last = log.last_txid();
-            if last.is_none() || log.is_settled() || (replica.owns() && log.wait_settled(replica.close_timeout())) {
-                return Ok(number(log.last_txid()));
-            }
-            Ok(String::new())
-        }
+        "txid" => Ok(number(database.final_txid(connection))),
         "acked" => Ok(number(database.log.acked())),
         "status" => {
             database.sync(connection);

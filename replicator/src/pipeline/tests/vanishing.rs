@@ -4,11 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use opendal::raw::{
-    Layer, OpCopy, OpCreateDir, OpList, OpPresign, OpRead, OpRename, OpStat, OpWrite, RpCreateDir, RpPresign, RpRename,
-    RpStat, Service, ServiceInfo, Servicer, oio,
-};
-use opendal::{Capability, OperationContext, Operator, Result, services};
+use opendal::raw::{Layer, OpStat, RpStat, Service, ServiceInfo, Servicer, oio};
+use opendal::{OperationContext, Operator, Result, services};
 use replvfs_vfs::log::{Base, Continuity};
 use replvfs_vfs::snapshot::Snapshot;
 use replvfs_vfs::types::{Pgno, Position, Txid, UnixMillis};
@@ -23,6 +20,7 @@ use crate::pipeline::image::{Counts, Made, make};
 use crate::pipeline::images::{Beginning, Images, Ticket};
 use crate::pipeline::uploader::Uploader;
 use crate::store::Store;
+use crate::store::forward::forward;
 
 const FIRST: Generation = Generation(1);
 const CHUNKS: usize = 4;
@@ -62,16 +60,10 @@ impl Service for Deleting {
     type Copier = oio::Copier;
     type Composer = oio::Composer;
 
+    forward!(capability create_dir read write delete list copy rename presign);
+
     fn info(&self) -> ServiceInfo {
         ServiceInfo::new("deleting", "/", "deleting")
-    }
-
-    fn capability(&self) -> Capability {
-        self.inner.capability()
-    }
-
-    async fn create_dir(&self, ctx: &OperationContext, path: &str, args: OpCreateDir) -> Result<RpCreateDir> {
-        self.inner.create_dir(ctx, path, args).await
     }
 
     async fn stat(&self, ctx: &OperationContext, path: &str, args: OpStat) -> Result<RpStat> {
@@ -80,34 +72,6 @@ impl Service for Deleting {
             self.healthy.delete(path).await?;
         }
         told
-    }
-
-    fn read(&self, ctx: &OperationContext, path: &str, args: OpRead) -> Result<Self::Reader> {
-        self.inner.read(ctx, path, args)
-    }
-
-    fn write(&self, ctx: &OperationContext, path: &str, args: OpWrite) -> Result<Self::Writer> {
-        self.inner.write(ctx, path, args)
-    }
-
-    fn delete(&self, ctx: &OperationContext) -> Result<Self::Deleter> {
-        self.inner.delete(ctx)
-    }
-
-    fn list(&self, ctx: &OperationContext, path: &str, args: OpList) -> Result<Self::Lister> {
-        self.inner.list(ctx, path, args)
-    }
-
-    fn copy(&self, ctx: &OperationContext, from: &str, to: &str, args: OpCopy) -> Result<Self::Copier> {
-        self.inner.copy(ctx, from, to, args)
-    }
-
-    async fn rename(&self, ctx: &OperationContext, from: &str, to: &str, args: OpRename) -> Result<RpRename> {
-        self.inner.rename(ctx, from, to, args).await
-    }
-
-    async fn presign(&self, ctx: &OperationContext, path: &str, args: OpPresign) -> Result<RpPresign> {
-        self.inner.presign(ctx, path, args).await
     }
 }
 

@@ -1,7 +1,7 @@
 //! Whether a database on this machine is what the replica says it is, page by page, at its place in the history.
 //!
 //! Owns the comparison, and how long a replica is waited for that a process is still uploading to. Leaves reading the database to whoever has a SQLite to
-//! take part in its locks, and which transaction the database is at to [`tie`].
+//! take part in its locks, and which transaction the database is at to `tie`.
 
 mod tie;
 

@@ -3,12 +3,11 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use opendal::raw::{
-    Layer, OpCopy, OpCreateDir, OpList, OpPresign, OpRead, OpRename, OpStat, OpWrite, RpCreateDir, RpPresign, RpRename,
-    RpStat, Service, ServiceInfo, Servicer, oio,
-};
-use opendal::{Buffer, Capability, Metadata, OperationContext, Operator, Result, services};
+use opendal::raw::{Layer, OpWrite, Service, ServiceInfo, Servicer, oio};
+use opendal::{Buffer, Metadata, OperationContext, Operator, Result, services};
 use tokio::sync::Semaphore;
+
+use crate::store::forward::forward;
 
 #[derive(Debug, Clone)]
 pub(super) struct Odd(Arc<State>);
@@ -108,25 +107,11 @@ impl Service for OddService {
     type Copier = oio::Copier;
     type Composer = oio::Composer;
 
+    forward!(capability create_dir stat read delete list copy rename presign);
+
     fn info(&self) -> ServiceInfo {
         // Not fs, whose objects are not created through layers.
         ServiceInfo::new("odd", "/", "odd")
-    }
-
-    fn capability(&self) -> Capability {
-        self.inner.capability()
-    }
-
-    async fn create_dir(&self, ctx: &OperationContext, path: &str, args: OpCreateDir) -> Result<RpCreateDir> {
-        self.inner.create_dir(ctx, path, args).await
-    }
-
-    async fn stat(&self, ctx: &OperationContext, path: &str, args: OpStat) -> Result<RpStat> {
-        self.inner.stat(ctx, path, args).await
-    }
-
-    fn read(&self, ctx: &OperationContext, path: &str, args: OpRead) -> Result<Self::Reader> {
-        self.inner.read(ctx, path, args)
     }
 
     fn write(&self, ctx: &OperationContext, path: &str, args: OpWrite) -> Result<Self::Writer> {
@@ -140,25 +125,5 @@ impl Service for OddService {
             path: path.to_owned(),
             odd: self.odd.clone(),
         })
-    }
-
-    fn delete(&self, ctx: &OperationContext) -> Result<Self::Deleter> {
-        self.inner.delete(ctx)
-    }
-
-    fn list(&self, ctx: &OperationContext, path: &str, args: OpList) -> Result<Self::Lister> {
-        self.inner.list(ctx, path, args)
-    }
-
-    fn copy(&self, ctx: &OperationContext, from: &str, to: &str, args: OpCopy) -> Result<Self::Copier> {
-        self.inner.copy(ctx, from, to, args)
-    }
-
-    async fn rename(&self, ctx: &OperationContext, from: &str, to: &str, args: OpRename) -> Result<RpRename> {
-        self.inner.rename(ctx, from, to, args).await
-    }
-
-    async fn presign(&self, ctx: &OperationContext, path: &str, args: OpPresign) -> Result<RpPresign> {
-        self.inner.presign(ctx, path, args).await
     }
 }

@@ -5,11 +5,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use opendal::raw::{
-    Layer, OpCopy, OpCreateDir, OpDelete, OpList, OpPresign, OpRead, OpRename, OpStat, OpWrite, RpCreateDir, RpPresign,
-    RpRename, RpStat, Service, ServiceInfo, Servicer, oio,
-};
-use opendal::{Capability, Error, ErrorKind, OperationContext, Operator, Result, services};
+use opendal::raw::{Layer, OpDelete, Service, ServiceInfo, Servicer, oio};
+use opendal::{Error, ErrorKind, OperationContext, Operator, Result, services};
+
+use crate::store::forward::forward;
 
 /// What comes of a request to delete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,29 +96,11 @@ impl Service for InTrouble {
     type Copier = oio::Copier;
     type Composer = oio::Composer;
 
+    forward!(capability create_dir stat read write list copy rename presign);
+
     fn info(&self) -> ServiceInfo {
         // Not fs, whose objects are not deleted through layers.
         ServiceInfo::new("in-trouble", "/", "in-trouble")
-    }
-
-    fn capability(&self) -> Capability {
-        self.inner.capability()
-    }
-
-    async fn create_dir(&self, ctx: &OperationContext, path: &str, args: OpCreateDir) -> Result<RpCreateDir> {
-        self.inner.create_dir(ctx, path, args).await
-    }
-
-    async fn stat(&self, ctx: &OperationContext, path: &str, args: OpStat) -> Result<RpStat> {
-        self.inner.stat(ctx, path, args).await
-    }
-
-    fn read(&self, ctx: &OperationContext, path: &str, args: OpRead) -> Result<Self::Reader> {
-        self.inner.read(ctx, path, args)
-    }
-
-    fn write(&self, ctx: &OperationContext, path: &str, args: OpWrite) -> Result<Self::Writer> {
-        self.inner.write(ctx, path, args)
     }
 
     fn delete(&self, ctx: &OperationContext) -> Result<Self::Deleter> {
@@ -127,21 +108,5 @@ impl Service for InTrouble {
             inner: self.inner.delete(ctx)?,
             trouble: self.trouble.clone(),
         })
-    }
-
-    fn list(&self, ctx: &OperationContext, path: &str, args: OpList) -> Result<Self::Lister> {
-        self.inner.list(ctx, path, args)
-    }
-
-    fn copy(&self, ctx: &OperationContext, from: &str, to: &str, args: OpCopy) -> Result<Self::Copier> {
-        self.inner.copy(ctx, from, to, args)
-    }
-
-    async fn rename(&self, ctx: &OperationContext, from: &str, to: &str, args: OpRename) -> Result<RpRename> {
-        self.inner.rename(ctx, from, to, args).await
-    }
-
-    async fn presign(&self, ctx: &OperationContext, path: &str, args: OpPresign) -> Result<RpPresign> {
-        self.inner.presign(ctx, path, args).await
     }
 }
