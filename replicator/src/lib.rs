@@ -26,6 +26,7 @@ pub mod prune;
 mod remote;
 pub mod restore;
 pub mod store;
+pub mod time;
 pub mod verify;
 
 pub use config::Config;

@@ -52,6 +52,7 @@ mod injection {
 
         /// Those of a remote database.
         pub const REMOTE_CALLBACKS: &[&str] = &[
+            "remote xFullPathname",
             "remote xOpen",
             "remote xRead",
             "remote xFileSize",

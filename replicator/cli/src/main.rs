@@ -14,7 +14,6 @@ mod prune;
 mod replica_status;
 mod restore;
 mod status;
-mod time;
 mod verify;
 
 use std::error::Error;

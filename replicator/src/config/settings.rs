@@ -395,7 +395,7 @@ pub(crate) fn replica_of(replica: &str, name: &str) -> Result<String, String> {
 }
 
 /// As `sqlite3_uri_boolean` reads it.
-fn is_true(parameters: &[(String, String)], name: &str) -> bool {
+pub(crate) fn is_true(parameters: &[(String, String)], name: &str) -> bool {
     parameters
         .iter()
         .find(|(key, _)| key == name)

@@ -138,8 +138,13 @@ impl Blocks {
             lock(&blocks.0.flights).remove(&id);
             fetched.map_err(FetchError::from)
         });
+        let inner = Arc::downgrade(&self.0);
         let flight = async move {
             running.await.unwrap_or_else(|died| {
+                // Else nobody would ever begin another one.
+                if let Some(inner) = inner.upgrade() {
+                    lock(&inner.flights).remove(&id);
+                }
                 Err(FetchError {
                     is_missing: false,
                     problem: Arc::from(format!("its task died, which is a bug in replvfs: {died}")),

@@ -100,7 +100,14 @@ impl Connection {
         let found = answer(self.replica.runtime(), self.timeout, |_| async move {
             replica.again(&state).await
         });
-        self.state = self.told(found)?;
+        let found = self.told(found)?;
+        if !found.may_be(&self.state) {
+            return Err(RemoteError(format!(
+                "the replica {} was begun anew while it was read: open it again",
+                self.replica.store().replica()
+            )));
+        }
+        self.state = found;
         Ok(())
     }
 

@@ -83,14 +83,15 @@ pub(super) struct Chunk {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum SourceId {
     Chunk(ChunkName),
-    Block(Key, usize),
+    /// Its checksum is with it: of a replica that was deleted and begun anew another block may have the same place.
+    Block(Key, usize, u32),
 }
 
 impl Source {
     pub(super) fn id(&self) -> SourceId {
         match self {
             Source::Chunk(chunk) => SourceId::Chunk(chunk.name),
-            Source::Block(index, block) => SourceId::Block(index.key(), *block),
+            Source::Block(index, block) => SourceId::Block(index.key(), *block, index.block_crc(*block)),
         }
     }
 
@@ -253,6 +254,12 @@ impl Line {
             if entry.txid <= known {
                 continue;
             }
+            if entry.txid != known.next() {
+                return Err(HistoryError::Misplaced {
+                    key,
+                    found: format!("transaction {} behind {known}", entry.txid),
+                });
+            }
             let before = log
                 .states
                 .last()
@@ -307,6 +314,15 @@ impl State {
     /// In the order of history.
     pub(super) fn order(&self) -> (Generation, Txid) {
         (self.line.generation(), self.txid)
+    }
+
+    /// Whether a state of the same name, found at another time, is this one as far as can be seen: not when the replica was deleted and begun anew.
+    pub(super) fn may_be(&self, other: &State) -> bool {
+        let is_logged = |state: &State| state.txid > state.line.manifest.txid;
+        self.line.page_size() == other.line.page_size()
+            && self.moment.page_count == other.moment.page_count
+            // An image has a time of its own.
+            && (!is_logged(self) || !is_logged(other) || self.moment.at == other.moment.at)
     }
 
     pub(super) fn place(&self, page: Pgno) -> Place {

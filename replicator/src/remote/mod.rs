@@ -12,6 +12,7 @@ mod replica;
 mod settings;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use replvfs_vfs::host::OpenError;
 use replvfs_vfs::remote::{Remote, RemoteHost, RemoteRequest};
@@ -25,14 +26,16 @@ use connection::Connection;
 use replica::Replica;
 use settings::Settings;
 
+type Place = (String, Duration);
+
 /// The replicas that one registered VFS reads.
 #[derive(Debug)]
 pub(crate) struct ReadingHost {
     config: Config,
     /// Made when it is first needed and never ended.
     runtime: OnceLock<Result<Runtime, String>>,
-    /// By [`Store::place`]. They live as long as a connection.
-    replicas: Mutex<Vec<(String, Weak<Replica>)>>,
+    /// By [`Store::place`], and the patience that its requests have. They live as long as a connection.
+    replicas: Mutex<Vec<(Place, Weak<Replica>)>>,
 }
 
 impl ReadingHost {
@@ -59,7 +62,7 @@ impl ReadingHost {
     fn try_open(&self, request: &RemoteRequest<'_>) -> Result<Connection, String> {
         let settings = Settings::from_uri(request.name, request.uri_parameters, self.config.given.timeout)?;
         let store = self.store(&settings, request.name)?;
-        let replica = self.replica(store, settings.page_cache)?;
+        let replica = self.replica(store, &settings)?;
         let (asked, target) = (Arc::clone(&replica), settings.target);
         let found = answer(self.runtime()?, settings.timeout, |_| async move {
             match target {
@@ -88,27 +91,28 @@ impl ReadingHost {
                 "no replica is set: add replica=s3://bucket/app (or another store) to its URI, or set REPLVFS_REPLICA",
             )??,
         };
+        // The patience of who reads is a setting of its own; a request that hangs can be sent once more within it.
+        let request = settings.timeout / 2;
         let options = StoreOptions {
-            // The patience of who reads is a setting of its own.
-            request_timeout: settings.timeout,
-            transfer_timeout: settings.timeout,
+            request_timeout: request,
+            transfer_timeout: request,
             ..StoreOptions::reading()
         };
         Store::open(&uri, &options).map_err(|error| error.to_string())
     }
 
-    /// One for all connections to the same place.
-    fn replica(&self, store: Store, page_cache: u64) -> Result<Arc<Replica>, String> {
+    /// One for all connections to the same place that have the same patience.
+    fn replica(&self, store: Store, settings: &Settings) -> Result<Arc<Replica>, String> {
         let runtime = self.runtime()?.clone();
         let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
         replicas.retain(|(_, replica)| replica.strong_count() > 0);
-        let mut known = replicas.iter().filter(|(place, _)| place == store.place());
+        let place = (store.place().to_owned(), settings.timeout);
+        let mut known = replicas.iter().filter(|(known, _)| *known == place);
         if let Some(replica) = known.find_map(|(_, replica)| replica.upgrade()) {
-            replica.blocks().raise(page_cache);
+            replica.blocks().raise(settings.page_cache);
             return Ok(replica);
         }
-        let place = store.place().to_owned();
-        let replica = Arc::new(Replica::new(store, runtime, page_cache));
+        let replica = Arc::new(Replica::new(store, runtime, settings.page_cache));
         replicas.push((place, Arc::downgrade(&replica)));
         Ok(replica)
     }

@@ -31,7 +31,7 @@ pub(super) struct Replica {
     /// How often the connections that follow want to be told; the task ends with the last of them.
     wishes: Mutex<Wishes>,
     /// Another wish.
-    wished: Notify,
+    wished: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -68,7 +68,7 @@ impl Replica {
             lines: Mutex::default(),
             newest: Mutex::default(),
             wishes: Mutex::default(),
-            wished: Notify::new(),
+            wished: Arc::default(),
         }
     }
 
@@ -102,7 +102,7 @@ impl Replica {
         State::new(&line, plan.last.unwrap_or_else(|| line.last()))
     }
 
-    /// The same state, found again: what it was read from may have been merged since.
+    /// The same state, found again: what it was read from may have been merged since. All that look at it from now on see it there.
     pub(super) async fn again(&self, state: &State) -> Result<State, HistoryError> {
         let (generation, txid) = state.order();
         let history = History::open(&self.store).await?;
@@ -113,15 +113,24 @@ impl Replica {
         lines.retain(|known| known.upgrade().is_some_and(|known| !Arc::ptr_eq(&known, &state.line)));
         lines.push(Arc::downgrade(&line));
         drop(lines);
-        State::new(&line, txid)
+        let found = State::new(&line, txid)?;
+        let mut newest = lock(&self.newest);
+        if newest
+            .state
+            .as_ref()
+            .is_some_and(|newest| newest.order() == found.order())
+        {
+            newest.state = Some(found.clone());
+        }
+        Ok(found)
     }
 
     /// One line for all that begin with the same image.
     fn line(&self, manifest: Manifest) -> Arc<Line> {
         let mut lines = lock(&self.lines);
         lines.retain(|line| line.strong_count() > 0);
-        let same =
-            |line: &Arc<Line>| (line.manifest.generation, line.manifest.txid) == (manifest.generation, manifest.txid);
+        // Of a replica that was deleted and begun anew another image may have that name.
+        let same = |line: &Arc<Line>| line.manifest == manifest;
         if let Some(known) = lines.iter().filter_map(Weak::upgrade).find(same) {
             return known;
         }
@@ -227,12 +236,15 @@ async fn run(replica: Weak<Replica>) {
         let Some(pause) = replica.upgrade().and_then(|replica| replica.pause()) else {
             return;
         };
-        let Some(here) = replica.upgrade() else { return };
-        // Whoever follows from now on may want it sooner.
-        let sooner = tokio::time::timeout(pause, here.wished.notified()).await.is_ok();
+        let Some(wished) = replica.upgrade().map(|replica| Arc::clone(&replica.wished)) else {
+            return;
+        };
+        // Whoever follows from now on may want it sooner. The replica and its cache are not kept for a pause.
+        let sooner = tokio::time::timeout(pause, wished.notified()).await.is_ok();
         if sooner {
             continue;
         }
+        let Some(here) = replica.upgrade() else { return };
         // Its error is noted, and the next time is soon.
         let _ = here.look().await;
     }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use replvfs_vfs::types::{Txid, UnixMillis};
 
 use crate::config::parse::{self, DURATION_FORMS, SIZE_FORMS, show_duration, show_size};
-use crate::config::{is_sqlite_parameter, replica_of};
+use crate::config::{is_sqlite_parameter, is_true, replica_of};
 use crate::history::Target;
+use crate::time::At;
 
 const NAMES: &str = "replica, at, txid, follow, page_cache and timeout";
 const MIB: u64 = 1 << 20;
@@ -46,6 +47,7 @@ impl Settings {
         let mut seen: Vec<&str> = Vec::new();
         for (parameter, value) in parameters {
             if is_sqlite_parameter(parameter) {
+                refuse_unlocked(parameters, parameter)?;
                 continue;
             }
             if seen.contains(&parameter.as_str()) {
@@ -92,12 +94,25 @@ impl Settings {
     }
 }
 
-/// A moment in RFC 3339.
+/// With these SQLite does not say when it reads.
+fn refuse_unlocked(parameters: &[(String, String)], name: &str) -> Result<(), String> {
+    if ["nolock", "immutable"].contains(&name) && is_true(parameters, name) {
+        return Err(format!(
+            "{name}=1 takes away the locks by which a read transaction sees one state: leave it out"
+        ));
+    }
+    Ok(())
+}
+
+/// A moment, as `replvfs restore --at` takes it.
 pub(super) fn time(text: &str) -> Result<UnixMillis, String> {
-    let time: jiff::Timestamp = text
+    let at: At = text
         .parse()
-        .map_err(|_| format!("{text} is not a time: write it as 2026-01-02T03:04:05Z"))?;
-    Ok(UnixMillis(time.as_millisecond()))
+        .map_err(|problem| format!("{text} is not a time: {problem}"))?;
+    if let Some(note) = at.note() {
+        tracing::info!(at = text, "{note}");
+    }
+    Ok(at.time)
 }
 
 pub(super) fn txid(text: &str) -> Result<Txid, String> {
@@ -131,7 +146,7 @@ fn bounded<T: PartialOrd + Copy>(
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
 
     fn settings(text: &str) -> Result<Settings, String> {
@@ -153,9 +168,17 @@ mod tests {
         assert_eq!(all.replica.as_deref(), Some("s3://b/app.db"));
         assert_eq!((all.follow, all.page_cache), (Some(Duration::from_secs(2)), 8 << 20));
         assert_eq!(all.timeout, Duration::from_secs(5));
+        assert_eq!(settings("nolock=0&immutable=no").unwrap().target, Target::Newest);
         assert_eq!(settings("txid=17").unwrap().target, Target::Txid(Txid(17)));
         let at = settings("at=1970-01-01T00:00:01.5Z").unwrap();
         assert_eq!(at.target, Target::At(UnixMillis(1500)));
+        let day = settings("at=1970-01-02").unwrap();
+        assert_eq!(day.target, Target::At(UnixMillis(86_400_000)));
+        let Target::At(ago) = settings("at=5 minutes ago").unwrap().target else {
+            panic!("a time");
+        };
+        let now = jiff::Timestamp::now().as_millisecond();
+        assert!((0..60_000).contains(&(now - 5 * 60_000 - ago.0)), "{ago:?}");
     }
 
     #[test]
@@ -164,7 +187,7 @@ mod tests {
             ("replica=", "replica is empty"),
             ("replica=a&replica=b", "given twice"),
             ("at=yesterday", "at=yesterday is not a time"),
-            ("at=2026-01-01", "is not a time"),
+            ("at=5 minutes", "say 5 minutes ago"),
             ("txid=-1", "txid=-1 is not the number"),
             ("txid=1&at=1970-01-01T00:00:01Z", "both say"),
             ("txid=1&follow=1s", "follow goes on"),
@@ -173,6 +196,8 @@ mod tests {
             ("page_cache=1MiB", "from 4MiB to 1TiB"),
             ("page_cache=many", "is not a size"),
             ("timeout=0s", "out of bounds"),
+            ("nolock=1", "nolock=1 takes away the locks"),
+            ("immutable=on", "immutable=1 takes away the locks"),
             ("flush_interval=1s", "is not a URI parameter"),
         ] {
             let error = settings(text).unwrap_err();

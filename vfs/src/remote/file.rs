@@ -46,6 +46,8 @@ pub(super) struct RemoteFile {
 struct Open {
     remote: Box<dyn Remote>,
     api: SqliteApi,
+    /// The name of the VFS.
+    vfs: String,
     /// For messages.
     name: String,
     page_one: PageOne,
@@ -56,17 +58,27 @@ struct Open {
     process: Process,
 }
 
+/// What a file is made of.
+pub(super) struct Opened {
+    pub(super) remote: Box<dyn Remote>,
+    /// The name of the VFS.
+    pub(super) vfs: String,
+    /// The name of the database.
+    pub(super) name: String,
+}
+
 impl RemoteFile {
     /// Makes the block an open file.
     ///
     /// # Safety
     ///
     /// `file` is a block that SQLite allocated with our `szOsFile`.
-    pub(super) unsafe fn write(file: *mut ffi::sqlite3_file, remote: Box<dyn Remote>, api: SqliteApi, name: String) {
+    pub(super) unsafe fn write(file: *mut ffi::sqlite3_file, opened: Opened, api: SqliteApi) {
         let open = Open {
-            remote,
+            remote: opened.remote,
             api,
-            name,
+            vfs: opened.vfs,
+            name: opened.name,
             page_one: PageOne::default(),
             is_reading: false,
             scratch: Vec::new(),
@@ -307,14 +319,15 @@ unsafe extern "C" fn file_control(file: *mut ffi::sqlite3_file, op: c_int, argum
     match op {
         // SAFETY: an open file of ours; for this control SQLite passes the array that `pragma` wants.
         ffi::SQLITE_FCNTL_PRAGMA => unsafe {
-            on(file, "remote xFileControl", ffi::SQLITE_NOTFOUND, |open| {
+            // Never "not found" for what was not understood: SQLite would go on without a word.
+            on(file, "remote xFileControl", ffi::SQLITE_ERROR, |open| {
                 open.pragma(argument.cast())
             })
         },
         // SAFETY: an open file of ours; for this control SQLite passes a place for a string that it frees.
         ffi::SQLITE_FCNTL_VFSNAME => unsafe {
             on(file, "remote xFileControl", ffi::SQLITE_NOTFOUND, |open| {
-                *argument.cast::<*mut c_char>() = open.api.mprintf("replvfs-remote");
+                *argument.cast::<*mut c_char>() = open.api.mprintf(&open.vfs);
                 ffi::SQLITE_OK
             })
         },

@@ -34,7 +34,7 @@ pub trait RemoteHost: Send + Sync + 'static {
 /// A database that is being opened.
 #[derive(Debug)]
 pub struct RemoteRequest<'a> {
-    /// The name before the URI's parameters, as it was given. It names nothing but a setting's `{name}`.
+    /// The name before the URI's parameters, made absolute. It names nothing but a setting's `{name}`.
     pub name: &'a str,
     /// Every parameter of the file's URI, in its order, those of SQLite itself included.
     pub uri_parameters: &'a [(String, String)],
@@ -47,7 +47,7 @@ pub struct View {
     pub page_size: PageSize,
     /// Pages in the database. 0 is an empty one.
     pub page_count: u32,
-    /// Views of one line are states of one history, in which the schema's cookie of a later one is higher if its schema is another one.
+    /// Views of one line are states of one history, in which another schema has another cookie.
     pub line: u64,
     /// Which of them.
     pub txid: Txid,

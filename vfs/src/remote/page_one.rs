@@ -4,6 +4,7 @@
 //! (`pagerLockDb`'s caller `sqlite3PagerSharedLock`, `readDbPage`), and statements and the schema when the cookie is the same. A commit of a database in WAL mode
 //! need not move the former, and two branches of a history may have the same cookie.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use super::View;
@@ -17,20 +18,24 @@ const LEGACY: u8 = 1;
 /// The schema's cookie (<https://www.sqlite.org/fileformat2.html#schema_cookie>).
 const COOKIE: Range<usize> = 40..44;
 
+/// Pairs of which is remembered how they were shown, at most.
+const MOST_COOKIES: usize = 1 << 16;
+/// From one cookie to the next that is tried. Odd, so that all are.
+const STEP: u32 = 0x9e37_79b1;
+
 /// What one connection was shown.
 #[derive(Debug, Default)]
 pub(super) struct PageOne {
     /// With the page as a whole, in which view.
     shown: Option<Shown>,
+    /// Which line's cookie stands behind each that was shown.
+    cookies: HashMap<u32, (u64, u32)>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Shown {
     view: View,
     version: [u8; 16],
-    /// What is added to the cookie of every view of that line.
-    added: u32,
-    cookie: u32,
 }
 
 impl PageOne {
@@ -42,29 +47,28 @@ impl PageOne {
             }
         }
         let Some(stored) = cookie(page) else { return };
-        let added = self.added(view, stored);
-        let cookie = stored.wrapping_add(added);
+        let cookie = self.cookie(view.line, stored);
         if let Some(place) = page.get_mut(COOKIE) {
             place.copy_from_slice(&cookie.to_be_bytes());
         }
         let version = page.get(VERSION).and_then(|bytes| bytes.try_into().ok());
         if let Some(version) = version.filter(|_| is_whole) {
-            self.shown = Some(Shown {
-                view,
-                version,
-                added,
-                cookie,
-            });
+            self.shown = Some(Shown { view, version });
+            if self.cookies.len() == MOST_COOKIES {
+                self.cookies.clear();
+            }
+            self.cookies.insert(cookie, (view.line, stored));
         }
     }
 
-    /// Another line's cookie is made another one than the last that was shown; along a line they count up by themselves.
-    fn added(&self, view: View, stored: u32) -> u32 {
-        match self.shown {
-            Some(shown) if shown.view.line == view.line => shown.added,
-            Some(shown) if stored == shown.cookie => 1,
-            _ => 0,
+    /// The cookie of a schema: as it is stored, unless another line's schema was shown with that. SQLite may have kept a schema for any number of views
+    /// (a `PRAGMA data_version` reads page 1 and asks for none), so no two of them ever have the same one.
+    fn cookie(&self, line: u64, stored: u32) -> u32 {
+        let mut cookie = stored;
+        while self.cookies.get(&cookie).is_some_and(|known| *known != (line, stored)) {
+            cookie = cookie.wrapping_add(STEP);
         }
+        cookie
     }
 
     /// The bytes that SQLite compares, at the beginning of a read transaction: those of the page that it has seen if and only if the view is still that one.
@@ -144,21 +148,44 @@ mod tests {
     }
 
     #[test]
-    fn another_line_never_has_the_cookie_that_was_shown_last() {
+    fn no_two_schemas_have_the_same_cookie() {
         let mut one = PageOne::default();
-        let cookie = |page: Vec<u8>| u32::from_be_bytes(page[40..44].try_into().unwrap());
-        assert_eq!(cookie(shown(&mut one, view(1, 1), 5)), 5);
-        assert_eq!(cookie(shown(&mut one, view(2, 2), 5)), 6);
-        assert_eq!(cookie(shown(&mut one, view(3, 2), 5)), 6);
-        assert_eq!(
-            cookie(shown(&mut one, view(4, 2), 6)),
-            7,
-            "a change along the second line"
-        );
-        assert_eq!(cookie(shown(&mut one, view(1, 1), 7)), 8);
-        assert_eq!(cookie(shown(&mut one, view(2, 2), 5)), 5);
-        assert_eq!(cookie(shown(&mut one, view(9, 3), u32::MAX)), u32::MAX);
-        assert_eq!(cookie(shown(&mut one, view(9, 4), u32::MAX)), 0);
+        let mut cookie = |line, stored| {
+            let page = shown(&mut one, view(1, line), stored);
+            u32::from_be_bytes(page[40..44].try_into().unwrap())
+        };
+        assert_eq!((cookie(1, 5), cookie(1, 6)), (5, 6), "the first line has its own");
+        let mut seen = HashMap::new();
+        for round in 0..2 {
+            for (line, stored) in [
+                (1, 5),
+                (2, 5),
+                (3, 5),
+                (2, 6),
+                (1, 7),
+                (2, 7),
+                (1, u32::MAX),
+                (4, u32::MAX),
+            ] {
+                let now = cookie(line, stored);
+                let before = seen.insert((line, stored), now);
+                assert!(
+                    before.is_none_or(|before| before == now),
+                    "round {round}: {line}, {stored}"
+                );
+            }
+        }
+        let different: std::collections::HashSet<_> = seen.values().collect();
+        assert_eq!(different.len(), seen.len(), "{seen:?}");
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut one = PageOne::default();
+        for cookie in 0..2 * MOST_COOKIES as u32 + 7 {
+            shown(&mut one, view(1, 1), cookie);
+            assert!(one.cookies.len() <= MOST_COOKIES);
+        }
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! The `sqlite3_vfs` structure of remote databases: main databases are remote, all other files are those of the VFS underneath.
 
 use std::ffi::{CStr, CString, c_char, c_int};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libsqlite3_sys as ffi;
 
-use super::file::RemoteFile;
-use super::{Remote, RemoteHost, RemoteRequest};
+use super::file::{Opened, RemoteFile};
+use super::{RemoteHost, RemoteRequest};
 use crate::api::SqliteApi;
 use crate::base::BaseVfs;
 use crate::fork::{self, Process};
@@ -28,6 +29,7 @@ pub struct RemoteRegistration {
 #[repr(C)]
 struct RemoteVfs {
     base: BaseVfs,
+    name: String,
     /// Of this process; replaced, and never freed, in a child of `fork()`.
     state: AtomicPtr<State>,
 }
@@ -73,7 +75,7 @@ impl RemoteVfs {
     /// # Safety
     ///
     /// `name` is what SQLite passed to `xOpen` for a main database.
-    unsafe fn open(&self, name: *const c_char) -> Result<(Box<dyn Remote>, String), OpenError> {
+    unsafe fn open(&self, name: *const c_char) -> Result<Opened, OpenError> {
         opening();
         // SAFETY: as promised by the caller.
         let (path, parameters) = unsafe { (CStr::from_ptr(name), self.base.api.uri_parameters(name)) };
@@ -83,7 +85,11 @@ impl RemoteVfs {
             uri_parameters: &parameters,
         };
         let remote = self.state().host.open(&request)?;
-        Ok((remote, path.into_owned()))
+        Ok(Opened {
+            remote,
+            vfs: self.name.clone(),
+            name: path.into_owned(),
+        })
     }
 }
 
@@ -109,6 +115,7 @@ pub fn register(api: SqliteApi, registration: RemoteRegistration) -> Result<(), 
     api.use_for_reports();
     let app = Box::leak(Box::new(RemoteVfs {
         base: BaseVfs { raw: base, api },
+        name: registration.name,
         state: AtomicPtr::new(State::leak(registration.host)),
     }));
     // SAFETY: base is a registered VFS.
@@ -149,10 +156,10 @@ unsafe extern "C" fn open(
     // SAFETY: for a main database SQLite passes a sqlite3_filename.
     let opened = guard("remote xOpen", || unsafe { app.open(name) });
     match opened {
-        Some(Ok((remote, shown))) => {
+        Some(Ok(opened)) => {
             // SAFETY: the block is our szOsFile long; the place for the flags is null or SQLite's.
             unsafe {
-                RemoteFile::write(file, remote, app.base.api, shown);
+                RemoteFile::write(file, opened, app.base.api);
                 if !out_flags.is_null() {
                     let writable = ffi::SQLITE_OPEN_READWRITE | ffi::SQLITE_OPEN_CREATE;
                     *out_flags = flags & !writable | ffi::SQLITE_OPEN_READONLY;
@@ -171,21 +178,30 @@ unsafe extern "C" fn open(
     }
 }
 
-/// A name stays as it is: it is not one of this machine's files.
+/// A name is made absolute and else stays as it is: it is not one of this machine's files, so no links are followed. SQLite derives the name of a
+/// super-journal from it, when a transaction writes several attached files, and their journals have to name that one from any folder.
 unsafe extern "C" fn full_pathname(
     _: *mut ffi::sqlite3_vfs,
     name: *const c_char,
     room: c_int,
     out: *mut c_char,
 ) -> c_int {
-    // SAFETY: SQLite gives a string, and a place of `room` bytes.
-    unsafe {
-        let name = CStr::from_ptr(name).to_bytes_with_nul();
-        if name.len() > usize::try_from(room).unwrap_or(0) {
-            return ffi::SQLITE_CANTOPEN;
+    let made = guard("remote xFullPathname", || {
+        // SAFETY: SQLite gives a string.
+        let name = unsafe { CStr::from_ptr(name) }.to_bytes_with_nul();
+        let mut full = Vec::new();
+        if !name.starts_with(b"/") {
+            full.extend_from_slice(std::env::current_dir().ok()?.as_os_str().as_bytes());
+            full.push(b'/');
         }
-        std::ptr::copy_nonoverlapping(name.as_ptr().cast(), out, name.len());
-    }
+        full.extend_from_slice(name);
+        (full.len() <= usize::try_from(room).unwrap_or(0)).then_some(full)
+    });
+    let Some(Some(full)) = made else {
+        return ffi::SQLITE_CANTOPEN;
+    };
+    // SAFETY: SQLite gives a place of `room` bytes, which was compared.
+    unsafe { std::ptr::copy_nonoverlapping(full.as_ptr().cast(), out, full.len()) };
     ffi::SQLITE_OK
 }
 
