@@ -1,6 +1,8 @@
 //! Reading a replica without restoring it: every state is what a restore of it gives, states are seen whole and in order, and requests are few.
 #![allow(missing_docs)]
 
+mod beside;
+mod border;
 mod faults;
 mod follow;
 mod requests;
