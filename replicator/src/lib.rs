@@ -9,6 +9,8 @@
 //! # Ok::<(), replvfs::Error>(())
 //! ```
 //!
+//! A replica is read without restoring it through `replvfs-remote`, as of any transaction: `file:app.db?vfs=replvfs-remote&replica=s3://bucket/app&at=5 minutes ago`.
+//!
 //! The modules in the order of the data: [`config`] → `pipeline` → [`mod@format`] → [`store`] → [`history`] → [`restore`]; [`merge`] and [`prune`] work on what is
 //! stored, [`mod@verify`] reads all of it.
 #![forbid(unsafe_code)]
@@ -43,7 +45,8 @@ use replvfs_vfs::shim::{self, Registration};
 /// The size of one chunk of an image: about a millisecond of reading.
 const READ_AT_ONCE_BYTES: u64 = format::CHUNK_BYTES as u64;
 
-/// Adds the VFS to the SQLite that the program is linked with. It stays for the life of the process. The environment is read
+/// Adds the VFS, and one with `-remote` behind its name that reads replicas without restoring them, to the SQLite that the program is linked with. They stay
+/// for the life of the process. The environment is read
 /// now; no thread is started and nothing is connected before a database is opened.
 ///
 /// # Errors

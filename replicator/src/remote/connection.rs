@@ -28,6 +28,8 @@ pub(super) struct Connection {
     state: State,
     is_reading: bool,
     ahead: Ahead,
+    /// Why a page could not be had, the last time.
+    problem: Option<String>,
 }
 
 /// Why a page cannot be had.
@@ -46,6 +48,7 @@ impl Connection {
             state,
             is_reading: false,
             ahead: Ahead::default(),
+            problem: None,
         }
     }
 
@@ -92,6 +95,22 @@ impl Connection {
                 begun += 1;
             }
         }
+    }
+
+    fn page_or_again(&mut self, number: Pgno, page: &mut [u8]) -> Result<(), RemoteError> {
+        let mut read = self.page(number, page);
+        if let Err(ReadError::Fetch(error)) = &read
+            && error.is_missing
+        {
+            self.find_again()?;
+            read = self.page(number, page);
+        }
+        read.map_err(|error| {
+            RemoteError(match error {
+                ReadError::Fetch(error) => format!("page {number}: {error}"),
+                ReadError::Other(problem) => format!("page {number}: {problem}"),
+            })
+        })
     }
 
     /// The state is looked for again, once, when what it was in is not there any more.
@@ -159,6 +178,9 @@ impl Connection {
         status.insert("generation".into(), generation.0.into());
         status.insert("txid".into(), txid.0.into());
         status.insert("at".into(), self.at().into());
+        if let Some(problem) = &self.problem {
+            status.insert("last_error".into(), problem.as_str().into());
+        }
         status.insert("follows".into(), self.following.is_some().into());
         serde_json::Value::Object(status).to_string()
     }
@@ -212,21 +234,11 @@ impl Remote for Connection {
     }
 
     fn read(&mut self, number: Pgno, page: &mut [u8]) -> Result<(), RemoteError> {
-        let error = match self.page(number, page) {
-            Err(ReadError::Fetch(error)) if error.is_missing => {
-                self.find_again()?;
-                match self.page(number, page) {
-                    Ok(()) => return Ok(()),
-                    Err(error) => error,
-                }
-            }
-            Ok(()) => return Ok(()),
-            Err(error) => error,
-        };
-        Err(RemoteError(match error {
-            ReadError::Fetch(error) => format!("page {number}: {error}"),
-            ReadError::Other(problem) => format!("page {number}: {problem}"),
-        }))
+        let read = self.page_or_again(number, page);
+        if let Err(error) = &read {
+            self.problem = Some(error.0.clone());
+        }
+        read
     }
 
     fn pragma(&mut self, name: &str, value: Option<&str>) -> Option<Result<String, RemoteError>> {

@@ -329,3 +329,153 @@ impl State {
         self.line.place(self.txid, page)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use bytes::Bytes;
+    use proptest::collection::{btree_set, vec};
+    use proptest::prelude::*;
+    use replvfs_vfs::types::Position;
+
+    use super::*;
+    use crate::format::{
+        ChunkHash, ObjectHash, SegmentFooter, SegmentHeader, SegmentWriter, TransactionEntry, TransactionHeader,
+    };
+
+    const PAGE: u32 = 65_536;
+    const IMAGE: u64 = 7;
+
+    /// What a transaction does: pages in the database afterwards, and those that it writes, as far as they are in it.
+    type Commit = (u32, std::collections::BTreeSet<u32>);
+
+    /// Where a page's content comes from.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum From {
+        Zeros,
+        Image,
+        Transaction(u64),
+    }
+
+    fn manifest(page_count: u32) -> Manifest {
+        let hash = ChunkHash([1; 32]);
+        let chunks = (0..page_count.div_ceil(16)).map(|token| ChunkName {
+            hash,
+            token: token.into(),
+        });
+        Manifest {
+            generation: Generation(1),
+            txid: Txid(IMAGE),
+            page_size: PageSize::new(PAGE).unwrap(),
+            page_count,
+            taken_at: UnixMillis(5),
+            position: Position::NONE,
+            chunks: chunks.collect(),
+        }
+    }
+
+    /// One segment that begins with this transaction.
+    fn segment(first: u64, commits: &[Commit]) -> (Key, SegmentEnd) {
+        let header = SegmentHeader {
+            generation: Generation(1),
+            page_size: PageSize::new(PAGE).unwrap(),
+            first: Txid(first),
+            last: Txid(first + commits.len() as u64 - 1),
+            start: Position::NONE,
+            end: Position::NONE,
+            previous: ObjectHash([0; 32]),
+        };
+        let mut writer = SegmentWriter::new(Vec::new(), header, 1).unwrap();
+        for (txid, (page_count, pages)) in (first..).zip(commits) {
+            let header = TransactionHeader {
+                committed_at: UnixMillis(txid as i64 * 100),
+                page_count: *page_count,
+                end: Position::NONE,
+            };
+            writer.begin(header).unwrap();
+            for page in pages.iter().filter(|page| *page <= page_count) {
+                let content = vec![txid as u8; PAGE as usize];
+                writer.page(Pgno::new(*page).unwrap(), &content).unwrap();
+            }
+        }
+        let (object, _) = writer.finish().unwrap();
+        let (len, object) = (object.len() as u64, Bytes::from(object));
+        let footer = SegmentFooter::parse(&object, len).unwrap();
+        let tail = object.slice(footer.tables().start as usize..);
+        let index = SegmentIndex::parse(&footer, &tail).unwrap();
+        (index.key(), SegmentEnd { len, index, tail })
+    }
+
+    fn from(line: &Line, txid: u64, page: u32) -> From {
+        match line.place(Txid(txid), Pgno::new(page).unwrap()) {
+            Place::Nowhere => From::Zeros,
+            Place::In(Source::Chunk(chunk), at) => {
+                assert_eq!(
+                    (chunk.name.token, at as u32),
+                    (u64::from((page - 1) / 16), (page - 1) % 16 * PAGE)
+                );
+                From::Image
+            }
+            Place::In(Source::Block(index, block), at) => {
+                let slot = block as u32 * 16 + at as u32 / PAGE;
+                assert_eq!(index.pages()[slot as usize].get(), page);
+                let wrote = |entry: &&TransactionEntry| entry.first_slot <= slot;
+                From::Transaction(index.transactions().iter().rev().find(wrote).unwrap().txid.0)
+            }
+        }
+    }
+
+    fn commits() -> impl Strategy<Value = Vec<Vec<Commit>>> {
+        vec(vec((1..40_u32, btree_set(1..40_u32, 0..6)), 1..5), 1..6)
+    }
+
+    proptest! {
+        /// The model is the file itself, of which each page remembers who wrote it: what is cut off is gone, and what is added is zeros.
+        #[test]
+        fn each_page_of_each_state_is_where_it_was_written_last(image in 0..40_u32, segments in commits()) {
+            let line = Line::new(manifest(image));
+            let mut file = vec![From::Image; image as usize];
+            let mut states = vec![file.clone()];
+            for commits in &segments {
+                let first = line.last().0 + 1;
+                let (key, end) = segment(first, commits);
+                line.add(key, end).unwrap();
+                for (txid, (page_count, pages)) in (first..).zip(commits) {
+                    file.resize(*page_count as usize, From::Zeros);
+                    for page in pages.iter().filter(|page| *page <= page_count) {
+                        file[*page as usize - 1] = From::Transaction(txid);
+                    }
+                    states.push(file.clone());
+                }
+            }
+            for (txid, state) in (IMAGE..).zip(&states) {
+                let moment = line.moment(Txid(txid)).unwrap();
+                prop_assert_eq!(moment.page_count as usize, state.len());
+                for (page, expected) in (1..).zip(state) {
+                    prop_assert_eq!(from(&line, txid, page), *expected, "page {} of {}", page, txid);
+                }
+            }
+            prop_assert_eq!(line.moment(Txid(IMAGE - 1)), None);
+            prop_assert_eq!(line.moment(line.last().next()), None);
+        }
+    }
+
+    #[test]
+    fn what_is_known_is_not_added_twice_and_nothing_is_left_out() {
+        let line = Line::new(manifest(3));
+        let commit = |page| (3, [page].into());
+        let add = |first, commits: &[Commit]| {
+            let (key, end) = segment(first, commits);
+            line.add(key, end).map_err(|error| error.to_string())
+        };
+        add(IMAGE + 1, &[commit(1), commit(2)]).unwrap();
+        // A span may have begun before.
+        add(IMAGE + 1, &[commit(1), commit(2), commit(3)]).unwrap();
+        assert_eq!(line.last(), Txid(IMAGE + 3));
+        assert_eq!(from(&line, IMAGE + 3, 1), From::Transaction(IMAGE + 1));
+        assert_eq!(from(&line, IMAGE + 3, 3), From::Transaction(IMAGE + 3));
+        let error = add(IMAGE + 5, &[commit(1)]).unwrap_err();
+        assert!(error.contains("transaction 12 behind 10"), "{error}");
+        assert_eq!(line.last(), Txid(IMAGE + 3));
+    }
+}
