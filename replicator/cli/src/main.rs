@@ -13,6 +13,7 @@ mod merge;
 mod prune;
 mod replica_status;
 mod restore;
+mod sql;
 mod status;
 mod verify;
 
@@ -42,6 +43,7 @@ struct Arguments {
 enum Command {
     Restore(restore::Arguments),
     Log(log::Arguments),
+    Sql(sql::Arguments),
     Merge(merge::Arguments),
     Verify(verify::Arguments),
     Prune(prune::Arguments),
@@ -81,6 +83,7 @@ async fn run_command(command: Command) -> Result<ExitCode, Failure> {
         Command::Log(arguments) => log::run(&arguments).await.map(|()| ExitCode::SUCCESS),
         Command::Merge(arguments) => merge::run(&arguments).await.map(|()| ExitCode::SUCCESS),
         Command::Verify(arguments) => verify::run(&arguments).await,
+        Command::Sql(arguments) => sql::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Prune(arguments) => prune::run(&arguments).await.map(|()| ExitCode::SUCCESS),
         Command::Image(arguments) => image::run(&arguments).await.map(|()| ExitCode::SUCCESS),
         Command::Status(arguments) => status::run(&arguments).await.map(|()| ExitCode::SUCCESS),
