@@ -99,3 +99,18 @@ fn what_is_wrong_is_said() {
     let output = sql(&[&replica, "SELECT 1", "--json", "--csv"]);
     assert_eq!(output.status.code(), Some(2));
 }
+
+/// SQLite itself only says "disk I/O error".
+#[test]
+fn an_object_that_is_missing_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let (replica, _) = replica(folder.path());
+    for chunk in std::fs::read_dir(folder.path().join("a b/chunk")).unwrap() {
+        std::fs::remove_file(chunk.unwrap().path()).unwrap();
+    }
+    let images = std::fs::read_dir(folder.path().join("a b/gen/0000000000000001/image")).unwrap();
+    let names = images.map(|image| image.unwrap().file_name().into_string().unwrap());
+    let image = names.map(|name| u64::from_str_radix(&name, 16).unwrap()).min().unwrap();
+    let error = error(&[&replica, "SELECT * FROM sqlite_schema", "--txid", &image.to_string()]);
+    assert!(error.contains("chunk/"), "{error}");
+}

@@ -9,6 +9,7 @@ use super::{Remote, RemoteError, View};
 use crate::api::{SqliteApi, report};
 use crate::fork::Process;
 use crate::guard::guard;
+use crate::shim::not_opened;
 use crate::types::Pgno;
 
 /// Version 1: there is neither shared memory nor a mapping.
@@ -119,6 +120,10 @@ impl Open {
         let message = format!("reading {}: {error}", self.name);
         tracing::error!("{message}");
         report(code, &format!("replvfs: {message}"));
+        // Without a lock SQLite reads the header, while it opens the database.
+        if !self.is_reading {
+            not_opened(&message);
+        }
         code
     }
 

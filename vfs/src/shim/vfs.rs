@@ -66,6 +66,11 @@ pub(crate) fn opening() {
     OPEN_ERROR.with(|error| *error.borrow_mut() = None);
 }
 
+/// An open fails behind `xOpen`: this is why.
+pub(crate) fn not_opened(reason: &str) {
+    OPEN_ERROR.with(|error| *error.borrow_mut() = Some(reason.to_owned()));
+}
+
 /// A registered VFS. Never freed: SQLite has no way to tell when the last user of a VFS is gone.
 #[repr(C)]
 struct Vfs {
