@@ -31,6 +31,8 @@ pub(crate) struct Basis {
     pub(crate) names: HashMap<ChunkHash, ChunkName>,
     /// It, where all that happened since is in the log behind it.
     pub(crate) manifest: Option<Manifest>,
+    /// A newer one cannot be used: something was lost, and what else, is not known.
+    pub(crate) passed_over: bool,
     /// Of each chunk of the new image, its name if it is the same.
     untouched: Vec<Option<ChunkName>>,
 }
@@ -50,8 +52,10 @@ pub(super) async fn find(
     mut touched: Touched,
 ) -> Result<Basis, HistoryError> {
     let images = list_images(store, wanted.generation).await?;
+    let mut passed_over = false;
     for txid in images.into_iter().rev().filter(|image| *image <= wanted.txid) {
         let Some(before) = whole(store, wanted.generation, txid).await? else {
+            passed_over = true;
             continue;
         };
         if txid < known_from {
@@ -65,12 +69,15 @@ pub(super) async fn find(
             names: by_hash(&before.chunks),
             untouched: names.map(|(chunk, name)| leaves(chunk).then_some(*name)).collect(),
             manifest: Some(before),
+            passed_over,
         });
     }
-    match wanted.parent {
-        Some(parent) => before(store, wanted.generation, parent).await,
-        None => Ok(Basis::default()),
-    }
+    let mut found = match wanted.parent {
+        Some(parent) => before(store, wanted.generation, parent).await?,
+        None => Basis::default(),
+    };
+    found.passed_over |= passed_over;
+    Ok(found)
 }
 
 /// The newest image from before the generation. The parent's may be older than others, and be deleted at this moment; nobody deletes the newest one
@@ -87,12 +94,16 @@ async fn before(store: &Store, generation: Generation, parent: Generation) -> Re
 /// An image of which only the chunks' hashes are of use.
 async fn by_hash_alone(store: &Store, generation: Generation, txid: Txid) -> Result<Basis, HistoryError> {
     let Some(before) = whole(store, generation, txid).await? else {
-        return Ok(Basis::default());
+        return Ok(Basis {
+            passed_over: true,
+            ..Basis::default()
+        });
     };
     Ok(Basis {
         key: Some(Key::Image(generation, txid)),
         names: by_hash(&before.chunks),
         manifest: None,
+        passed_over: false,
         untouched: Vec::new(),
     })
 }
