@@ -4,6 +4,7 @@
 use super::*;
 use crate::merge::{MergeOptions, merge_for_test, pieces_for_test};
 use crate::prune::{PruneOptions, prune};
+use crate::verify::{VerifyOptions, verify};
 
 fn slot(first: u64) -> Key {
     Key::Log(Generation(1), Txid(first))
@@ -103,6 +104,14 @@ async fn a_stray_behind_a_span_that_leads_nowhere_is_not_read() {
     for late in ALL {
         let replica = with_a_late_merger(late).await;
         check_all(&replica, &format!("{late:?}")).await;
+        let verified = verify(&replica.store, &VerifyOptions::default()).await.unwrap();
+        assert_eq!(verified.findings, []);
+        assert!(
+            verified
+                .warnings
+                .iter()
+                .any(|warning| warning.contains(&slot(16).path()))
+        );
     }
 }
 
@@ -134,6 +143,8 @@ async fn where_the_span_is_damaged_that_tells_of_a_stray_it_is_named() {
             }
         }
     }
+    let verified = verify(&replica.store, &VerifyOptions::default()).await.unwrap();
+    assert!(verified.findings.iter().any(|finding| finding.object == span(5, 20)));
 }
 
 /// What is in the slot is the history's where another span leads to the same place: before anything of it was deleted.
