@@ -7,6 +7,7 @@ mod completions;
 mod generation;
 mod image;
 mod integrity;
+mod interrupt;
 mod log;
 mod man;
 mod merge;
@@ -30,7 +31,8 @@ use replvfs::store::Store;
     name = "replvfs",
     version,
     arg_required_else_help = true,
-    after_help = "Exit codes: 0 done; 1 failed, with the reason on standard error; 2 wrong usage; 3 `verify` found something.\n\n\
+    after_help = "Exit codes: 0 done; 1 failed, with the reason on standard error; 2 wrong usage; 3 `verify` found something; \
+        128 and the signal's number when one ended it.\n\n\
         A replica is a URI: fs:///var/backup/app, s3://bucket/app?region=eu-central-1. Credentials are read from \
         the environment and from profiles, as other tools for the same store do."
 )]
@@ -74,7 +76,10 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         .enable_all()
         .build()
         .map_err(|error| format!("starting threads: {error}"))?;
-    runtime.block_on(run_command(command))
+    let ended = runtime.block_on(interrupt::or_end(run_command(command)));
+    // Whatever still runs there is of no use to anybody.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn run_command(command: Command) -> Result<ExitCode, Failure> {

@@ -72,8 +72,8 @@ fn run(connection: &Connection, pragma: &str, value: Option<&str>) -> Result<Str
         }
         "flush" => {
             let mut attend = || {
-                let proved = database.sync(connection);
-                let reason = database.not_capturing(proved);
+                let synced = database.sync(connection);
+                let reason = database.not_capturing(synced);
                 let reason = reason.or_else(|| database.no_base_from(connection));
                 reason.map_or(Ok(()), |reason| Err(FlushError(format!("cannot flush: {reason}"))))
             };
