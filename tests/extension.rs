@@ -30,6 +30,16 @@ fn the_shell_replicates_through_the_extension() {
     assert_eq!(after("txid"), Some("3".to_owned()), "{text}");
     assert_eq!(after("acked"), Some("3".to_owned()), "{text}");
 
+    let script = format!(
+        ".bail on\n.load {}\n.open 'file:app.db?vfs=replvfs-remote&replica={}'\nSELECT group_concat(v) FROM t;\n\
+         PRAGMA replvfs_txid=2;\nSELECT group_concat(v) FROM t;\n",
+        extension().display(),
+        scratch.replica(),
+    );
+    let output = run(Command::new("sqlite3").arg(":memory:"), Some(&script));
+    let text = succeeded("sqlite3", &output);
+    assert!(text.ends_with("one,zwei\n2\none,two\n"), "{text}");
+
     assert_eq!(
         restored_rows(&scratch, None),
         [(1, "one".to_owned()), (2, "zwei".to_owned())]

@@ -52,6 +52,7 @@ fn program() {
         "orphan_idle" => ends_while_a_child_lives(&uri, |_| wait_for_the_end_of_input()),
         "orphan" => ends_while_a_child_lives(&uri, take_over),
         "killed" => is_killed_while_a_child_lives(&uri),
+        "remote" => with_children_that_read_the_replica(&uri),
         "image" => forks_while_an_image_is_made(&uri),
         "threads" => with_children_of_a_busy_process(&uri),
         other => panic!("{other}?"),
@@ -289,6 +290,34 @@ fn forks_while_an_image_is_made(uri: &str) {
     std::mem::forget(connection);
 }
 
+/// What they inherited refuses everything, what they open themselves is their own.
+fn with_children_that_read_the_replica(uri: &str) {
+    let connection = begin(uri);
+    flush(&connection);
+    let (_, replica) = uri.split_once("replica=").unwrap();
+    let replica = replica.split('&').next().unwrap();
+    let remote_uri = format!("file:app.db?vfs=replvfs-remote&replica={replica}");
+    let mut remote = Some(open(&remote_uri).unwrap());
+    assert_eq!(rows(remote.as_ref().unwrap()), BEGUN);
+    for round in 0..6 {
+        let child = fork(|| {
+            let inherited = remote.as_ref().unwrap();
+            assert!(inherited.query_row("SELECT count(*) FROM t", [], |_| Ok(())).is_err());
+            assert!(inherited.query_row("PRAGMA replvfs_txid", [], |_| Ok(())).is_err());
+            let own = open(&format!("{remote_uri}&follow=10ms")).unwrap();
+            assert_eq!(rows(&own), BEGUN);
+            if round % 2 == 0 {
+                drop(remote.take());
+            }
+            assert_eq!(rows(&own), BEGUN);
+        });
+        wait(child);
+        assert_eq!(rows(remote.as_ref().unwrap()), BEGUN);
+    }
+    drop(remote);
+    assert_eq!(rows(&open(&remote_uri).unwrap()), BEGUN);
+}
+
 /// The children do not touch SQLite: the other threads may hold its mutexes.
 fn with_children_of_a_busy_process(uri: &str) {
     let connection = begin(uri);
@@ -414,6 +443,11 @@ fn a_child_that_uses_what_it_inherited_does_no_damage() {
 fn a_child_that_becomes_another_program_is_a_writer_like_any_other() {
     one_generation_has_each_commit(&run("exec", "WAL"), BEGUN + 4 * (5 + 7));
     assert_eq!(newest_is_the_database(&run("exec", "DELETE")), BEGUN + 4 * (5 + 7));
+}
+
+#[test]
+fn a_child_reads_a_replica_by_itself() {
+    run("remote", "WAL");
 }
 
 /// Or its lock would outlive it, and nobody would replicate the database.

@@ -141,3 +141,134 @@ fn an_older_copy_in_the_databases_place_is_a_divergence() {
     // The new generation does not come after it.
     assert_eq!(content(Some(lost), Some(1)), "old,old,lost,lost,lost");
 }
+
+fn writes(connection: &Connection, text: &str, rows: i64) {
+    for _ in 0..rows {
+        connection.execute("INSERT INTO t(b) VALUES(?1)", [text]).unwrap();
+    }
+}
+
+fn newest_content(scratch: &Scratch) -> String {
+    let out = scratch.file("restored.db");
+    restore_txid(&scratch.replica(), &out, None);
+    let content = content_of(&Connection::open(&out).unwrap());
+    std::fs::remove_file(&out).unwrap();
+    content
+}
+
+fn content_of(connection: &Connection) -> String {
+    connection
+        .query_row("SELECT group_concat(b) FROM t", [], |row| row.get(0))
+        .unwrap()
+}
+
+const RARELY: &str = "&flush_interval=1h";
+
+fn with_ten(scratch: &Scratch) -> u64 {
+    let connection = open(&scratch.uri_with(RARELY)).unwrap();
+    use_wal(&connection);
+    connection
+        .execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+        .unwrap();
+    writes(&connection, "old", 10);
+    flush(&connection);
+    pragma_number(&connection, "replvfs_acked").unwrap()
+}
+
+fn restore_in_place(scratch: &Scratch, txid: u64) {
+    scratch.delete_database();
+    let options = RestoreOptions {
+        target: Target::Txid(Txid(txid)),
+        resumable: true,
+        ..RestoreOptions::default()
+    };
+    restore_with(&scratch.replica(), &scratch.database(), &options).unwrap();
+}
+
+/// The numbers begin at a lower one again. What was acknowledged of the history that was left says nothing of them.
+#[test]
+fn what_was_acknowledged_before_an_older_state_was_restored_says_nothing_of_what_comes_after_it() {
+    for asks_first in [false, true] {
+        let scratch = Scratch::new();
+        let before = with_ten(&scratch);
+        restore_in_place(&scratch, before - 5);
+        let connection = open(&scratch.uri_with(RARELY)).unwrap();
+        if asks_first {
+            assert_eq!(content_of(&connection), "old,old,old,old,old");
+        }
+        writes(&connection, "new", 2);
+        let number = pragma_number(&connection, "replvfs_txid").unwrap();
+        assert!(
+            number < before,
+            "{number} is new: this test is of numbers that came before"
+        );
+        let acked = pragma_number(&connection, "replvfs_acked");
+        assert!(
+            acked < Some(number),
+            "{number} is not in the store, and {acked:?} is acknowledged"
+        );
+        flush(&connection);
+        assert_eq!(newest_content(&scratch), "old,old,old,old,old,new,new");
+        assert!(pragma_number(&connection, "replvfs_acked") >= Some(number));
+    }
+}
+
+/// A database of which nobody remembers anything, and a replica in which nothing is.
+#[test]
+fn what_was_acknowledged_in_a_replica_that_was_emptied_says_nothing() {
+    let scratch = Scratch::new();
+    let before = with_ten(&scratch);
+    for entry in std::fs::read_dir(scratch.file("replica")).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => std::fs::remove_dir_all(path).unwrap(),
+            false => std::fs::remove_file(path).unwrap(),
+        }
+    }
+    std::fs::remove_file(scratch.file("app.db-replvfs")).unwrap();
+    let connection = open(&scratch.uri_with(RARELY)).unwrap();
+    assert_eq!(content_of(&connection).split(',').count(), 10);
+    flush(&connection);
+    assert_eq!(
+        newest_content(&scratch).split(',').count(),
+        10,
+        "{before} was acknowledged"
+    );
+    assert!(pragma_number(&connection, "replvfs_txid") <= pragma_number(&connection, "replvfs_acked"));
+}
+
+/// As long as the store has not answered nothing is known to be acknowledged, but what the history was taken up from does not wait for anything.
+#[test]
+fn what_the_history_is_taken_up_from_is_not_said_to_wait() {
+    let scratch = Scratch::new();
+    let before = with_ten(&scratch);
+    restore_in_place(&scratch, before - 5);
+    let generations = scratch.file("replica/gen");
+    std::fs::rename(&generations, scratch.file("away")).unwrap();
+    std::fs::write(&generations, b"no folder").unwrap();
+    let connection = open(&scratch.uri_with(RARELY)).unwrap();
+    assert_eq!(content_of(&connection).split(',').count(), 5);
+    for waiting in 0..=2 {
+        let now = status(&connection);
+        assert_eq!(
+            (&now["txid"], &now["acked"], &now["pending_transactions"]),
+            (
+                &(before - 5 + waiting).into(),
+                &serde_json::Value::Null,
+                &waiting.into()
+            ),
+            "{now}"
+        );
+        writes(&connection, "new", 1);
+    }
+    std::fs::remove_file(&generations).unwrap();
+    std::fs::rename(scratch.file("away"), &generations).unwrap();
+    flush(&connection);
+    let now = status(&connection);
+    assert_eq!(
+        (&now["txid"], &now["pending_transactions"]),
+        (&now["acked"], &0.into()),
+        "{now}"
+    );
+    assert_eq!(newest_content(&scratch), content_of(&connection));
+}

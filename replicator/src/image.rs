@@ -73,10 +73,11 @@ pub struct Made {
 pub async fn make(store: &Store, generation: Option<Generation>, folder: &Path) -> Result<Made, ImageError> {
     let history = History::open(store).await?;
     let plan = history.plan(Target::Newest, generation).await?;
-    let before = plan.manifest.clone();
-    let key = Key::Image(plan.generation, before.txid);
     let place = folder.join("image.db");
     let aside = restore_aside(store, &place, &history, &plan, Arc::new(|_| ())).await?;
+    // All of its chunks were read just now. The plan's may be broken.
+    let before = aside.image().clone();
+    let key = Key::Image(plan.generation, before.txid);
     let (restored, position) = (aside.restored().clone(), aside.position());
     let mut made = Made {
         generation: restored.generation,

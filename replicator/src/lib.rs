@@ -9,6 +9,8 @@
 //! # Ok::<(), replvfs::Error>(())
 //! ```
 //!
+//! A replica is read without restoring it through `replvfs-remote`, as of any transaction: `file:app.db?vfs=replvfs-remote&replica=s3://bucket/app&at=5 minutes ago`.
+//!
 //! The modules in the order of the data: [`config`] → `pipeline` → [`mod@format`] → [`store`] → [`history`] → [`restore`]; [`merge`] and [`prune`] work on what is
 //! stored, [`mod@verify`] reads all of it.
 #![forbid(unsafe_code)]
@@ -23,8 +25,10 @@ pub mod merge;
 mod outside;
 mod pipeline;
 pub mod prune;
+mod remote;
 pub mod restore;
 pub mod store;
+pub mod time;
 pub mod verify;
 
 pub use config::Config;
@@ -35,12 +39,14 @@ pub use replvfs_vfs::types::Txid;
 use std::sync::Arc;
 
 use replvfs_vfs::api::SqliteApi;
+use replvfs_vfs::remote::RemoteRegistration;
 use replvfs_vfs::shim::{self, Registration};
 
 /// The size of one chunk of an image: about a millisecond of reading.
 const READ_AT_ONCE_BYTES: u64 = format::CHUNK_BYTES as u64;
 
-/// Adds the VFS to the SQLite that the program is linked with. It stays for the life of the process. The environment is read
+/// Adds the VFS, and one with `-remote` behind its name that reads replicas without restoring them, to the SQLite that the program is linked with. They stay
+/// for the life of the process. The environment is read
 /// now; no thread is started and nothing is connected before a database is opened.
 ///
 /// # Errors
@@ -58,6 +64,10 @@ pub fn register(config: Config) -> Result<(), Error> {
 /// As for [`register`].
 pub fn register_with(api: SqliteApi, config: Config) -> Result<(), Error> {
     let config = config.with_environment(|name| std::env::var_os(name))?;
+    let reading = RemoteRegistration {
+        name: format!("{}-remote", config.vfs_name),
+        host: Arc::new(remote::ReadingHost::new(config.clone())),
+    };
     let registration = Registration {
         name: config.vfs_name.clone(),
         make_default: config.make_default,
@@ -66,5 +76,7 @@ pub fn register_with(api: SqliteApi, config: Config) -> Result<(), Error> {
         read_at_once: READ_AT_ONCE_BYTES,
         host: Arc::new(pipeline::ReplicatingHost::new(config)),
     };
+    // Before ours can be the default: temporary files of remote databases are the system's.
+    replvfs_vfs::remote::register(api, reading)?;
     Ok(shim::register(api, registration)?)
 }

@@ -1,9 +1,10 @@
 //! Every commit, exactly: random scripts run through real SQLite and replvfs, and each transaction that was committed is restored
-//! from the replica, page by page what SQLite itself had then.
+//! from the replica, and read in it without being restored, page by page what SQLite itself had then. A reader follows meanwhile.
 //!
 //! proptest prints the script of a failure and keeps its seed beside this file.
 #![allow(missing_docs)]
 
+mod remote;
 mod run;
 mod script;
 

@@ -7,6 +7,7 @@ use std::process::Command;
 use replvfs_tests::{Scratch, check_integrity, compare_pages, flush, plain_image, pragma_number, restore_txid};
 use rusqlite::Connection;
 
+use crate::remote::{Follower, read_all};
 use crate::script::{Part, Step, Write};
 
 /// How a script's database is opened.
@@ -72,6 +73,7 @@ pub(crate) fn run(setup: Setup, steps: &[Step]) {
         truth: BTreeMap::new(),
     };
     run.open();
+    let follower = Follower::start(scratch.replica());
     for step in steps {
         run.step(step);
         run.look(step);
@@ -81,7 +83,9 @@ pub(crate) fn run(setup: Setup, steps: &[Step]) {
         pragma_number(&run.connections[run.current], "replvfs_acked"),
         Some(run.last)
     );
+    follower.end(run.last, &run.truth);
     run.restore_all();
+    read_all(&scratch, &run.truth);
 }
 
 impl Run<'_> {

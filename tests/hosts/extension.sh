@@ -33,6 +33,18 @@ sqlite3 restored.db .dump | diff written.sql - || fail "the restored database is
 if "$replvfs" restore "fs://$work/replica" earlier.db 2>refused.txt; then fail "an existing file was overwritten"; fi
 cat refused.txt
 
+echo "-- sqlite3 and replvfs read it without restoring it"
+remote="file:app.db?vfs=replvfs-remote&replica=fs://$work/replica"
+sqlite3 -bail :memory: >remote.out <<SQL
+.load $library
+.open '$remote'
+SELECT group_concat(v) FROM t;
+PRAGMA replvfs_txid=2;
+SELECT group_concat(v) FROM t;
+SQL
+[ "$(tr '\n' ' ' <remote.out)" = "two 2 one,two " ] || fail "what is read in the replica: $(cat remote.out)"
+[ "$("$replvfs" sql "fs://$work/replica" 'SELECT group_concat(v) AS v FROM t' --txid 2 --json)" = '[{"v":"one,two"}]' ] || fail "replvfs sql"
+
 echo "-- Python with SQLite $(/usr/bin/python3 -c 'import sqlite3; print(sqlite3.sqlite_version)') writes"
 /usr/bin/python3 - "$library" "file:$work/py.db?vfs=replvfs&replica=fs://$work/py-replica" <<'PYTHON'
 import sqlite3, sys

@@ -19,7 +19,7 @@ pub(crate) fn guard<T>(callback: &'static str, body: impl FnOnce() -> T) -> Opti
 }
 
 #[cfg(feature = "fault-injection")]
-pub use injection::{CALLBACKS, inject_panic};
+pub use injection::{CALLBACKS, REMOTE_CALLBACKS, inject_panic};
 
 /// Panics on demand, for the tests of the border.
 mod injection {
@@ -50,6 +50,18 @@ mod injection {
             "wal xClose",
         ];
 
+        /// Those of a remote database.
+        pub const REMOTE_CALLBACKS: &[&str] = &[
+            "remote xFullPathname",
+            "remote xOpen",
+            "remote xRead",
+            "remote xFileSize",
+            "remote xLock",
+            "remote xUnlock",
+            "remote xFileControl",
+            "remote xClose",
+        ];
+
         /// The next call of `callback` on this thread panics, once. `None` takes that back; the answer says whether it was still due.
         pub fn inject_panic(callback: Option<&'static str>) -> bool {
             TARGET.with(|target| target.replace(callback)).is_some()
@@ -73,7 +85,7 @@ mod injection {
     #[cfg(feature = "fault-injection")]
     pub(super) use armed::strike;
     #[cfg(feature = "fault-injection")]
-    pub use armed::{CALLBACKS, inject_panic};
+    pub use armed::{CALLBACKS, REMOTE_CALLBACKS, inject_panic};
 
     #[cfg(not(feature = "fault-injection"))]
     pub(super) fn strike(_callback: &'static str) {}

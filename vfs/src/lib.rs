@@ -16,7 +16,9 @@ mod guard;
 pub mod held;
 pub mod host;
 pub mod log;
+mod over;
 mod pages;
+pub mod remote;
 pub mod resume;
 pub mod shim;
 pub mod snapshot;
@@ -26,7 +28,7 @@ pub mod types;
 pub mod wal;
 
 #[cfg(feature = "fault-injection")]
-pub use guard::{CALLBACKS, inject_panic};
+pub use guard::{CALLBACKS, REMOTE_CALLBACKS, inject_panic};
 
 /// SQLite's raw types, as this crate uses them.
 pub use libsqlite3_sys as ffi;

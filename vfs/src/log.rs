@@ -127,6 +127,8 @@ struct Inner {
     pushed_bytes: u64,
     last: Option<Txid>,
     acked: Option<Txid>,
+    /// What is up to here is not waited for: the history was taken up behind it.
+    taken_up: Txid,
     /// Txids are final: the store was asked how the history goes on, or the database proved to continue it.
     settled: bool,
     resume: Option<Resume>,
@@ -217,6 +219,9 @@ impl Log {
             match answers {
                 Some(Question(question)) if question != inner.question || inner.suspended => return false,
                 Some(_) => {
+                    // A base is a state of its own.
+                    let before = u64::from(!matches!(item, Item::Resumed(_)));
+                    inner.taken_up = Txid(txid.0.saturating_sub(before));
                     inner.resume = None;
                     inner.dropping = false;
                     self.base_wanted.store(false, Ordering::Release);
@@ -386,12 +391,13 @@ impl Log {
         drop(dropped);
     }
 
-    /// Forgets what was captured, and what is captured until there is a base: the history begins with that one.
+    /// Forgets what was captured, and what is captured until there is a base: the history begins with that one. Nothing is acknowledged of it.
     pub fn begin_anew(&self) {
         let dropped = {
             let mut inner = self.lock();
             inner.resume = None;
             inner.settled = false;
+            inner.acked = None;
             if !inner.suspended {
                 inner.question += 1;
                 inner.dropping = true;
@@ -450,7 +456,8 @@ impl Log {
 
     /// Asks the capture to go on from a known transaction. What was captured before is forgotten, and so is what is captured until it has
     /// answered: with [`Batch::Resumed`], or, when the database cannot be proved to go on from there, with a base that is
-    /// [`Continuity::Broken`] and has the txid after the newest that `resume` names.
+    /// [`Continuity::Broken`] and has the txid after the newest that `resume` names. What was acknowledged may be of a history that was left:
+    /// until [`Log::acknowledge`] is called again, nothing is.
     pub fn resume_from(&self, resume: Resume) {
         let dropped = {
             let mut inner = self.lock();
@@ -458,6 +465,7 @@ impl Log {
             inner.question += 1;
             inner.dropping = true;
             inner.settled = false;
+            inner.acked = None;
             self.ask(&mut inner);
             inner.clear()
         };
@@ -474,6 +482,7 @@ impl Log {
         inner.settled = true;
         if by > 0 {
             inner.last = inner.last.map(|last| Txid(last.0 + by));
+            inner.taken_up.0 += by;
             for item in &mut inner.queue {
                 match item {
                     Item::Base(base) | Item::Image(base) => base.txid.0 += by,
@@ -631,8 +640,16 @@ impl Log {
         self.lock().acked
     }
 
-    /// Everything up to `txid` is restorable from the store. Wakes whoever waits for it. Never goes back, and does nothing
-    /// after [`Log::fail`].
+    /// How many of the captured transactions cannot be restored from the store yet. Not those in whose place a base stands: that one counts, unless it is
+    /// the first of all.
+    pub fn unacked(&self) -> u64 {
+        let inner = self.lock();
+        let known = inner.acked.unwrap_or_default().max(inner.taken_up);
+        inner.last.map_or(0, |last| last.0.saturating_sub(known.0))
+    }
+
+    /// Everything up to `txid` is restorable from the store. Wakes whoever waits for it. Does nothing after [`Log::fail`], nor when more is
+    /// restorable: it goes back only where the history is taken up again, by [`Log::resume_from`] or [`Log::begin_anew`].
     pub fn acknowledge(&self, txid: Txid) {
         let mut inner = self.lock();
         debug_assert!(

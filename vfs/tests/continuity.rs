@@ -3,12 +3,14 @@
 
 mod collector;
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
 use collector::faults::{self, Fault};
 use collector::{Collector, open, plain, plain_image, txid, with_table};
 use replvfs_vfs::log::Continuity;
+use replvfs_vfs::types::Txid;
 use rusqlite::Connection;
 
 const INSERT: &str = "INSERT INTO t(b) VALUES(randomblob(20000))";
@@ -233,10 +235,12 @@ fn a_connection_whose_file_was_replaced_brings_no_base() {
     count(&old);
     old.execute_batch("DELETE FROM t").unwrap();
     assert_eq!(
-        txid(&old),
-        last,
+        Collector::of(&path).log().last_txid(),
+        Some(Txid(last)),
         "what the old file's connection does is not of this database"
     );
+    let number = old.query_row("PRAGMA replvfs_txid", [], |row| row.get::<_, String>(0));
+    assert_eq!(number.unwrap(), "");
     old.execute_batch("PRAGMA replvfs_flush").unwrap_err();
     new.execute_batch(INSERT).unwrap();
     assert_current(&new, &path);
@@ -290,6 +294,70 @@ fn a_flush_brings_what_another_process_did_in_a_rollback_journal() {
     drop(other);
     ours.execute_batch("PRAGMA journal_mode=WAL; DELETE FROM t").unwrap();
     ours.execute_batch("PRAGMA replvfs_flush").unwrap();
+    assert_current(&ours, &path);
+}
+
+/// The connection that flushes need not have read anything. It could have.
+#[test]
+fn a_flush_of_a_connection_that_has_read_nothing_brings_what_another_process_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    assert_eq!(count(&ours), 0);
+    let fresh = open(&path);
+    let collector = Collector::of(&path);
+    collector.states(1);
+    for rows in 1..=2 {
+        plain(&path).execute_batch(INSERT).unwrap();
+        fresh.execute_batch("PRAGMA replvfs_flush").unwrap();
+        assert_eq!(
+            collector.log().last_txid(),
+            Some(Txid(1 + rows)),
+            "the flush came before it"
+        );
+        assert!(collector.states(1 + rows)[&(1 + rows)] == plain_image(&path));
+    }
+    assert_eq!(count(&fresh), 2);
+}
+
+/// A writer may stand still for as long as it likes before it has written both copies of the wal-index's header. What was committed before was read.
+#[test]
+fn a_flush_in_the_middle_of_another_commit_brings_what_was_committed_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let (ours, reader) = (with_table(&path), open(&path));
+    let collector = Collector::of(&path);
+    collector.states(1);
+    let index = dir.path().join("app.db-shm");
+    let index = std::fs::File::options().read(true).write(true).open(index).unwrap();
+    let spoil = |copies: &[u64]| {
+        let mut header = [0; 96];
+        index.read_exact_at(&mut header, 0).unwrap();
+        copies
+            .iter()
+            .for_each(|copy| index.write_all_at(&[0xff; 8], copy * 48 + 40).unwrap());
+        header
+    };
+    let mend = |header: [u8; 96]| index.write_all_at(&header, 0).unwrap();
+    for (txid, copy) in [(2, 1), (3, 0)] {
+        plain(&path).execute_batch(INSERT).unwrap();
+        assert_eq!(count(&reader), txid as i64 - 1);
+        let header = spoil(&[copy]);
+        ours.execute_batch("PRAGMA replvfs_flush").unwrap();
+        assert_eq!(collector.log().last_txid(), Some(Txid(txid)), "copy {copy}");
+        mend(header);
+        assert_current(&ours, &path);
+    }
+    plain(&path).execute_batch(INSERT).unwrap();
+    assert_eq!(count(&reader), 3);
+    let header = spoil(&[0, 1]);
+    for flushing in [&ours, &open(&path)] {
+        let refused = flushing.execute_batch("PRAGMA replvfs_flush").unwrap_err().to_string();
+        assert!(refused.contains("another connection is writing it"), "{refused}");
+    }
+    mend(header);
+    ours.execute_batch("PRAGMA replvfs_flush").unwrap();
+    assert_eq!(collector.log().last_txid(), Some(Txid(4)));
     assert_current(&ours, &path);
 }
 

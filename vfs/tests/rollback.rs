@@ -404,6 +404,27 @@ fn a_connection_whose_file_was_replaced_adds_nothing() {
     old.execute_batch("PRAGMA replvfs_flush").unwrap_err();
 }
 
+/// Without a journal file SQLite does not look whether its own is still the database. What is committed there is nobody's.
+#[test]
+fn what_is_committed_in_a_file_that_was_renamed_has_no_number() {
+    for mode in ["MEMORY", "OFF"] {
+        for replaced in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("app.db");
+            let old = with_table(&path, &format!("PRAGMA journal_mode={mode}"));
+            let last = txid(&old);
+            std::fs::rename(&path, dir.path().join("old.db")).unwrap();
+            if replaced {
+                std::fs::copy(dir.path().join("old.db"), &path).unwrap();
+            }
+            old.execute_batch(INSERT).unwrap();
+            let number = || old.query_row("PRAGMA replvfs_txid", [], |row| row.get::<_, String>(0));
+            assert_eq!(number().unwrap(), "", "{mode}, {replaced}: it was {last} before");
+            old.execute_batch("PRAGMA replvfs_flush").unwrap_err();
+        }
+    }
+}
+
 /// The journal of a process that died in the middle: what it is played back to is the database.
 #[test]
 fn a_hot_journal_is_played_back_before_anything_is_taken() {

@@ -6,6 +6,10 @@
  *
  *     file:app.db?vfs=replvfs&replica=s3://bucket/app
  *
+ * or, to read a replica without restoring it,
+ *
+ *     file:app.db?vfs=replvfs-remote&replica=s3://bucket/app&at=5%20minutes%20ago
+ *
  * Everything else works through SQL: PRAGMA replvfs_flush, replvfs_txid, replvfs_acked, replvfs_status.
  *
  * All functions may be called from any thread. None of them throws or unwinds into the caller.
@@ -22,8 +26,8 @@ extern "C" {
 #define REPLVFS_ERROR 1
 
 /*
- * Registers the VFS "replvfs" with the SQLite that this program is linked with. It stays for the life of the
- * process. A second call does nothing, and succeeds.
+ * Registers the VFSes "replvfs" and "replvfs-remote" with the SQLite that this program is linked with. They stay for the life of
+ * the process. A second call does nothing, and succeeds.
  *
  * Returns REPLVFS_OK or REPLVFS_ERROR. In case of an error, *error is set to a text that says what to do, to be freed
  * with replvfs_free(); otherwise to NULL. error may be NULL.

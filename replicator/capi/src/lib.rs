@@ -11,7 +11,7 @@ use replvfs::Config;
 const OK: c_int = 0;
 const ERROR: c_int = 1;
 
-/// Registers the VFS `replvfs`, once.
+/// Registers the VFSes `replvfs` and `replvfs-remote`, once.
 ///
 /// # Safety
 ///

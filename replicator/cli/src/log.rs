@@ -7,11 +7,11 @@ use indicatif::HumanBytes;
 use replvfs::format::Generation;
 use replvfs::history::{GenerationHistory, History, LogEntry, Reach};
 use replvfs::store::{Store, StoreOptions};
+use replvfs::time::show;
 use replvfs_vfs::types::Txid;
 use serde::Serialize;
 
 use crate::generation::GenerationArgument;
-use crate::time::show;
 use crate::{Failure, about};
 
 /// Lists the transactions that are in a replica, oldest first.

@@ -14,8 +14,8 @@ mod merge;
 mod prune;
 mod replica_status;
 mod restore;
+mod sql;
 mod status;
-mod time;
 mod verify;
 
 use std::error::Error;
@@ -45,6 +45,7 @@ struct Arguments {
 enum Command {
     Restore(restore::Arguments),
     Log(log::Arguments),
+    Sql(sql::Arguments),
     Merge(merge::Arguments),
     Verify(verify::Arguments),
     Prune(prune::Arguments),
@@ -87,6 +88,7 @@ async fn run_command(command: Command) -> Result<ExitCode, Failure> {
         Command::Log(arguments) => log::run(&arguments).await.map(|()| ExitCode::SUCCESS),
         Command::Merge(arguments) => merge::run(&arguments).await.map(|()| ExitCode::SUCCESS),
         Command::Verify(arguments) => verify::run(&arguments).await,
+        Command::Sql(arguments) => sql::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Prune(arguments) => prune::run(&arguments).await.map(|()| ExitCode::SUCCESS),
         Command::Image(arguments) => image::run(&arguments).await.map(|()| ExitCode::SUCCESS),
         Command::Status(arguments) => status::run(&arguments).await.map(|()| ExitCode::SUCCESS),

@@ -60,6 +60,7 @@ mod tests {
                 "replvfs-merge.1",
                 "replvfs-prune.1",
                 "replvfs-restore.1",
+                "replvfs-sql.1",
                 "replvfs-status.1",
                 "replvfs-verify.1",
                 "replvfs.1"

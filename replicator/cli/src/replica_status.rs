@@ -6,10 +6,10 @@ use std::time::SystemTime;
 use indicatif::HumanBytes;
 use replvfs::history::{Count, History, Moment, Objects, Reach};
 use replvfs::store::{Store, StoreOptions};
+use replvfs::time::{show, show_age};
 use replvfs_vfs::types::UnixMillis;
 use serde::Serialize;
 
-use crate::time::{show, show_age};
 use crate::{Failure, about};
 
 /// What `--json` prints. Fields are added, never changed.

@@ -8,12 +8,12 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use replvfs::history::Target;
 use replvfs::restore::{CheckFn, Progress, RestoreError, RestoreOptions, Restored, restore};
 use replvfs::store::{Store, StoreOptions};
+use replvfs::time::{At, show};
 use replvfs_vfs::types::Txid;
 use serde::Serialize;
 
 use crate::generation::GenerationArgument;
 use crate::integrity::integrity_check;
-use crate::time::{At, show};
 use crate::{Failure, about};
 
 /// Writes the database as of a transaction: the newest one unless another is asked for.

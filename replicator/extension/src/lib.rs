@@ -18,7 +18,7 @@ const OK_LOAD_PERMANENTLY: c_int = ffi::SQLITE_OK | (1 << 8);
 /// Two threads that load the extension at once would both find the VFS missing.
 static LOADING: Mutex<()> = Mutex::new(());
 
-/// SQLite calls this when the extension is loaded. Registers the VFS `replvfs` with the host's SQLite, once a process:
+/// SQLite calls this when the extension is loaded. Registers the VFSes `replvfs` and `replvfs-remote` with the host's SQLite, once a process:
 /// loading it again, on whatever connection, succeeds and does nothing.
 ///
 /// # Safety

@@ -4,7 +4,7 @@
 //! understood or not built yet: nothing is ignored in silence. Leaves to the [`store`](crate::store) what a replica's URI
 //! means.
 
-mod parse;
+pub(crate) mod parse;
 mod settings;
 
 use std::time::Duration;
@@ -13,7 +13,7 @@ use opendal::Operator;
 
 use crate::pipeline::due::Rule;
 use crate::pipeline::upkeep;
-pub(crate) use settings::{Given, Settings, Target, durability_of, is_immutable};
+pub(crate) use settings::{Given, Settings, Target, durability_of, is_immutable, is_sqlite_parameter, is_true, replica_of};
 
 /// A duration as settings have it: a whole number with `ms`, `s`, `m`, `h` or `d`.
 #[must_use]

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-pub(super) const DURATION_FORMS: &str = "a whole number with ms, s, m, h or d, such as 10ms, 1s, 5m";
-pub(super) const SIZE_FORMS: &str =
+pub(crate) const DURATION_FORMS: &str = "a whole number with ms, s, m, h or d, such as 10ms, 1s, 5m";
+pub(crate) const SIZE_FORMS: &str =
     "a number of bytes, or a whole number with KiB, MiB, GiB, KB, MB or GB, such as 4MiB";
 
-pub(super) fn duration(text: &str) -> Option<Duration> {
+pub(crate) fn duration(text: &str) -> Option<Duration> {
     let (number, unit) = split(text)?;
     let unit_ms = match unit {
         "ms" => 1,
@@ -19,7 +19,7 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
     Some(Duration::from_millis(number.checked_mul(unit_ms)?))
 }
 
-pub(super) fn size(text: &str) -> Option<u64> {
+pub(crate) fn size(text: &str) -> Option<u64> {
     let (number, unit) = split(text)?;
     let unit_bytes = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 1,
@@ -43,7 +43,7 @@ fn split(text: &str) -> Option<(u64, &str)> {
 }
 
 /// In the unit that is shortest to read.
-pub(super) fn show_duration(duration: Duration) -> String {
+pub(crate) fn show_duration(duration: Duration) -> String {
     let ms = duration.as_millis();
     match ms {
         _ if ms.is_multiple_of(3_600_000) && ms > 0 => format!("{}h", ms / 3_600_000),
@@ -53,7 +53,7 @@ pub(super) fn show_duration(duration: Duration) -> String {
     }
 }
 
-pub(super) fn show_size(bytes: u64) -> String {
+pub(crate) fn show_size(bytes: u64) -> String {
     for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
         if bytes > 0 && bytes.is_multiple_of(1 << shift) {
             return format!("{}{unit}", bytes >> shift);

@@ -152,8 +152,7 @@ impl Given {
         let mut given = Given::default();
         let mut seen: Vec<&str> = Vec::new();
         for (name, value) in parameters {
-            // Database drivers pass their own parameters through, by convention with an underscore before them.
-            if SQLITE_NAMES.contains(&name.as_str()) || name.starts_with('_') {
+            if is_sqlite_parameter(name) {
                 continue;
             }
             if seen.contains(&name.as_str()) {
@@ -414,8 +413,19 @@ fn refuse_nolock(parameters: &[(String, String)]) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// Not ours to understand.
+pub(crate) fn is_sqlite_parameter(name: &str) -> bool {
+    // Database drivers pass their own parameters through, by convention with an underscore before them.
+    SQLITE_NAMES.contains(&name) || name.starts_with('_')
+}
+
+/// The replica of a database that has this name, and need not have a file.
+pub(crate) fn replica_of(replica: &str, name: &str) -> Result<String, String> {
+    fill_in_name(replica, Path::new(name)).map_err(|error| error.to_string())
+}
+
 /// As `sqlite3_uri_boolean` reads it.
-fn is_true(parameters: &[(String, String)], name: &str) -> bool {
+pub(crate) fn is_true(parameters: &[(String, String)], name: &str) -> bool {
     parameters
         .iter()
         .find(|(key, _)| key == name)

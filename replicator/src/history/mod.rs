@@ -1,11 +1,13 @@
 //! What is in a replica: its generations, their images and logs. Owns finding the way from an image to a target, and the
 //! rule that damage is an error and never an older database. Leaves writing the database to [`restore`](crate::restore).
 
+pub(crate) mod believed;
 mod beside;
 mod branches;
 mod error;
 pub(crate) mod find;
 pub(crate) mod images;
+mod older;
 mod overview;
 pub(crate) mod path;
 mod plan;
@@ -315,7 +317,7 @@ pub(crate) async fn path_at(
     listing: &Listing,
     after: Txid,
 ) -> Result<(Txid, LogPath), HistoryError> {
-    let path = listing.path(after);
+    let path = believed::path(store, number, listing, after).await?;
     if let Some(start) = path.start {
         let before = match path.pieces.first() {
             Some(seal) if seal.is_seal() => before_seal(store, number, listing, seal.first).await?,
@@ -336,9 +338,10 @@ async fn before_seal(
     listing: &Listing,
     seal: Txid,
 ) -> Result<Option<(Txid, LogPath)>, HistoryError> {
-    let Some(path) = seal.0.checked_sub(1).map(|last| listing.path(Txid(last))) else {
+    let Some(last) = seal.0.checked_sub(1) else {
         return Ok(None);
     };
+    let path = believed::path(store, generation, listing, Txid(last)).await?;
     let Some(piece) = path.pieces.first().filter(|piece| piece.first < seal) else {
         return Ok(None);
     };

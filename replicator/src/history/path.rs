@@ -58,6 +58,8 @@ pub(crate) struct LogPath {
     pub(crate) pieces: Vec<Piece>,
     /// What reaches furthest of all that is listed: whatever is before its end must be there.
     pub(crate) newest: Option<Piece>,
+    /// All that are listed. What they have is in no slot that is not on the path.
+    pub(crate) spans: Vec<Piece>,
 }
 
 /// A place where something begins, or where a span ends.
@@ -100,7 +102,24 @@ impl Listing {
             start: start.map(|(at, _)| at),
             pieces: start.map_or_else(|| steps.follow(after, None), |(at, piece)| steps.follow(at, piece)),
             newest: self.newest(),
+            spans: self.spans.clone(),
         }
+    }
+
+    /// Those of these pieces that are slots in a span: with what was there before it was merged, or with anything else.
+    pub(crate) fn in_spans(&self, pieces: &[Piece]) -> Vec<Piece> {
+        let mut spans = self.spans.iter().peekable();
+        let mut reach = Txid::ZERO;
+        let mut found = Vec::new();
+        for piece in pieces {
+            while let Some(span) = spans.next_if(|span| span.first <= piece.first) {
+                reach = reach.max(span.reach());
+            }
+            if piece.last.is_none() && piece.first <= reach {
+                found.push(*piece);
+            }
+        }
+        found
     }
 
     /// The first transaction of all that is listed.
@@ -255,6 +274,15 @@ mod tests {
         let log = listing(&[11, 12, 13, 21], &[(1, 10), (5, 12)]);
         let expected = vec![(1, 10), (11, 0), (12, 0), (13, 0), (21, 0)];
         assert_eq!(path(&log, 1), (Some(1), expected, Some(21)));
+    }
+
+    #[test]
+    fn a_slot_in_the_middle_of_a_span_shows() {
+        let log = listing(&[1, 2, 3, 5, 11, 14, 21, 22], &[(2, 4), (3, 10), (5, 6), (12, 21)]);
+        let all: Vec<Piece> = log.slots.iter().map(|(first, len)| slot(*first, *len)).collect();
+        let found: Vec<u64> = log.in_spans(&all).iter().map(|piece| piece.first.0).collect();
+        assert_eq!(found, [2, 3, 5, 14, 21]);
+        assert_eq!(log.in_spans(&log.spans), []);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use replvfs_vfs::types::{PageSize, Txid, UnixMillis};
 use super::error::show_time;
 use super::path::{Listing, LogPath};
 use super::walk::read;
-use super::{GenerationHistory, History, HistoryError, Target};
+use super::{GenerationHistory, History, HistoryError, Target, believed};
 use crate::format::{Generation, Key, Manifest, ObjectHash};
 
 /// What to read, in which order, to have the database at the target.
@@ -24,6 +24,8 @@ pub struct Plan {
     pub previous: Option<ObjectHash>,
     /// What a user should know.
     pub warnings: Vec<String>,
+    /// The newest image that this one stands in for: the log must lead there, also where more is wanted by no number.
+    pub(crate) at_least: Txid,
     /// What was listed from `start` on: what can be read ahead, and what must be there.
     pub(crate) path: LogPath,
 }
@@ -50,6 +52,9 @@ impl History {
     /// newest image, in the order of transactions, that was taken at or before T; then the last transaction, in the order of
     /// transactions, that has a commit time of at most T, of those up to the next image. Clocks can be set back, so a transaction before that
     /// one may have a later commit time.
+    ///
+    /// An image whose manifest cannot be used is passed over, with a warning, where the log from an older one leads to it and to the target; but not
+    /// for a time, since nothing else tells when it was taken.
     ///
     /// # Errors
     ///
@@ -82,16 +87,25 @@ impl History {
             });
         }
         let listing = self.listing(found).await?;
+        let mut broken = Vec::new();
         let (manifest, last) = match target {
-            Target::Newest => (self.manifest(found, found.images.last()).await?, None),
-            Target::Txid(txid) => {
-                let manifest = self
-                    .manifest(found, found.images.iter().rfind(|image| **image <= txid))
-                    .await?;
-                if let Some(manifest) = &manifest {
+            Target::Newest | Target::Txid(_) => {
+                let last = match target {
+                    Target::Txid(txid) => Some(txid),
+                    _ => None,
+                };
+                let behind = found
+                    .images
+                    .partition_point(|image| last.is_none_or(|last| *image <= last));
+                let usable = self.newest_usable(found, &found.images[..behind]).await?;
+                let manifest = usable.map(|usable| {
+                    broken = usable.broken;
+                    usable.manifest
+                });
+                if let (Some(manifest), Some(txid), true) = (&manifest, last, broken.is_empty()) {
                     self.require(found, &listing, manifest, txid).await?;
                 }
-                (manifest, Some(txid))
+                (manifest, last)
             }
             Target::At(time) => match self.image_at(found, time).await? {
                 None => (None, None),
@@ -104,8 +118,14 @@ impl History {
         let Some(manifest) = manifest else {
             return Err(self.before(found, target).await?);
         };
+        let at_least = broken.first().map_or(manifest.txid, |(newest, _)| *newest);
+        let wanted = last.unwrap_or(at_least);
+        if !broken.is_empty() && !self.leads_to(found, &listing, manifest.txid, wanted).await? {
+            return Err(broken.swap_remove(0).1);
+        }
         let (start, path) = self.path_at(found, &listing, manifest.txid.next()).await?;
         let mut warnings = self.warnings.clone();
+        warnings.extend(self.passed_over(found, manifest.txid, &broken).await?);
         if generation.is_none() && target == Target::Newest {
             warnings.extend(self.written_beside(found).await);
         }
@@ -115,6 +135,7 @@ impl History {
             last,
             previous: (start == found.meta.first_image.next()).then_some(found.root),
             warnings,
+            at_least,
             path,
             manifest,
         })
@@ -238,7 +259,7 @@ impl History {
             return Ok(());
         }
         // A piece that is listed and begins behind the image is near it; else the way is that from the image.
-        let near = listing.path(txid);
+        let near = believed::path(&self.store, generation.number(), listing, txid).await?;
         let (start, path) = match near.start {
             Some(start) if start > manifest.txid => (start, near),
             _ => self.path_at(generation, listing, manifest.txid.next()).await?,

@@ -13,7 +13,7 @@ use replvfs_vfs::types::Txid;
 use tokio::task::JoinHandle;
 
 use super::path::{LogPath, Piece};
-use super::{HistoryError, list_log};
+use super::{HistoryError, believed, list_log};
 use crate::format::{Generation, Key, MergedSegment, ObjectHash, Seal, SegmentFooter, SegmentHeader, SegmentIndex};
 use crate::store::Store;
 
@@ -26,6 +26,8 @@ pub(crate) struct Walk<T> {
     generation: Generation,
     /// What reaches furthest of all that is listed.
     newest: Option<Piece>,
+    /// All that are listed.
+    spans: Vec<Piece>,
     ahead: BoxStream<'static, (Piece, Fetched<T>)>,
     peeked: Option<(Piece, Fetched<T>)>,
     fetch: FetchFn<T>,
@@ -63,6 +65,7 @@ impl<T: Send + 'static> Walk<T> {
             store: store.clone(),
             generation,
             newest: None,
+            spans: Vec::new(),
             ahead: futures::stream::empty().boxed(),
             peeked: None,
             fetch,
@@ -75,7 +78,13 @@ impl<T: Send + 'static> Walk<T> {
     }
 
     fn follow(&mut self, path: LogPath) {
-        let LogPath { mut pieces, newest, .. } = path;
+        let LogPath {
+            mut pieces,
+            newest,
+            spans,
+            ..
+        } = path;
+        self.spans = spans;
         pieces.retain(|piece| piece.first <= self.stop);
         self.newest = newest;
         let (store, generation, fetch) = (self.store.clone(), self.generation, self.fetch);
@@ -99,7 +108,8 @@ impl<T: Send + 'static> Walk<T> {
         let (mut key, mut found) = self.next(first).await?;
         if found.is_none() && self.newest.is_some_and(|newest| newest.reach() >= first) {
             // Since it was listed it may have been merged into a span, and deleted.
-            let path = list_log(&self.store, self.generation).await?.path(first);
+            let listing = list_log(&self.store, self.generation).await?;
+            let path = believed::path(&self.store, self.generation, &listing, first).await?;
             self.follow(path);
             (key, found) = self.next(first).await?;
         }
@@ -135,6 +145,10 @@ impl<T: Send + 'static> Walk<T> {
             return Ok((piece.key(self.generation), found?));
         }
         let key = Key::Log(self.generation, first);
+        // What is in that slot may have been put there since: the span is read, from its middle on.
+        if self.spans.iter().any(|span| span.holds(first)) {
+            return Ok((key, None));
+        }
         let found = match size(&self.store, key).await? {
             Some(len) => fetch_piece(self.store.clone(), key, len, self.fetch).await?,
             None => None,

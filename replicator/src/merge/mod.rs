@@ -16,7 +16,7 @@ use replvfs_vfs::types::Txid;
 use crate::format::{Generation, Key};
 use crate::history::path::Piece;
 use crate::history::walk::fetch_end;
-use crate::history::{GenerationHistory, History, HistoryError, list_log, load_generation};
+use crate::history::{GenerationHistory, History, HistoryError, believed, list_log, load_generation};
 use crate::store::{Created, Store};
 use runs::runs;
 use write::Span;
@@ -224,8 +224,9 @@ async fn merge_run(
 /// From the oldest image on: what is before it is about to be deleted.
 async fn path_of(store: &Store, found: &GenerationHistory) -> Result<Vec<Piece>, HistoryError> {
     let oldest = found.images().first().copied().unwrap_or(found.meta().first_image);
-    let listing = list_log(store, found.meta().generation).await?;
-    let mut pieces = listing.path(oldest.next()).pieces;
+    let generation = found.meta().generation;
+    let listing = list_log(store, generation).await?;
+    let mut pieces = believed::path(store, generation, &listing, oldest.next()).await?.pieces;
     pieces.retain(|piece| !piece.is_seal());
     Ok(pieces)
 }

@@ -131,6 +131,7 @@ pub(super) async fn make(uploader: &Uploader, state: State, ticket: &Ticket) -> 
     };
     let basis = find_basis(uploader, wanted, ticket).await?;
     let key = basis.key.filter(|_| !basis.names.is_empty());
+    let passed_over = basis.passed_over;
     let (sender, receiver) = mpsc::channel(READ_AHEAD);
     let reader = read(uploader, state, basis, ticket, sender);
     let uploads = stream::unfold(receiver, |mut receiver: mpsc::Receiver<Chunk>| async move {
@@ -162,13 +163,23 @@ pub(super) async fn make(uploader: &Uploader, state: State, ticket: &Ticket) -> 
         chunks,
     };
     let gone = match store_manifest(uploader, &manifest).await? {
-        None => what_is_gone(uploader, &manifest, key, ticket).await?,
+        None => {
+            let gone = what_is_gone(uploader, &manifest, key, ticket).await?;
+            match gone {
+                // What was sent for one that was given up may be lost as well.
+                None if passed_over => missing_chunk(uploader, &manifest).await?,
+                gone => gone,
+            }
+        }
         // By a making of which only this is known.
         Some(theirs) => missing_chunk(uploader, &theirs).await?,
     };
     match gone {
         None => Ok(Made::Stored(counts)),
-        Some(gone) => withdraw(uploader, Key::Image(ticket.generation, txid), gone).await,
+        Some(gone) => {
+            ticket.sent.lose();
+            withdraw(uploader, Key::Image(ticket.generation, txid), gone).await
+        }
     }
 }
 
@@ -224,11 +235,7 @@ async fn what_is_gone(
         return Ok(None);
     }
     tokio::time::sleep(ticket.rule.settle).await;
-    let missing = missing_chunk(uploader, manifest).await?;
-    if missing.is_some() {
-        ticket.sent.lose();
-    }
-    Ok(missing)
+    missing_chunk(uploader, manifest).await
 }
 
 /// A chunk that the manifest names and that is not in the store.

@@ -45,7 +45,7 @@ mod task;
 mod turn;
 pub(crate) mod upkeep;
 mod uploader;
-mod waiting;
+pub(crate) mod waiting;
 
 pub(crate) use host::ReplicatingHost;
 pub(crate) use owner::lock_file;

@@ -172,7 +172,7 @@ pub(super) fn report(shared: &Shared) -> String {
     let owner = !shared.is_standby();
     let (last, acked) = (log.last_txid().filter(|_| owner && log.is_settled()), log.acked());
     let waiting = log.pending();
-    let behind = last.map_or(0, |last| last.0 - acked.map_or(0, |acked| acked.0).min(last.0));
+    let behind = last.map_or(0, |_| log.unacked());
     let fencing = match shared.store.fencing() {
         Fencing::Enforced => "enforced",
         Fencing::BestEffort => "best-effort",

@@ -88,6 +88,9 @@ async fn is_over(store: &Store, key: Key, before: Before) -> Result<Option<Strin
 }
 
 /// What is before the slot was deleted. When the object in the slot is the newest segment, and something else has what is before, that was in order.
+///
+/// A listing that shows late what there is can hide what is behind; a span that has the slot tells it all the same. An image behind the slot tells nothing:
+/// a state may have an image before its segments are uploaded, and that image be why the slot before was deleted.
 async fn is_not_the_newest(store: &Store, key: Key) -> Result<bool, StoreError> {
     let Key::Log(generation, slot) = key else {
         return Ok(false);
@@ -96,11 +99,19 @@ async fn is_not_the_newest(store: &Store, key: Key) -> Result<bool, StoreError> 
     if let (false, None) = futures::try_join!(next_has_begun(store, generation), behind)? {
         let (images, spans) = (Key::image_prefix(generation), Key::span_prefix(generation));
         let (images, spans) = futures::try_join!(store.list(&images), store.list(&spans))?;
-        let has_all_before = |key| match key {
-            Key::Image(_, last) | Key::Span(_, _, last) => last.next() >= slot,
-            _ => false,
+        let ends = |key| match key {
+            Key::Image(_, last) | Key::Span(_, _, last) => Some(last),
+            _ => None,
         };
-        return Ok(!images.into_iter().chain(spans).any(|(key, _)| has_all_before(key)));
+        let images = images.into_iter().filter_map(|(key, _)| ends(key));
+        let spans: Vec<Txid> = spans.into_iter().filter_map(|(key, _)| ends(key)).collect();
+        // The newest segment is never merged. A span that has this slot is of one that something followed.
+        if spans.iter().any(|last| *last >= slot) {
+            return Ok(true);
+        }
+        // An image may be ahead of the log: of what was committed, and waits for its turn to be uploaded.
+        let has_all_before = |last: Txid| last.next() >= slot;
+        return Ok(!images.chain(spans).any(has_all_before));
     }
     Ok(true)
 }

@@ -7,10 +7,10 @@ use tokio::runtime::Handle;
 
 /// The store is getting somewhere. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Alive(Sender<()>);
+pub(crate) struct Alive(Sender<()>);
 
 impl Alive {
-    pub(super) fn tell(&self) {
+    pub(crate) fn tell(&self) {
         // Nobody listens any more when the open has given up.
         let _ = self.0.send(());
     }
@@ -18,7 +18,7 @@ impl Alive {
 
 /// Why there is no answer: the end of a sentence about the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Unanswered {
+pub(crate) enum Unanswered {
     #[error("did not answer within {0:?}")]
     Timeout(Duration),
     #[error("could not be read, because of a bug in replvfs")]
@@ -26,7 +26,7 @@ pub(super) enum Unanswered {
 }
 
 /// Runs the work, for as long as the store gets any further at least once in `timeout`.
-pub(super) fn answer<T, F>(runtime: &Handle, timeout: Duration, work: impl FnOnce(Alive) -> F) -> Result<T, Unanswered>
+pub(crate) fn answer<T, F>(runtime: &Handle, timeout: Duration, work: impl FnOnce(Alive) -> F) -> Result<T, Unanswered>
 where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,

@@ -52,6 +52,8 @@ pub(super) struct Objects {
     pub(super) images: Vec<ImageObject>,
     /// What is in its slots, ascending.
     pub(super) slots: Vec<Dated>,
+    /// Those of them that have something else than what a span says was there.
+    pub(super) strays: HashSet<Txid>,
     /// Spans, with the segments that each of them stands for where that was read and found good, ascending.
     pub(super) spans: Vec<SpanObject>,
 }
@@ -425,10 +427,10 @@ fn merged(generation: &Objects, base: Base, limits: &Limits) -> Merged {
         return Merged::default();
     };
     let spans = generation.spans.iter().map(|span| &span.object);
+    let slots = generation.slots.iter();
     let listing = Listing::new(
-        generation
-            .slots
-            .iter()
+        slots
+            .filter(|slot| !generation.strays.contains(&first_of(&slot.key)))
             .chain(spans)
             .map(|object| (object.key, object.len)),
     );

@@ -12,7 +12,9 @@ use super::PruneOptions;
 use super::names::Names;
 use super::plan::{ImageObject, Limits, Objects, SpanObject, Survey};
 use crate::format::{ChunkName, Generation, GenerationMeta, Key, Manifest, ReplicaMeta};
+use crate::history::believed::path_and_strays;
 use crate::history::images::{list_images, manifest_at};
+use crate::history::path::Listing;
 use crate::history::walk::{fetch_end, read, size};
 use crate::history::{HistoryError, list_generations, load_generation};
 use crate::store::{Dated, Store};
@@ -158,6 +160,7 @@ async fn generation(
         first_slot: meta.as_ref().map_or(Txid::ZERO, |meta| meta.first_image.next()),
         images: Vec::new(),
         slots: Vec::new(),
+        strays: HashSet::new(),
         spans: Vec::new(),
     };
     let (mut images, mut spans) = (Vec::new(), Vec::new());
@@ -190,8 +193,27 @@ async fn generation(
     for span in read.try_collect::<Vec<_>>().await? {
         objects.spans.push(span);
     }
+    match strays(store, &objects).await {
+        Ok(strays) => objects.strays = strays,
+        Err(error @ HistoryError::Store(_)) => return Err(error),
+        Err(error) => problems.push(error.to_string()),
+    }
     objects.is_damaged = !problems.is_empty();
     Ok((objects, problems))
+}
+
+/// The strays that a way from one of the images would go along.
+async fn strays(store: &Store, objects: &Objects) -> Result<HashSet<Txid>, HistoryError> {
+    let spans = objects.spans.iter().map(|span| &span.object);
+    let listed = objects.slots.iter().chain(spans);
+    let mut listing = Listing::new(listed.map(|object| (object.key, object.len)));
+    let mut found = HashSet::new();
+    for image in &objects.images {
+        let (_, strays) = path_and_strays(store, objects.number, &listing, image.txid.next()).await?;
+        listing.slots.retain(|(first, _)| !strays.contains(first));
+        found.extend(strays);
+    }
+    Ok(found)
 }
 
 type Judged<T> = Result<Result<T, HistoryError>, HistoryError>;

@@ -59,6 +59,7 @@ impl Over {
             target,
             mut state,
             restored,
+            ..
         } = aside;
         let (page_size, page_count) = (restored.page_size, restored.page_count);
         let (new, salts) = (target.file(), held.random_salts());

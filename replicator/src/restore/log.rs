@@ -158,6 +158,11 @@ pub(super) async fn apply_log(
             return Err(RestoreError::Task { key: image, problem });
         }
     };
+    if applier.last.0 < plan.at_least {
+        let key = Key::Log(plan.generation, applier.last.0.next());
+        let needed_by = Key::Image(plan.generation, plan.at_least);
+        return Err(HistoryError::Missing { key, needed_by }.into());
+    }
     match plan.last {
         Some(last) if applier.last.0 != last => Err(HistoryError::NotInHistory {
             target: Target::Txid(last),

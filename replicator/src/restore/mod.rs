@@ -2,6 +2,7 @@
 //! it with an error that names the object, and without a file. Leaves finding the way to [`history`](crate::history).
 
 mod apply;
+mod around;
 mod digests;
 mod error;
 mod forward;
@@ -29,11 +30,12 @@ pub(crate) use forward::put_over;
 pub(crate) use log::{WHOLE_BYTES, ranges, read_part, segments_ahead};
 pub(crate) use work::Work;
 
-use crate::format::{Generation, Key, LocalState};
+use crate::format::{Generation, Key, LocalState, Manifest};
 use crate::history::{History, HistoryError, Plan, Target};
 use crate::outside;
 use crate::store::Store;
 use apply::Applier;
+use around::{Look, Place, fill_by};
 use pages::PageFile;
 use target::TargetFile;
 
@@ -120,15 +122,16 @@ pub struct Restored {
 /// See [`RestoreError`]. A file that is there, or a `-wal`, `-journal` or `-shm` beside it, is one, unless
 /// [`RestoreOptions::force`] is given.
 pub async fn restore(store: &Store, out: &Path, options: &RestoreOptions) -> Result<Restored, RestoreError> {
-    let aside = match attempt(store, out, options).await {
+    let aside = match attempt(store, out, options, Look::First).await {
         // Retention may have deleted what was planned; then there is another way, or the history begins later now.
-        Err(RestoreError::History(HistoryError::Missing { .. })) => attempt(store, out, options).await?,
+        Err(RestoreError::History(HistoryError::Missing { .. })) => attempt(store, out, options, Look::Last).await?,
         attempted => attempted?,
     };
     let Aside {
         target,
         state,
         restored,
+        ..
     } = aside;
     let image = Key::Image(restored.generation, restored.txid);
     let (resumable, check) = (options.resumable, options.check.clone());
@@ -147,12 +150,15 @@ pub async fn restore(store: &Store, out: &Path, options: &RestoreOptions) -> Res
 }
 
 /// By what is in the store now.
-async fn attempt(store: &Store, out: &Path, options: &RestoreOptions) -> Result<Aside, RestoreError> {
-    let (place, force) = (out.to_owned(), options.force);
-    let target = blocking(Key::Replica, move || TargetFile::create(&place, force)).await?;
+async fn attempt(store: &Store, out: &Path, options: &RestoreOptions, look: Look) -> Result<Aside, RestoreError> {
+    let place = Place {
+        path: out.to_owned(),
+        force: Some(options.force),
+    };
+    let target = place.create().await?;
     let history = History::open(store).await?;
     let plan = history.plan(options.target, options.generation).await?;
-    fill(store, &history, &plan, target, options.progress.clone()).await
+    fill_by(store, &history, &plan, target, &place, options.progress.clone(), look).await
 }
 
 /// A state of a database that is whole, and not in its place yet.
@@ -161,12 +167,18 @@ pub(crate) struct Aside {
     target: TargetFile,
     state: LocalState,
     restored: Restored,
+    image: Manifest,
 }
 
 impl Aside {
     /// What it is.
     pub(crate) fn restored(&self) -> &Restored {
         &self.restored
+    }
+
+    /// The image that it was made of.
+    pub(crate) fn image(&self) -> &Manifest {
+        &self.image
     }
 
     /// Its last transaction's place in the WAL.
@@ -188,9 +200,12 @@ pub(crate) async fn restore_aside(
     plan: &Plan,
     progress: ProgressFn,
 ) -> Result<Aside, RestoreError> {
-    let place = place.to_owned();
-    let target = blocking(Key::Replica, move || TargetFile::aside(&place)).await?;
-    fill(store, history, plan, target, Some(progress)).await
+    let place = Place {
+        path: place.to_owned(),
+        force: None,
+    };
+    let target = place.create().await?;
+    fill_by(store, history, plan, target, &place, Some(progress), Look::Last).await
 }
 
 async fn fill(
@@ -218,6 +233,7 @@ async fn fill(
     let page_size = manifest.page_size;
     Ok(Aside {
         target,
+        image: plan.manifest.clone(),
         state: state::after(store, history.meta().database_id, plan, last.0, &tail),
         restored: Restored {
             generation: plan.generation,

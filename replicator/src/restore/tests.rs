@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod branches;
+mod older;
 mod pruned;
 mod spans;
+mod strays;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

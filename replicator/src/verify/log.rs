@@ -34,7 +34,16 @@ impl Run {
     pub(super) async fn log(&mut self, found: &Looked, first: Txid, listing: &Listing) -> Result<Txid, HistoryError> {
         let number = found.number;
         let generation = (number, found.first_image.unwrap_or(first));
-        let (start, path) = path_at(&self.store, generation, listing, first.next()).await?;
+        let (start, path) = match path_at(&self.store, generation, listing, first.next()).await {
+            Ok(found) => found,
+            Err(error) => {
+                // What would tell strays from the history. Restores go no further than that either.
+                let (object, problem) = said(error)?;
+                let object = object.unwrap_or(Key::Log(number, first.next()));
+                self.find(object, problem, found.lost(first.next(), Txid(u64::MAX)));
+                return Ok(first);
+            }
+        };
         self.unreferenced_pieces(listing, &path.pieces);
         self.strays(found, listing, &path.pieces).await?;
         let pieces = path.pieces.clone();

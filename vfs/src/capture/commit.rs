@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use libsqlite3_sys as ffi;
 
+use super::continuity::is_wal_beside;
 use super::database::{Capture, Connection, ConnectionState, Cursor, Database};
 use crate::api::report;
 use crate::base::{FileRef, IndexRegion};
@@ -21,6 +22,22 @@ const GAP_READ_BYTES: usize = 256 << 10;
 /// Until it is known how the history goes on, the log may want one thing after another.
 const ATTEMPTS: usize = 4;
 
+/// How often what was committed is looked for while somebody writes it.
+const LOOKS: usize = 16;
+
+/// What came of looking for what others have committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Synced {
+    /// The cursor is where the database is.
+    Proved,
+    /// It is, if it holds.
+    Unproved,
+    /// Something may be committed that could not be read now.
+    Behind,
+    /// The connection's file was renamed or replaced: what is committed there is not of this database.
+    Elsewhere,
+}
+
 /// Frames that another process committed could not be read.
 #[derive(Debug)]
 struct Gap(&'static str);
@@ -32,7 +49,7 @@ impl Connection {
             return true;
         }
         let database = &self.database;
-        match database.replica.confirm(&mut || database.attend(self)) {
+        match database.replica.confirm(&mut || database.attend_own(self)) {
             Ok(()) => true,
             Err(error) => {
                 let message = format!("a transaction is committed here, and not confirmed there: {error}");
@@ -393,15 +410,21 @@ impl Database {
         self.log_own(&mut capture, state, start, commit, page_size, big_endian);
     }
 
-    /// Logs what others have committed, without the write lock. What cannot be read now is left for the next time. Whether the
-    /// cursor is where the database is, as far as one without a WAL can tell.
-    pub(crate) fn sync(&self, connection: &Connection) -> bool {
+    /// Logs what others have committed, without the write lock. What cannot be read now is left for the next time.
+    pub(crate) fn sync(&self, connection: &Connection) -> Synced {
         let mut state = connection.lock();
-        if state.wal.is_none() {
-            return self.settle_unlocked(&mut state);
+        let (None, Some(file)) = (state.wal, state.file) else {
+            return self.sync_wal(&mut state);
+        };
+        // SAFETY: the connection's file, on its thread.
+        if unsafe { file.has_moved() } {
+            return Synced::Elsewhere;
         }
-        self.sync_wal(&mut state);
-        false
+        let proved = self.settle_unlocked(&mut state);
+        if self.wal_connections.load(Ordering::Acquire) > 0 && self.replica.owns() {
+            return self.sync_pinned(proved);
+        }
+        if proved { Synced::Proved } else { Synced::Unproved }
     }
 
     /// The number behind which nothing of this process is committed by now. When it is acknowledged, all of that is in the store; so there is none
@@ -409,14 +432,20 @@ impl Database {
     /// goes on.
     pub(crate) fn final_txid(&self, connection: &Connection) -> Option<Txid> {
         for _ in 0..ATTEMPTS {
-            self.sync(connection);
+            if self.sync(connection) == Synced::Elsewhere {
+                return None;
+            }
             // A process that lost the database to another one still has the numbers of its own past.
             if !self.replica.owns() {
                 return None;
             }
             let (asked, answered) = self.log.asked();
-            let captures = self.capture().cursor.is_some();
-            if let Some(txid) = self.log.final_txid() {
+            let (captures, number) = {
+                // It ceases to capture, and drops what it had, under one lock.
+                let capture = self.capture();
+                (capture.cursor.is_some(), self.log.final_txid())
+            };
+            if let Some(txid) = number {
                 return captures.then_some(txid);
             }
             if !answered || !captures {
@@ -436,41 +465,100 @@ impl Database {
     ///
     /// Why it would wait in vain.
     pub(crate) fn attend(&self, connection: &Connection) -> Result<(), FlushError> {
-        let proved = self.sync(connection);
-        let reason = self.not_capturing(proved).or_else(|| self.no_base_from(connection));
+        self.attend_after(self.sync(connection), connection)
+    }
+
+    /// The same for a transaction of the connection's own, which is captured whatever others are writing just now.
+    fn attend_own(&self, connection: &Connection) -> Result<(), FlushError> {
+        let synced = match self.sync(connection) {
+            Synced::Behind => Synced::Unproved,
+            synced => synced,
+        };
+        self.attend_after(synced, connection)
+    }
+
+    fn attend_after(&self, synced: Synced, connection: &Connection) -> Result<(), FlushError> {
+        let reason = self.not_capturing(synced).or_else(|| self.no_base_from(connection));
         reason.map_or(Ok(()), |reason| Err(FlushError(format!("cannot flush: {reason}"))))
     }
 
-    fn sync_wal(&self, state: &mut ConnectionState) {
+    fn sync_wal(&self, state: &mut ConnectionState) -> Synced {
         if self.wants_attention() {
             self.attach(state);
         }
         let (Some(region), Some(wal)) = (state.region, state.wal) else {
-            return;
+            return Synced::Unproved;
         };
-        let mut capture = self.capture();
-        self.sync_with(&mut capture, region, wal);
-        let broken = capture.cursor.is_none();
-        drop(capture);
+        // A connection of this process that is between the two copies of the header wants to have the capture.
+        let found = (0..LOOKS).any(|look| {
+            if look > 0 {
+                std::thread::yield_now();
+            }
+            self.sync_with(&mut self.capture(), region, wal)
+        });
+        let broken = self.capture().cursor.is_none();
         if broken && self.wants_attention() {
             self.attach(state);
         }
+        if found { Synced::Unproved } else { Synced::Behind }
     }
 
-    pub(super) fn sync_with(&self, capture: &mut Capture, region: IndexRegion, wal: FileRef) {
-        let (Some(header), Some(cursor)) = (region.header(), capture.cursor) else {
-            return;
-        };
-        if header.position.salts != cursor.position.salts || header.position.frame < cursor.position.frame {
-            // Connections of this process move the cursor before the header, so it was another's.
-            self.catch_up(capture, &header, wal);
-        } else if header.position.frame > cursor.position.frame {
-            let before = self.log.last_txid();
-            let result = self.log_gap(capture, cursor, &header, wal);
-            if result.is_err() && self.log.last_txid() == before {
-                tracing::debug!(database = %self.path.display(), "the WAL moved on while it was read");
+    /// The same for a connection that has not opened the WAL which others of this process have.
+    fn sync_pinned(&self, proved: bool) -> Synced {
+        self.take_pin();
+        for look in 0..LOOKS {
+            if look > 0 {
+                std::thread::yield_now();
+            }
+            let (mut capture, mut guard) = (self.capture(), self.pin_lock());
+            let Some(pin) = guard.as_mut().filter(|_| self.pinned.load(Ordering::Acquire)) else {
+                // Without a WAL there is nothing to read in it. Who has the file for himself keeps this connection from reading.
+                let behind = proved && is_wal_beside(&self.path);
+                return if behind { Synced::Behind } else { Synced::Unproved };
+            };
+            let region = pin.region;
+            let Some(wal) = pin.wal(self) else { continue };
+            if self.wants_attention() {
+                self.attach_shared(&mut capture, region, wal);
+            }
+            if self.sync_with(&mut capture, region, wal) {
+                return Synced::Unproved;
             }
         }
+        Synced::Behind
+    }
+
+    /// Whether all that was committed before is captured.
+    pub(super) fn sync_with(&self, capture: &mut Capture, region: IndexRegion, wal: FileRef) -> bool {
+        let Some(cursor) = capture.cursor else {
+            return true; // The next base has it.
+        };
+        let was = cursor.position;
+        let (header, is_whole) = match region.header() {
+            Some(header) => (header, true),
+            // Whoever writes it has one copy in the making. The other one tells at least what was committed before.
+            None => match [0, 1]
+                .into_iter()
+                .find_map(|copy| IndexHeader::decode(&region.header_bytes(copy)))
+            {
+                Some(header) => (header, false),
+                None => return false,
+            },
+        };
+        let is = header.position;
+        let goes_on = is.salts == was.salts && is.frame > was.frame;
+        if is_whole && !goes_on && (is.salts != was.salts || is.frame < was.frame) {
+            // Connections of this process move the cursor before the header, so it was another's.
+            self.catch_up(capture, &header, wal);
+        } else if goes_on {
+            if self.log_gap(capture, cursor, &header, wal).is_err() {
+                tracing::debug!(database = %self.path.display(), "the WAL moved on while it was read, or cannot be");
+                return false;
+            }
+        } else if is.salts != was.salts {
+            return false; // It may be this process that begins it again.
+        }
+        true
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use libsqlite3_sys as ffi;
 
+use super::commit::Synced;
 use super::continuity::Fingerprint;
 use super::mirror::Mirror;
 use super::pin::Pin;
@@ -327,15 +328,25 @@ impl Database {
         self.log.request_base();
     }
 
-    /// Why nothing is captured at the moment; `None` when it is. `proved`: the cursor was, just now.
-    pub(crate) fn not_capturing(&self, proved: bool) -> Option<String> {
+    /// Why it is not certain that all which is committed is captured; `None` when it is. `synced`: what came of looking for it, just now.
+    pub(crate) fn not_capturing(&self, synced: Synced) -> Option<String> {
         let capture = self.capture();
         if let Some(failure) = self.log.failure() {
             return Some(failure);
         }
         if capture.cursor.is_some() {
+            let reason = match synced {
+                Synced::Behind => {
+                    Some("another connection is writing it, or what it has written cannot be read; try again")
+                }
+                Synced::Elsewhere => Some("the database file was renamed or replaced while a connection has it open"),
+                Synced::Proved | Synced::Unproved => None,
+            };
+            if let Some(reason) = reason {
+                return Some(reason.into());
+            }
             // Others may have written meanwhile.
-            let unproved = !proved && self.unverified.load(Ordering::Acquire);
+            let unproved = synced == Synced::Unproved && self.unverified.load(Ordering::Acquire);
             return unproved.then(|| {
                 capture.trouble.clone().unwrap_or_else(|| {
                     "nothing was read from the database since it was opened again, or another connection is writing it; read a table, and try again".into()

@@ -10,3 +10,4 @@ mod vfs;
 mod wal_file;
 
 pub use vfs::{RegisterError, Registration, last_open_error, register};
+pub(crate) use vfs::{not_opened, opening, refuse};

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, OsStr, c_char, c_int};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -21,6 +21,7 @@ use crate::guard::guard;
 use crate::held::DatabaseFile;
 use crate::host::{Durability, Host, OpenError, OpenRequest};
 use crate::log::Log;
+use crate::over::{Over, app, structure};
 
 /// Releases before this one can corrupt a database when a checkpoint meets a restart of the WAL
 /// (<https://www.sqlite.org/wal.html#walresetbug>).
@@ -60,7 +61,18 @@ pub fn last_open_error() -> Option<String> {
     OPEN_ERROR.with(|error| error.borrow().clone())
 }
 
+/// Another open begins on this thread.
+pub(crate) fn opening() {
+    OPEN_ERROR.with(|error| *error.borrow_mut() = None);
+}
+
+/// An open fails behind `xOpen`: this is why.
+pub(crate) fn not_opened(reason: &str) {
+    OPEN_ERROR.with(|error| *error.borrow_mut() = Some(reason.to_owned()));
+}
+
 /// A registered VFS. Never freed: SQLite has no way to tell when the last user of a VFS is gone.
+#[repr(C)]
 struct Vfs {
     base: BaseVfs,
     memory: u64,
@@ -69,6 +81,9 @@ struct Vfs {
     /// Of this process; replaced, and never freed, in a child of `fork()`.
     state: AtomicPtr<State>,
 }
+
+// SAFETY: `repr(C)`, and the base is first.
+unsafe impl Over for Vfs {}
 
 struct State {
     process: Process,
@@ -122,56 +137,13 @@ pub fn register(api: SqliteApi, registration: Registration) -> Result<(), Regist
     }));
     // SAFETY: base is a registered VFS.
     let like = unsafe { *base };
-    let vfs = Box::leak(Box::new(structure(
-        &like,
-        name.into_raw(),
-        std::ptr::from_mut(app).cast(),
-    )));
+    let file_size = usize::try_from(like.szOsFile).unwrap_or(0) + REAL_OFFSET;
+    let vfs = Box::leak(Box::new(structure(&like, name.into_raw(), app, file_size, open)));
     // SAFETY: the structure, its name and its data are leaked, so they live as long as the process.
     match unsafe { api.vfs_register(vfs, registration.make_default) } {
         ffi::SQLITE_OK => Ok(()),
         code => Err(RegisterError(format!("sqlite3_vfs_register failed with code {code}"))),
     }
-}
-
-/// Our structure over a base: with a method wherever the base has one.
-fn structure(base: &ffi::sqlite3_vfs, name: *const c_char, app: *mut c_void) -> ffi::sqlite3_vfs {
-    let two = base.iVersion >= 2;
-    let three = base.iVersion >= 3;
-    ffi::sqlite3_vfs {
-        iVersion: base.iVersion.min(3),
-        szOsFile: base.szOsFile + c_int::try_from(REAL_OFFSET).unwrap_or(c_int::MAX),
-        mxPathname: base.mxPathname,
-        pNext: std::ptr::null_mut(),
-        zName: name,
-        pAppData: app,
-        xOpen: Some(open),
-        xDelete: base.xDelete.is_some().then_some(forwarded::delete),
-        xAccess: base.xAccess.is_some().then_some(forwarded::access),
-        xFullPathname: base.xFullPathname.is_some().then_some(forwarded::full_pathname),
-        xDlOpen: base.xDlOpen.is_some().then_some(forwarded::dl_open),
-        xDlError: base.xDlError.is_some().then_some(forwarded::dl_error),
-        xDlSym: base.xDlSym.is_some().then_some(forwarded::dl_sym),
-        xDlClose: base.xDlClose.is_some().then_some(forwarded::dl_close),
-        xRandomness: base.xRandomness.is_some().then_some(forwarded::randomness),
-        xSleep: base.xSleep.is_some().then_some(forwarded::sleep),
-        xCurrentTime: base.xCurrentTime.is_some().then_some(forwarded::current_time),
-        xGetLastError: base.xGetLastError.is_some().then_some(forwarded::get_last_error),
-        xCurrentTimeInt64: (two && base.xCurrentTimeInt64.is_some()).then_some(forwarded::current_time_int64),
-        xSetSystemCall: (three && base.xSetSystemCall.is_some()).then_some(forwarded::set_system_call),
-        xGetSystemCall: (three && base.xGetSystemCall.is_some()).then_some(forwarded::get_system_call),
-        xNextSystemCall: (three && base.xNextSystemCall.is_some()).then_some(forwarded::next_system_call),
-    }
-}
-
-/// Our data behind a structure that SQLite passes back.
-///
-/// # Safety
-///
-/// `vfs` is one that [`register`] made.
-unsafe fn app<'a>(vfs: *mut ffi::sqlite3_vfs) -> &'a Vfs {
-    // SAFETY: as promised by the caller; the data is leaked.
-    unsafe { &*(*vfs).pAppData.cast::<Vfs>() }
 }
 
 unsafe extern "C" fn open(
@@ -182,7 +154,7 @@ unsafe extern "C" fn open(
     out_flags: *mut c_int,
 ) -> c_int {
     // SAFETY: one of our structures.
-    let app = unsafe { app(vfs) };
+    let app = unsafe { app::<Vfs>(vfs) };
     // SAFETY: SQLite's block for the file; without methods it will not be closed if we fail.
     unsafe { (*file).pMethods = std::ptr::null() };
     let writable_database = ffi::SQLITE_OPEN_MAIN_DB | ffi::SQLITE_OPEN_READWRITE;
@@ -243,7 +215,7 @@ unsafe extern "C" fn open(
 }
 
 /// Tells why an open fails through every channel that there is.
-fn refuse(name: *const c_char, reason: &str) {
+pub(crate) fn refuse(name: *const c_char, reason: &str) {
     // SAFETY: the name that SQLite asked to open.
     let path = unsafe { CStr::from_ptr(name) }.to_string_lossy();
     let message = format!("cannot open {path}: {reason}");
@@ -311,7 +283,7 @@ impl Vfs {
     ///
     /// `name` is what SQLite passed to `xOpen` for a main database.
     unsafe fn database(&self, name: *const c_char) -> Result<Option<(Arc<Database>, Durability)>, OpenError> {
-        OPEN_ERROR.with(|error| *error.borrow_mut() = None);
+        opening();
         // SAFETY: as promised by the caller.
         let (c_path, parameters) = unsafe { (CStr::from_ptr(name).to_owned(), self.base.api.uri_parameters(name)) };
         let path = PathBuf::from(OsStr::from_bytes(c_path.to_bytes()));
@@ -425,45 +397,4 @@ impl Vfs {
             }
         }
     }
-}
-
-/// Methods that pass the call to the base VFS, with the base's own structure.
-mod forwarded {
-    use std::ffi::{c_char, c_int, c_void};
-
-    use super::{app, ffi};
-
-    type Symbol = Option<unsafe extern "C" fn(*mut ffi::sqlite3_vfs, *mut c_void, *const c_char)>;
-
-    /// One method: its arguments, its result, and what it gives when the base has none (it is not registered then).
-    macro_rules! forward {
-        ($name:ident, $method:ident, ($($argument:ident: $type:ty),*) -> $result:ty, $missing:expr) => {
-            pub(super) unsafe extern "C" fn $name(vfs: *mut ffi::sqlite3_vfs $(, $argument: $type)*) -> $result {
-                // SAFETY: one of our structures; SQLite's arguments are passed on as they came.
-                unsafe {
-                    let base = app(vfs).base.raw;
-                    match (*base).$method {
-                        Some(method) => method(base $(, $argument)*),
-                        None => $missing,
-                    }
-                }
-            }
-        };
-    }
-
-    forward!(delete, xDelete, (name: *const c_char, sync: c_int) -> c_int, ffi::SQLITE_IOERR_DELETE);
-    forward!(access, xAccess, (name: *const c_char, flags: c_int, result: *mut c_int) -> c_int, ffi::SQLITE_IOERR_ACCESS);
-    forward!(full_pathname, xFullPathname, (name: *const c_char, room: c_int, out: *mut c_char) -> c_int, ffi::SQLITE_CANTOPEN);
-    forward!(dl_open, xDlOpen, (name: *const c_char) -> *mut c_void, std::ptr::null_mut());
-    forward!(dl_error, xDlError, (room: c_int, out: *mut c_char) -> (), ());
-    forward!(dl_sym, xDlSym, (library: *mut c_void, name: *const c_char) -> Symbol, None);
-    forward!(dl_close, xDlClose, (library: *mut c_void) -> (), ());
-    forward!(randomness, xRandomness, (amount: c_int, out: *mut c_char) -> c_int, 0);
-    forward!(sleep, xSleep, (microseconds: c_int) -> c_int, 0);
-    forward!(current_time, xCurrentTime, (out: *mut f64) -> c_int, ffi::SQLITE_ERROR);
-    forward!(get_last_error, xGetLastError, (room: c_int, out: *mut c_char) -> c_int, 0);
-    forward!(current_time_int64, xCurrentTimeInt64, (out: *mut i64) -> c_int, ffi::SQLITE_ERROR);
-    forward!(set_system_call, xSetSystemCall, (name: *const c_char, call: ffi::sqlite3_syscall_ptr) -> c_int, ffi::SQLITE_NOTFOUND);
-    forward!(get_system_call, xGetSystemCall, (name: *const c_char) -> ffi::sqlite3_syscall_ptr, None);
-    forward!(next_system_call, xNextSystemCall, (name: *const c_char) -> *const c_char, std::ptr::null());
 }

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use replvfs::store::{Store, StoreOptions};
+use replvfs::time::At;
 use replvfs::verify::{Finding, Verified, VerifyOptions, verify};
 use serde::Serialize;
 
 use crate::generation::GenerationArgument;
-use crate::time::At;
 use crate::{Failure, about};
 
 /// What `verify` ends with when it found something.

@@ -270,6 +270,41 @@ async fn a_predecessor_that_was_deleted_behind_the_newest_segment_fences_nobody(
     }
 }
 
+/// The newest segment is in no span: one that has the slot's is another writer's, whose newest one a listing may show late.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_span_that_has_the_slot_tells_that_it_was_taken() {
+    for last in [4, 5] {
+        for machine in Machine::both(&format!("stray-span-{last}")) {
+            let one = slots(&machine, 1..=3).await;
+            let body = || Body::Bytes(Bytes::from_static(b"as listed"));
+            for (first, last) in [(1, 3), (2, last)] {
+                let span = Key::Span(G, Txid(first), Txid(last));
+                machine.store().create(&span, body()).await.unwrap();
+            }
+            delete(&machine, &[log(1, 1), log(1, 2), log(1, 3)]).await;
+            one.commit(&machine, 4);
+            is_fenced(one, 3, "which it follows, was deleted").await;
+        }
+    }
+}
+
+/// It may be of a state that was committed, and is not uploaded yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_is_ahead_of_the_slot_fences_nobody() {
+    for machine in Machine::both("stray-image-ahead") {
+        let one = slots(&machine, 1..=3).await;
+        let image = Key::Image(G, Txid(5));
+        let body = Body::Bytes(Bytes::from_static(b"as listed"));
+        machine.store().create(&image, body).await.unwrap();
+        delete(&machine, &[log(1, 1), log(1, 2), log(1, 3)]).await;
+        one.commit(&machine, 4);
+        one.flush().await;
+        assert_eq!(one.status("fenced"), false);
+        assert_eq!(one.log.acked(), Some(Txid(4)));
+        one.kill().await;
+    }
+}
+
 /// Not by retention: somebody has emptied the replica.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_predecessor_that_nothing_stands_for_is_missed() {

@@ -261,5 +261,9 @@ async fn what_another_making_left_counts_only_if_it_is_whole() {
         let ticket = of.ticket(2);
         assert_eq!(of.image_taken_at(1, &ticket, taken_at).await, Made::Failed);
         assert!(of.listed().await.is_empty());
+        // Nor is what was sent for it believed any longer.
+        of.images.given_up(&ticket);
+        let ticket = of.ticket(3);
+        assert_eq!(of.image(1, &ticket).await, made(4, 4));
     }
 }

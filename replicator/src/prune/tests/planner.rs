@@ -40,6 +40,7 @@ fn slot(generation: u64, first: u64, day: i64) -> Dated {
 fn generation(number: u64, first: u64, days: std::ops::Range<i64>, images: &[i64]) -> Objects {
     let at = |day: i64| first + 10 * (day - days.start) as u64;
     Objects {
+        strays: std::collections::HashSet::new(),
         number: Generation(number),
         has_begun: true,
         is_damaged: false,

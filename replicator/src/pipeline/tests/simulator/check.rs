@@ -126,6 +126,10 @@ async fn restored(
 
 fn is_state(sim: &Sim, told: &(Restored, Vec<u8>), (generation, txid, state): (u64, u64, StateId)) -> bool {
     let there = sim.model.lock().unwrap().state_of(&told.1);
+    // An older image gives the same, but nobody has lost this one here.
+    if let Some(broken) = told.0.warnings.iter().find(|warning| warning.contains("is of no use")) {
+        sim.violated(broken.clone());
+    }
     let is = (told.0.generation.0, told.0.txid.0, there) == (generation, txid, Some(state));
     if !is {
         sim.violated(format!(

@@ -1,4 +1,4 @@
-//! Times as people write and read them.
+//! Times as people write and read them: in the URI of a remote database as on the command line.
 
 use std::str::FromStr;
 
@@ -6,11 +6,11 @@ use jiff::civil::DateTime;
 use jiff::{Span, Timestamp, tz::TimeZone};
 use replvfs_vfs::types::UnixMillis;
 
-/// A time from the command line.
+/// A time that was given: RFC 3339, a date and time without an offset, or counted back from now. `FromStr` takes the clock of this machine for now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct At {
+pub struct At {
     /// The time, without what is finer than a millisecond.
-    pub(crate) time: UnixMillis,
+    pub time: UnixMillis,
     how: How,
 }
 
@@ -57,7 +57,8 @@ impl At {
     }
 
     /// What a user should know of how the text was taken; `None` where it says all.
-    pub(crate) fn note(&self) -> Option<String> {
+    #[must_use]
+    pub fn note(&self) -> Option<String> {
         let shown = show(self.time);
         match self.how {
             How::Exact => None,
@@ -68,7 +69,8 @@ impl At {
 }
 
 /// RFC 3339 in UTC, to the millisecond.
-pub(crate) fn show(time: UnixMillis) -> String {
+#[must_use]
+pub fn show(time: UnixMillis) -> String {
     match Timestamp::from_millisecond(time.0) {
         Ok(timestamp) => format!("{timestamp:.3}"),
         Err(_) => format!("{} ms", time.0),
@@ -76,7 +78,8 @@ pub(crate) fn show(time: UnixMillis) -> String {
 }
 
 /// How long ago something was, in the two largest units that matter.
-pub(crate) fn show_age(ms: i64) -> String {
+#[must_use]
+pub fn show_age(ms: i64) -> String {
     if ms < 0 {
         return "ahead of this machine's clock".to_owned();
     }
@@ -92,6 +95,7 @@ pub(crate) fn show_age(ms: i64) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
 
     #[test]

@@ -1,0 +1,132 @@
+//! Reading a replica without restoring it: the side of [`replvfs_vfs::remote`] that has the pages.
+//!
+//! `settings` (what a URI asks for) → `connection` (what one connection sees) → `replica` (what all of them share: what is newest) → `line` (where each page
+//! of each state is) → `blocks` (fetching) → `cache`.
+
+mod ahead;
+mod blocks;
+mod cache;
+mod connection;
+mod line;
+mod replica;
+mod settings;
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use replvfs_vfs::host::OpenError;
+use replvfs_vfs::remote::{Remote, RemoteHost, RemoteRequest};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::config::Config;
+use crate::history::Target;
+use crate::pipeline::waiting::answer;
+use crate::store::{Store, StoreOptions};
+use connection::Connection;
+use replica::Replica;
+use settings::Settings;
+
+type Place = (String, Duration);
+
+/// The replicas that one registered VFS reads.
+#[derive(Debug)]
+pub(crate) struct ReadingHost {
+    config: Config,
+    /// Made when it is first needed and never ended.
+    runtime: OnceLock<Result<Runtime, String>>,
+    /// By [`Store::place`], and the patience that its requests have. They live as long as a connection.
+    replicas: Mutex<Vec<(Place, Weak<Replica>)>>,
+}
+
+impl ReadingHost {
+    pub(crate) fn new(config: Config) -> ReadingHost {
+        ReadingHost {
+            config,
+            runtime: OnceLock::new(),
+            replicas: Mutex::default(),
+        }
+    }
+
+    fn runtime(&self) -> Result<&tokio::runtime::Handle, String> {
+        let made = self.runtime.get_or_init(|| {
+            Builder::new_multi_thread()
+                .worker_threads(2)
+                .thread_name("replvfs-remote")
+                .enable_all()
+                .build()
+                .map_err(|error| format!("its threads cannot be started ({error}): check the limits of the process"))
+        });
+        made.as_ref().map(Runtime::handle).map_err(Clone::clone)
+    }
+
+    fn try_open(&self, request: &RemoteRequest<'_>) -> Result<Connection, String> {
+        let settings = Settings::from_uri(request.name, request.uri_parameters, self.config.given.timeout)?;
+        let store = self.store(&settings, request.name)?;
+        let replica = self.replica(store, &settings)?;
+        let (asked, target) = (Arc::clone(&replica), settings.target);
+        let found = answer(self.runtime()?, settings.timeout, |_| async move {
+            match target {
+                Target::Newest => asked.look().await,
+                target => asked.state_at(target).await,
+            }
+        });
+        let of = || format!("the replica {}", replica.store().replica());
+        let state = match found {
+            Ok(Ok(state)) => state,
+            Ok(Err(error)) => return Err(format!("{}: {error}", of())),
+            Err(why) => return Err(format!("{} {why}", of())),
+        };
+        Ok(Connection::new(replica, state, settings.timeout, settings.follow))
+    }
+
+    fn store(&self, settings: &Settings, name: &str) -> Result<Store, String> {
+        let of_program = || {
+            let replica = self.config.given.replica.as_ref()?;
+            Some(crate::config::replica_of(replica, name))
+        };
+        let uri = match (&settings.replica, &self.config.operator) {
+            (Some(replica), _) => replica.clone(),
+            (None, Some(operator)) => return Ok(Store::from_operator(operator.clone())),
+            (None, None) => of_program().ok_or(
+                "no replica is set: add replica=s3://bucket/app (or another store) to its URI, or set REPLVFS_REPLICA",
+            )??,
+        };
+        // The patience of who reads is a setting of its own; a request that hangs can be sent once more within it.
+        let request = settings.timeout / 2;
+        let options = StoreOptions {
+            request_timeout: request,
+            transfer_timeout: request,
+            ..StoreOptions::reading()
+        };
+        Store::open(&uri, &options).map_err(|error| error.to_string())
+    }
+
+    /// One for all connections to the same place that have the same patience.
+    fn replica(&self, store: Store, settings: &Settings) -> Result<Arc<Replica>, String> {
+        let runtime = self.runtime()?.clone();
+        let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
+        replicas.retain(|(_, replica)| replica.strong_count() > 0);
+        let place = (store.place().to_owned(), settings.timeout);
+        let mut known = replicas.iter().filter(|(known, _)| *known == place);
+        if let Some(replica) = known.find_map(|(_, replica)| replica.upgrade()) {
+            replica.blocks().raise(settings.page_cache);
+            return Ok(replica);
+        }
+        let replica = Arc::new(Replica::new(store, runtime, settings.page_cache));
+        replicas.push((place, Arc::downgrade(&replica)));
+        Ok(replica)
+    }
+}
+
+impl RemoteHost for ReadingHost {
+    fn open(&self, request: &RemoteRequest<'_>) -> Result<Box<dyn Remote>, OpenError> {
+        match self.try_open(request) {
+            Ok(connection) => Ok(Box::new(connection)),
+            Err(problem) => Err(OpenError(problem)),
+        }
+    }
+
+    fn after_fork(&self) -> Arc<dyn RemoteHost> {
+        Arc::new(ReadingHost::new(self.config.clone()))
+    }
+}
