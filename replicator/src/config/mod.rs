@@ -13,7 +13,9 @@ use opendal::Operator;
 
 use crate::pipeline::due::Rule;
 use crate::pipeline::upkeep;
-pub(crate) use settings::{Given, Settings, Target, durability_of, is_immutable, is_sqlite_parameter, is_true, replica_of};
+pub(crate) use settings::{
+    Given, Settings, Target, durability_of, is_immutable, is_sqlite_parameter, is_true, replica_of,
+};
 
 /// A duration as settings have it: a whole number with `ms`, `s`, `m`, `h` or `d`.
 #[must_use]

@@ -54,13 +54,38 @@ fn the_defaults() {
 }
 
 #[test]
-fn what_is_accepted_though_there_is_one_choice() {
+fn what_is_accepted_though_it_changes_nothing() {
     resolve(
         &Config::default(),
-        "replica=memory://x&durability=async&restore=never&on_fenced=continue&retention=forever&wal_limit=2GiB\
+        "replica=memory://x&durability=async&on_timeout=error&restore=never&on_fenced=continue&retention=forever&wal_limit=2GiB\
          &cache=private&psow=1&modeof=x&readonly_shm=1&8_3_names=1&nolock=0&immutable=0",
     )
     .expect("valid");
+}
+
+#[test]
+fn a_connection_says_for_itself_when_its_commits_return() {
+    let config = Config::default().replica("memory://x").durability(Durability::Remote);
+    let settings = resolve(&config, "on_timeout=continue")
+        .expect("valid")
+        .expect("a replica");
+    assert_eq!(
+        (settings.durability, settings.on_timeout),
+        (Durability::Remote, OnTimeout::Continue)
+    );
+    let settings = resolve(&config, "durability=async").expect("valid").expect("a replica");
+    assert_eq!(
+        (settings.durability, settings.on_timeout),
+        (Durability::Async, OnTimeout::Error)
+    );
+    settings
+        .agree(Path::new(DB), &pairs("durability=remote"))
+        .expect("its own");
+    assert_eq!(
+        durability_of(&pairs("vfs=replvfs&durability=remote")),
+        Some(Durability::Remote)
+    );
+    assert_eq!(durability_of(&pairs("vfs=replvfs")), None);
 }
 
 #[test]
@@ -157,16 +182,15 @@ fn errors_of_a_uri() {
             "memory_limit=1GiB",
             "for the whole process; set it in the program or as REPLVFS_MEMORY_LIMIT",
         ),
-        (
-            "durability=remote",
-            "durability=remote is not built into this version yet: use async",
-        ),
         ("durability=strict", "not built into this version yet"),
         (
             "durability=full",
-            "durability=full is not understood: this version accepts async",
+            "durability=full is not understood: this version accepts async and remote",
         ),
-        ("on_timeout=continue", "only with durability=remote or strict"),
+        (
+            "on_timeout=retry",
+            "on_timeout=retry is not understood: write error or continue",
+        ),
         (
             "restore=yes",
             "restore=yes is not understood: this version accepts if-missing, if-behind and never",
@@ -202,10 +226,7 @@ fn errors_of_the_environment() {
             "REPLVFS_MEMORY_LIMIT=1KiB is out of bounds: from 1MiB",
         ),
         ("REPLVFS_DURABILITY=strict", "REPLVFS_DURABILITY=strict is not built"),
-        (
-            "REPLVFS_ON_TIMEOUT=fail",
-            "REPLVFS_ON_TIMEOUT=fail: it has a meaning only",
-        ),
+        ("REPLVFS_ON_TIMEOUT=fail", "REPLVFS_ON_TIMEOUT=fail is not understood"),
     ] {
         let error = environment(variables).expect_err(variables).to_string();
         assert!(error.contains(says), "{variables}: {error}");
@@ -253,6 +274,7 @@ fn a_further_connection_may_repeat_or_leave_out_but_not_contradict() {
         ("segment_size=1MiB", "another segment_size"),
         ("wal_limit=2GiB", "another wal_limit"),
         ("on_fenced=stop", "another on_fenced"),
+        ("on_timeout=continue", "another on_timeout"),
         ("retention=9d", "another retention"),
         ("nolock=1", "nolock=1"),
         ("unknown=1", "not a URI parameter"),
