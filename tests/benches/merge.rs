@@ -11,7 +11,8 @@ fn main() {
     register_as_it_comes();
     let seconds = number("REPLVFS_BENCH_SECONDS").unwrap_or(3_600);
     let scratch = Scratch::in_memory();
-    let connection = open(&scratch.uri()).expect("opens");
+    // Or the process that writes would merge them beside it.
+    let connection = open(&scratch.uri_with("&retention=forever")).expect("opens");
     use_wal(&connection);
     connection
         .execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT, c REAL); CREATE INDEX i ON t(c)")
