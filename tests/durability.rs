@@ -227,3 +227,50 @@ fn those_that_wait_share_an_upload() {
     let segments = store.weather.traffic().puts;
     assert!(segments <= 3, "{segments} uploads for {WRITERS} commits");
 }
+
+/// SQLite commits those with a super-journal, and takes no error after that.
+#[test]
+fn a_transaction_over_two_databases_is_confirmed_or_refused() {
+    for journal in ["WAL", "DELETE", "PERSIST"] {
+        let scratch = Scratch::in_memory();
+        let connection = open(&scratch.uri_with(NEVER)).unwrap();
+        let other = format!(
+            "file:{}?vfs=replvfs&replica={}{NEVER}",
+            scratch.file("other.db").display(),
+            scratch.replica_named("other-replica")
+        );
+        connection.execute("ATTACH ?1 AS other", [&other]).unwrap();
+        connection
+            .execute_batch(&format!(
+                "PRAGMA main.journal_mode={journal}; PRAGMA other.journal_mode={journal};
+                 CREATE TABLE main.t(a INTEGER PRIMARY KEY, b); CREATE TABLE other.t(a INTEGER PRIMARY KEY, b)"
+            ))
+            .unwrap();
+        let both = "BEGIN; INSERT INTO main.t(b) VALUES(1); INSERT INTO other.t(b) VALUES(1); COMMIT";
+        let count = |database: &str| -> i64 {
+            connection
+                .query_row(&format!("SELECT count(*) FROM {database}.t"), [], |row| row.get(0))
+                .unwrap()
+        };
+        if journal == "WAL" {
+            connection.execute_batch(both).unwrap();
+        } else {
+            let refused = connection.execute_batch(both).unwrap_err();
+            assert_eq!(refused.sqlite_error_code(), Some(ErrorCode::Unknown), "{refused}");
+            let _ = connection.execute_batch("ROLLBACK");
+            assert_eq!((count("main"), count("other")), (0, 0), "{journal}");
+            connection
+                .execute_batch("PRAGMA main.replvfs_durability=async; PRAGMA other.replvfs_durability=async")
+                .unwrap();
+            connection.execute_batch(both).unwrap();
+            connection
+                .execute_batch("PRAGMA main.replvfs_flush; PRAGMA other.replvfs_flush")
+                .unwrap();
+        }
+        assert_eq!((count("main"), count("other")), (1, 1), "{journal}");
+        assert_eq!(rows_elsewhere(&scratch), 1, "{journal}");
+        let out = scratch.file("other-elsewhere.db");
+        restore_txid(&scratch.replica_named("other-replica"), &out, None);
+        assert_eq!(rows(&out), 1, "{journal}");
+    }
+}

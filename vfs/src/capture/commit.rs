@@ -43,6 +43,19 @@ pub(crate) enum Synced {
 struct Gap(&'static str);
 
 impl Connection {
+    /// Whether a transaction over several databases with rollback journals is not to be committed, since nobody could be told that it was not
+    /// confirmed. Says so.
+    pub(crate) fn refuses_super_journal(&self) -> bool {
+        if self.durability() == Durability::Async {
+            return false;
+        }
+        let path = self.database.path.display();
+        let message = "a transaction over several databases with rollback journals cannot wait for the replica: use WAL mode, or PRAGMA replvfs_durability=async for it";
+        tracing::warn!(database = %path, "{message}");
+        report(ffi::SQLITE_ERROR, &format!("replvfs: {path}: {message}"));
+        true
+    }
+
     /// Waits until what it has just committed is in the store, if it is to. `false`: that is not known.
     pub(crate) fn is_confirmed(&self) -> bool {
         if self.durability() == Durability::Async {

@@ -263,6 +263,14 @@ unsafe extern "C" fn file_control(file: *mut ffi::sqlite3_file, op: c_int, argum
             None => return ffi::SQLITE_ERROR,
         }
     }
+    // The name of a super-journal: once that is gone SQLite takes no error any more.
+    if let Some(connection) = connection
+        && op == ffi::SQLITE_FCNTL_SYNC
+        && !argument.is_null()
+        && guard("xFileControl", || connection.refuses_super_journal()) != Some(false)
+    {
+        return ffi::SQLITE_ERROR;
+    }
     // SAFETY: for this control the argument is an int.
     let asked = op == ffi::SQLITE_FCNTL_PERSIST_WAL && !argument.is_null() && unsafe { *argument.cast::<c_int>() } < 0;
     // SAFETY: SQLite's arguments are passed on as they came.
