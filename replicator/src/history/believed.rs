@@ -12,7 +12,7 @@ use replvfs_vfs::types::Txid;
 use super::find::hash_of;
 use super::path::{Listing, LogPath, Piece};
 use super::walk::fetch_end;
-use super::{HistoryError, PARALLEL};
+use super::{HistoryError, PARALLEL, list_log};
 use crate::format::{Generation, Key, MergedSegment};
 use crate::store::Store;
 
@@ -30,7 +30,13 @@ pub(crate) async fn path(
     Ok(path_and_strays(store, generation, listing, after).await?.0)
 }
 
-/// The same, and the slots that would have been on it.
+/// The same along what is listed now.
+pub(crate) async fn listed_path(store: &Store, generation: Generation, after: Txid) -> Result<LogPath, HistoryError> {
+    let listing = list_log(store, generation).await?;
+    path(store, generation, &listing, after).await
+}
+
+/// [`path()`], and the slots that would have been on it.
 pub(crate) async fn path_and_strays(
     store: &Store,
     generation: Generation,

@@ -3,7 +3,7 @@
 use replvfs_vfs::types::{PageSize, Txid};
 
 use super::walk::{Walk, fetch_end, read};
-use super::{HistoryError, PARALLEL, believed, list_log};
+use super::{HistoryError, PARALLEL, believed};
 use crate::format::{Generation, Key, Manifest, SegmentIndex};
 use crate::store::Store;
 
@@ -54,8 +54,7 @@ pub(crate) async fn visit_log(
     last: Txid,
     mut visit: impl FnMut(&SegmentIndex),
 ) -> Result<(), HistoryError> {
-    let listing = list_log(store, generation).await?;
-    let path = believed::path(store, generation, &listing, after.next()).await?;
+    let path = believed::listed_path(store, generation, after.next()).await?;
     let mut next = path.start.unwrap_or(after.next());
     let mut walk = Walk::new(store, generation, path, last, PARALLEL, fetch_end);
     while next <= last {

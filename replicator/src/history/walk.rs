@@ -13,7 +13,7 @@ use replvfs_vfs::types::Txid;
 use tokio::task::JoinHandle;
 
 use super::path::{LogPath, Piece};
-use super::{HistoryError, believed, list_log};
+use super::{HistoryError, believed};
 use crate::format::{Generation, Key, MergedSegment, ObjectHash, Seal, SegmentFooter, SegmentHeader, SegmentIndex};
 use crate::store::Store;
 
@@ -108,8 +108,7 @@ impl<T: Send + 'static> Walk<T> {
         let (mut key, mut found) = self.next(first).await?;
         if found.is_none() && self.newest.is_some_and(|newest| newest.reach() >= first) {
             // Since it was listed it may have been merged into a span, and deleted.
-            let listing = list_log(&self.store, self.generation).await?;
-            let path = believed::path(&self.store, self.generation, &listing, first).await?;
+            let path = believed::listed_path(&self.store, self.generation, first).await?;
             self.follow(path);
             (key, found) = self.next(first).await?;
         }

@@ -16,7 +16,7 @@ use replvfs_vfs::types::Txid;
 use crate::format::{Generation, Key};
 use crate::history::path::Piece;
 use crate::history::walk::fetch_end;
-use crate::history::{GenerationHistory, History, HistoryError, believed, list_log, load_generation};
+use crate::history::{GenerationHistory, History, HistoryError, believed, load_generation};
 use crate::store::{Created, Store};
 use runs::runs;
 use write::Span;
@@ -225,8 +225,7 @@ async fn merge_run(
 async fn path_of(store: &Store, found: &GenerationHistory) -> Result<Vec<Piece>, HistoryError> {
     let oldest = found.images().first().copied().unwrap_or(found.meta().first_image);
     let generation = found.meta().generation;
-    let listing = list_log(store, generation).await?;
-    let mut pieces = believed::path(store, generation, &listing, oldest.next()).await?.pieces;
+    let mut pieces = believed::listed_path(store, generation, oldest.next()).await?.pieces;
     pieces.retain(|piece| !piece.is_seal());
     Ok(pieces)
 }

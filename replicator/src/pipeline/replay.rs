@@ -23,7 +23,7 @@ use crate::format::{
     CHUNK_BYTES, ChunkName, Generation, Key, Manifest, ObjectHash, SegmentIndex, decode_chunk, max_chunk_bytes,
 };
 use crate::history::walk::{Fetch, Walk, fetch_end, read, read_range};
-use crate::history::{HistoryError, believed, list_log};
+use crate::history::{HistoryError, believed};
 use crate::outside;
 use crate::store::Store;
 
@@ -153,10 +153,7 @@ impl Replay {
         let mut backoff = Backoff::new();
         while writing.next() <= last {
             let next = writing.next();
-            let find = || async move {
-                let listing = list_log(store, generation).await?;
-                believed::path(store, generation, &listing, next).await
-            };
+            let find = || believed::listed_path(store, generation, next);
             let path = self.uploader.until_told(find).await??;
             let mut at = path.start.unwrap_or(writing.next());
             let mut walk = Walk::new(store, generation, path, last, AHEAD, fetch);

@@ -46,17 +46,18 @@ pub(super) async fn fill_by(
     progress: Option<ProgressFn>,
     look: Look,
 ) -> Result<Aside, RestoreError> {
-    let mut failed = match fill(store, history, plan, target, progress.clone()).await {
-        Ok(aside) => return Ok(aside),
-        Err(error) => error,
-    };
-    let (mut plan, mut first) = (plan.clone(), None);
+    let (mut target, mut around, mut first) = (target, None, None);
     loop {
+        let plan = around.as_ref().unwrap_or(plan);
+        let failed = match fill(store, history, plan, target, progress.clone()).await {
+            Ok(aside) => return Ok(aside),
+            Err(error) => error,
+        };
         if let RestoreError::History(HistoryError::Store(_)) = failed {
             return Err(failed);
         }
         let older = match of_the_image(&failed, look) {
-            Some(problem) => history.plan_around(&plan, &problem).await?,
+            Some(problem) => history.plan_around(plan, &problem).await?,
             None => None,
         };
         // What was wrong with the image that was planned is what a user can do something about.
@@ -65,11 +66,8 @@ pub(super) async fn fill_by(
             return Err(told);
         };
         first = Some(told);
-        plan = older;
-        failed = match fill(store, history, &plan, place.create().await?, progress.clone()).await {
-            Ok(aside) => return Ok(aside),
-            Err(error) => error,
-        };
+        around = Some(older);
+        target = place.create().await?;
     }
 }
 

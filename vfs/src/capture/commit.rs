@@ -560,7 +560,7 @@ impl Database {
         };
         let is = header.position;
         let goes_on = is.salts == was.salts && is.frame > was.frame;
-        if is_whole && !goes_on && (is.salts != was.salts || is.frame < was.frame) {
+        if is_whole && (is.salts != was.salts || is.frame < was.frame) {
             // Connections of this process move the cursor before the header, so it was another's.
             self.catch_up(capture, &header, wal);
         } else if goes_on {
