@@ -198,19 +198,14 @@ impl Given {
         match name {
             "replica" if value.is_empty() => return fail(format!("{at} is empty: give a URI such as s3://bucket/app")),
             "replica" => self.replica = Some(value.to_owned()),
-            "durability" if value == "strict" => {
-                return fail(format!(
-                    "{at}=strict is not built into this version yet: use async or remote, or leave it out"
-                ));
-            }
-            "durability" => match ["async", "remote"]
+            "durability" => match ["async", "remote", "strict"]
                 .contains(&value)
                 .then(|| Durability::from_name(value))
             {
                 Some(level) => self.durability = level,
                 None => {
                     return fail(format!(
-                        "{at}={value} is not understood: this version accepts async and remote"
+                        "{at}={value} is not understood: this version accepts async, remote and strict"
                     ));
                 }
             },

@@ -67,9 +67,20 @@ pub struct LocalState {
     pub if_wal: Option<Salts>,
     /// Another machine has taken over: what was committed here since is not a part of the history.
     pub fenced: bool,
+    /// A segment behind `stored` that was about to be put into the store, while its transaction was not committed yet: perhaps it never was.
+    pub unfinished: Option<Unfinished>,
     /// A restore ended with `stored`, and nothing was stored from here since: no WAL of this machine goes on at that position. `None` in what an older
     /// release wrote, which did not say.
     pub restored: Option<bool>,
+}
+
+/// A segment of one transaction, by its slot and what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// The transaction.
+    pub slot: Txid,
+    /// Of the segment.
+    pub hash: ObjectHash,
 }
 
 #[derive(Deserialize)]
@@ -98,7 +109,15 @@ struct StateJson {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     fenced: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    unfinished: Option<UnfinishedJson>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     restored: Option<bool>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct UnfinishedJson {
+    slot: u64,
+    hash: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -201,6 +220,10 @@ impl LocalState {
             left,
             if_wal: self.if_wal.map(|salts| [salts.0, salts.1]),
             fenced: self.fenced,
+            unfinished: self.unfinished.map(|unfinished| UnfinishedJson {
+                slot: unfinished.slot.0,
+                hash: unfinished.hash.to_string(),
+            }),
             restored: self.restored,
         })?;
         if slot.len() > STATE_SLOT_BYTES {
@@ -242,6 +265,14 @@ impl LocalState {
         }
         let left = json.left.map(|left| from_json(left, stored.txid)).transpose()?;
         let hex = |problem: &'static str| move || damaged(problem);
+        let unfinished = match json.unfinished {
+            Some(noted) if noted.slot <= stored.txid.0 => return Err(damaged("what is unfinished is stored")),
+            Some(noted) => Some(Unfinished {
+                slot: txid(noted.slot)?,
+                hash: ObjectHash(parse_bytes(&noted.hash).ok_or_else(hex("unfinished is not 64 hex digits"))?),
+            }),
+            None => None,
+        };
         Ok(LocalState {
             sequence: json.sequence,
             replica: json.replica,
@@ -260,6 +291,7 @@ impl LocalState {
             left,
             if_wal: json.if_wal.map(|[salt1, salt2]| Salts(salt1, salt2)),
             fenced: json.fenced,
+            unfinished,
             restored: json.restored,
         })
     }
@@ -369,6 +401,7 @@ mod tests {
             left: left.map(|next| Left { mark: mark(41), next }),
             if_wal: None,
             fenced: false,
+            unfinished: None,
             restored: None,
         }
     }
@@ -391,6 +424,10 @@ mod tests {
             state.replica = "\u{1}".repeat(512);
             state.if_wal = Some(Salts(u32::MAX, u32::MAX));
             state.restored = Some(true);
+            state.unfinished = Some(Unfinished {
+                slot: Txid(41),
+                hash: ObjectHash([255; 32]),
+            });
             let slot = state.to_slot().unwrap();
             assert_eq!(slot.len(), STATE_SLOT_BYTES);
             assert_eq!(LocalState::from_slot(&slot).unwrap(), state);

@@ -349,6 +349,7 @@ mod tests {
             }),
             if_wal: None,
             fenced: false,
+            unfinished: None,
             restored: None,
         }
     }

@@ -13,6 +13,7 @@
 //!
 //! Between processes: [`local`] keeps, with [`owner`], what this machine knows of the replica, [`attach`] compares it with what
 //! is there, and [`adopt`] takes over what an earlier process had uploaded. [`fenced`] is what follows when another writer has the history.
+//! [`strict`] is what there is to transactions that are in the store before they are committed.
 //!
 //! Leaves to the log what a commit is, to [`format`](crate::format) the bytes, to [`store`](crate::store) how one request is made.
 //! Trouble with the store ends up in the status, never in a commit.
@@ -41,6 +42,7 @@ mod seal;
 mod sealer;
 mod shared;
 mod status;
+mod strict;
 mod task;
 mod turn;
 pub(crate) mod upkeep;

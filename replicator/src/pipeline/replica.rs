@@ -54,8 +54,16 @@ impl DatabaseReplica {
         }
     }
 
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        self.patience.timeout
+    }
+
     /// Waits until this transaction is in the store; without one, until all are that have been committed, and the upload does not wait for more then.
-    fn wait_within(
+    pub(super) fn wait_within(
         &self,
         timeout: Duration,
         until: Option<Txid>,
@@ -181,6 +189,20 @@ impl Replica for DatabaseReplica {
                 Ok(())
             }
             (confirmed, _) => confirmed,
+        }
+    }
+
+    fn hold(
+        &self,
+        attend: &mut dyn FnMut() -> Result<(), FlushError>,
+        propose: &mut dyn FnMut() -> Result<Option<Txid>, FlushError>,
+    ) -> Result<Txid, FlushError> {
+        super::strict::hold(self, attend, propose)
+    }
+
+    fn finished(&self) {
+        if let Err(problem) = self.shared.local.finished() {
+            self.shared.trouble(&problem);
         }
     }
 

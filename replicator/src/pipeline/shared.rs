@@ -33,6 +33,8 @@ pub(super) struct Shared {
     pub(super) open_again: Notify,
     /// Ends a pause before the store is asked again.
     pub(super) hurry: Notify,
+    /// A transaction that may be on its way to the store was not committed.
+    pub(super) given_up: Notify,
     waiting: AtomicUsize,
     /// What waits is to be sealed at once, though nobody waits for it.
     hurried: AtomicBool,
@@ -75,6 +77,7 @@ impl Shared {
             wake: Notify::new(),
             open_again: Notify::new(),
             hurry: Notify::new(),
+            given_up: Notify::new(),
             waiting: AtomicUsize::new(0),
             hurried: AtomicBool::new(false),
             owner: AtomicBool::new(false),

@@ -30,10 +30,11 @@ use super::seal::{self as ending, Tail};
 use super::sealer::{self, SealError, Segment};
 use super::shared::Shared;
 use super::status::Image;
+use super::strict::{Doubt, Doubts};
 use super::turn::{self, Before, Turn};
 use super::upkeep::Schedule;
 use super::uploader::{Backoff, Uploader};
-use crate::format::{Generation, Key, ObjectHash, Parent};
+use crate::format::{Generation, Key, ObjectHash, Parent, Unfinished};
 use crate::history::walk::SegmentEnd;
 use crate::outside;
 
@@ -70,6 +71,9 @@ pub(super) struct Task {
     /// What follows is worthless up to the next base, which begins a generation.
     gap: bool,
     gaps_in_a_row: u32,
+    /// It is there only for a transaction of this machine that was never committed.
+    set_aside: bool,
+    doubts: Doubts,
     /// The first generation of this database's history in the replica, begun by an earlier process that did not get as far as an image.
     unfounded: Option<Generation>,
     /// A segment of this process has followed on what it found: from now on nobody else's can be its own of an earlier life.
@@ -144,6 +148,8 @@ impl Task {
             last_sealed: None,
             gap: false,
             gaps_in_a_row: 0,
+            set_aside: false,
+            doubts: Doubts::default(),
             unfounded: None,
             proved: false,
         }
@@ -260,6 +266,8 @@ impl Task {
         self.ahead = None;
         self.proved = false;
         self.gap = false;
+        self.set_aside = false;
+        self.doubts = Doubts::of(start.known.as_ref());
         self.found = Expected {
             newest: attached.newest,
             ..Expected::default()
@@ -343,6 +351,9 @@ impl Task {
             image: None,
         });
         self.shared.status.generation(end.generation);
+        if end.unfinished {
+            return self.set_aside();
+        }
         if end.sealed {
             // By somebody who did not come to begin another, or by this process's predecessor.
             self.gap = true;
@@ -399,17 +410,21 @@ impl Task {
                 if let Some(chain) = &mut before {
                     chain.image = None;
                 }
-                if self.gap || base.continuity == Continuity::Broken {
+                let abandoned = self.shared.log.abandoned();
+                let set_aside = self.set_aside || abandoned.is_some_and(|txid| txid.next() == base.txid);
+                if (self.gap || base.continuity == Continuity::Broken) && !set_aside {
                     self.shared.status.discontinuity();
                 }
                 let parent = before.as_ref().map(Chain::parent);
                 let parent = parent.or_else(|| self.parent_of_what_was_found());
+                let parent = parent.map(|parent| self.doubts.leave_aside(parent, abandoned));
                 let ended = self.end(before.as_ref().map(Chain::tail)).await?;
                 self.settle(&mut base, ended);
                 self.begin(&base, ended, page_size, parent).await?
             }
         };
         self.gap = false;
+        self.set_aside = false;
         self.found = Expected::default();
         // The one before, which this one replaces, is over first.
         chain.image = None;
@@ -446,12 +461,19 @@ impl Task {
 
     /// Ends the newest generation, unless that is a successor's: whoever has lost his turn does not get it back by a generation of his own.
     async fn end(&mut self, tail: Option<Tail>) -> Result<Ended, Stopped> {
-        let Some(tail) = tail.filter(|_| self.proved) else {
+        let Some(mut tail) = tail.filter(|_| self.proved) else {
             self.is_still_empty().await?;
             fenced::is_still_ours(&self.uploader).await?;
             return generation::end_newest(&self.uploader, tail).await;
         };
-        match ending::create(&self.uploader, tail).await? {
+        let mut turn = ending::create(&self.uploader, tail).await?;
+        if turn == Turn::Another
+            && let Some(behind) = self.doubts.behind(&self.uploader, tail).await?
+        {
+            tail = behind;
+            turn = ending::create(&self.uploader, tail).await?;
+        }
+        match turn {
             Turn::Ours => Ok(tail.ended()),
             Turn::Another => {
                 let why = "it was taken before this process could end its generation";
@@ -476,7 +498,10 @@ impl Task {
         let newest = self.found.newest.filter(|_| !self.shared.log.is_settled());
         let end = self.found.end.map(|end| Parent {
             generation: end.generation,
-            txid: newest.unwrap_or_default().max(end.stored.mark.txid),
+            txid: match end.unfinished {
+                true => end.stored.mark.txid,
+                false => newest.unwrap_or_default().max(end.stored.mark.txid),
+            },
         });
         end.or(self.found.parent)
     }
@@ -564,6 +589,7 @@ impl Task {
             return Ok(());
         };
         if self.gap {
+            self.shared.log.decline();
             return Ok(());
         }
         let follows = self
@@ -593,21 +619,44 @@ impl Task {
             };
             let key = Key::Log(chain.generation, first);
             let place = (chain.generation, first);
-            let turn = turn::take(&self.uploader, place, chain.before, &segment.body).await?;
+            let held = transactions.iter().any(|transaction| transaction.held);
+            let turn = match held {
+                true => {
+                    let doubt = Doubt {
+                        generation: chain.generation,
+                        unfinished: Unfinished {
+                            slot: first,
+                            hash: segment.hash,
+                        },
+                    };
+                    let before = chain.before;
+                    match self.doubts.take(&self.uploader, doubt, before, &segment.body).await? {
+                        Some(turn) => turn,
+                        None => return self.taken_back(first),
+                    }
+                }
+                false => turn::take(&self.uploader, place, chain.before, &segment.body).await?,
+            };
             if let Turn::Over(why) = turn {
                 return Err(fenced(&self.shared, key, &why).await);
             }
             if turn == Turn::Ours {
                 if let Some(last) = transactions.last() {
                     self.images.logged(&segment.touched, last.page_count);
-                    self.stored(&Stored {
+                    let stored = Stored {
                         mark: Mark {
                             txid: last.txid,
                             position: last.end,
                         },
                         slot: Some(first),
                         previous: segment.hash,
-                    });
+                    };
+                    if held {
+                        self.shared.local.hold(stored);
+                    } else {
+                        self.note(stored);
+                    }
+                    self.stored(&stored);
                 }
                 if !std::mem::replace(&mut self.proved, true) {
                     generation::probe_again(&self.uploader, place.0).await;
@@ -622,11 +671,15 @@ impl Task {
         Ok(())
     }
 
-    /// A segment is in the store, and follows from what was there. Noted on this machine before anything is let go.
-    fn stored(&mut self, stored: &Stored) {
-        if let Err(problem) = self.shared.local.stored(*stored) {
+    /// A segment is in the store. To be called before anything is let go.
+    fn note(&self, stored: Stored) {
+        if let Err(problem) = self.shared.local.stored(stored) {
             self.shared.trouble(&problem);
         }
+    }
+
+    /// A segment is in the store, follows from what was there, and is noted on this machine.
+    fn stored(&mut self, stored: &Stored) {
         if let Some(chain) = &mut self.chain {
             chain.advance(stored);
         }
@@ -662,6 +715,7 @@ impl Task {
                 // As if it had been found at the start.
                 self.gap = true;
                 self.shared.log.request_base();
+                self.shared.log.decline();
                 transactions.clear();
                 return Ok(Ok(()));
             }
@@ -684,6 +738,7 @@ impl Task {
         self.images
             .logged(&Touched::by(&end.index, Txid::ZERO), page_count.unwrap_or(0));
         transactions.drain(..end.index.transactions().len());
+        self.note(stored);
         self.stored(&stored);
         Ok(Ok(()))
     }
@@ -707,7 +762,31 @@ impl Task {
         Ok(())
     }
 
+    /// A transaction that may be in the store was not committed, and is to be in no state that follows.
+    fn set_aside(&mut self) -> Result<(), Stopped> {
+        self.set_aside = true;
+        self.gap = true;
+        self.shared.log.request_base();
+        self.shared.log.decline();
+        Ok(())
+    }
+
+    /// It was not committed. If it was on its way, the log asks for a base.
+    fn taken_back(&mut self, txid: Txid) -> Result<(), Stopped> {
+        if self.shared.log.abandoned() == Some(txid) {
+            self.set_aside = true;
+            self.gap = true;
+        }
+        Ok(())
+    }
+
     async fn not_ours(&mut self, key: Key, why: &str) -> Result<(), Stopped> {
+        if let (false, Some(tail)) = (self.proved, self.chain.as_ref().map(Chain::tail))
+            && self.doubts.behind(&self.uploader, tail).await?.is_some()
+        {
+            return self.set_aside();
+        }
+        self.shared.log.decline();
         if !self.proved && !self.shared.refusal.stops() {
             self.diverged(&format!("{key}: {why}"));
             self.gap = true;
@@ -733,6 +812,7 @@ impl Task {
         self.shared.status.trouble(reason);
         self.gap = true;
         self.shared.log.request_base();
+        self.shared.log.decline();
         Ok(())
     }
 }

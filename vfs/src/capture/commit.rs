@@ -58,11 +58,18 @@ impl Connection {
 
     /// Waits until what it has just committed is in the store, if it is to. `false`: that is not known.
     pub(crate) fn is_confirmed(&self) -> bool {
-        if self.durability() == Durability::Async {
+        let level = self.durability();
+        if self.lock().strict.is_done() || level == Durability::Async {
             return true;
         }
         let database = &self.database;
-        match database.replica.confirm(&mut || database.attend_own(self)) {
+        let mut attend = || database.attend_own(self);
+        // What could not be held back, as that which makes a database of an empty file, returns when it is confirmed all the same.
+        let confirmed = match level {
+            Durability::Strict => database.replica.flush(&mut attend),
+            _ => database.replica.confirm(&mut attend),
+        };
+        match confirmed {
             Ok(()) => true,
             Err(error) => {
                 let message = format!("a transaction is committed here, and not confirmed there: {error}");
@@ -81,6 +88,7 @@ impl Database {
     /// The connection has just got the WAL's write lock: what others committed since is logged before anything of ours.
     pub(crate) fn write_lock_taken(&self, state: &mut ConnectionState) {
         state.mirror.clear();
+        state.strict.is_done();
         let (Some(region), Some(wal)) = (state.region, state.wal) else {
             return;
         };
@@ -217,6 +225,7 @@ impl Database {
             page_count: commit.page_count,
             start,
             end: commit.position,
+            held: false,
             big_endian,
             frames,
         });
@@ -260,6 +269,7 @@ impl Database {
 
     /// This connection takes the database from the cursor to `header`.
     fn transition(&self, capture: &mut Capture, state: &mut ConnectionState, header: &IndexHeader, wal: FileRef) {
+        self.finish_confirmed(capture, state, header);
         let Some(cursor) = capture.cursor else {
             state.mirror.clear();
             return;
@@ -376,6 +386,7 @@ impl Database {
     /// A commit on a connection in heap mode: nothing but the frames themselves tells what it was.
     pub(crate) fn heap_commit(&self, state: &mut ConnectionState) {
         let Some(wal) = state.wal else { return };
+        self.finish_unseen(&mut self.capture(), state);
         if state.mirror.is_empty() {
             return; // Nothing was written: whatever stands in the WAL is no part of this commit.
         }

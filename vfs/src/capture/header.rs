@@ -23,9 +23,24 @@ impl DatabaseHeader {
         Ok(whole.then_some(DatabaseHeader(bytes)))
     }
 
+    #[cfg(test)]
+    pub(super) fn for_test() -> DatabaseHeader {
+        DatabaseHeader([0; BYTES])
+    }
+
     /// `None` for what SQLite would not open.
     pub(super) fn page_size(&self) -> Option<PageSize> {
         PageSize::from_header_field(u16::from_be_bytes([self.0[16], self.0[17]]))
+    }
+
+    /// The counter of changes is another one.
+    pub(super) fn is_changed_since(&self, before: &DatabaseHeader) -> bool {
+        self.0[24..28] != before.0[24..28]
+    }
+
+    /// So is the number of pages.
+    pub(super) fn is_resized_since(&self, before: &DatabaseHeader) -> bool {
+        self.0[28..32] != before.0[28..32]
     }
 
     /// Whoever reads the database opens its WAL.

@@ -17,6 +17,7 @@ mod restart;
 mod resume;
 mod rollback;
 mod settle;
+mod strict;
 
 pub(crate) use commit::is_ok;
 pub use continuity::Fingerprint;

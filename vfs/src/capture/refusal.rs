@@ -57,6 +57,11 @@ impl WriteState {
         };
     }
 
+    /// A journal is played back that was there when the connection came.
+    pub(super) fn finishes(&self) -> bool {
+        self.file == FileWrites::Finishes
+    }
+
     /// Nothing is under way any more: what is written next is another transaction.
     pub(crate) fn ended(&mut self) {
         *self = WriteState::default();

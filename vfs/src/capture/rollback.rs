@@ -16,7 +16,7 @@ use crate::base::FileRef;
 use crate::buffer::Charge;
 use crate::pages::{Collector, Pages};
 use crate::transaction::{Frames, Transaction};
-use crate::types::{PageSize, Pgno, Position};
+use crate::types::{PageSize, Pgno, Position, Txid};
 
 /// What a connection without a WAL does to the database file.
 #[derive(Debug, Default)]
@@ -34,20 +34,67 @@ impl RollbackState {
     pub(super) fn is_writing(&self) -> bool {
         self.written.is_some()
     }
+
+    /// The connection asks how long the file is: to play its journal back, or because it grows.
+    pub(crate) fn asks_for_size(&mut self) {
+        if let Some(Written::Pages(written)) = &mut self.written {
+            written.asked_for_size = true;
+        }
+    }
+}
+
+impl ConnectionState {
+    /// `SQLITE_FCNTL_SYNC`: whether it is a commit's that can be held back, or not one at all.
+    ///
+    /// A commit moves the change counter, but for all after the first one of a connection that keeps the file for itself. Who rolls back asks for
+    /// the file's length before; so does a commit, but only where the number of pages in the header has grown.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be.
+    ///
+    /// # Safety
+    ///
+    /// `file` is the connection's open file, on its thread.
+    pub(super) unsafe fn commits(&self, file: FileRef) -> Result<bool, &'static str> {
+        let written = match &self.rollback.written {
+            None => return Ok(false),
+            Some(_) if self.writes.finishes() => return Ok(false),
+            // Nobody sees a database before it is one. Its base is waited for.
+            Some(Written::Unlogged { is_new: true }) => return Ok(false),
+            Some(Written::Unlogged { is_new: false }) => {
+                return Err("what was there before it is not known; try again");
+            }
+            Some(Written::Elsewhere) => {
+                return Err("the database file was renamed or replaced while a connection has it open");
+            }
+            Some(Written::Pages(written)) => written,
+        };
+        // SAFETY: as promised by the caller.
+        let Ok(Some(now)) = (unsafe { DatabaseHeader::read(file) }) else {
+            return Err("the database file cannot be read");
+        };
+        let before = &written.before;
+        Ok(now.is_changed_since(before) || !written.asked_for_size || now.is_resized_since(before))
+    }
 }
 
 #[derive(Debug)]
 enum Written {
-    /// What was there before is not in the log.
-    Unlogged,
+    /// What was there before is not in the log; `is_new`: nothing was.
+    Unlogged {
+        is_new: bool,
+    },
     /// The file is not the database's any more: it was renamed or replaced.
     Elsewhere,
     Pages(WrittenPages),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct WrittenPages {
     page_size: PageSize,
+    before: DatabaseHeader,
+    asked_for_size: bool,
     /// The fewest pages that the database had since: all behind them are new, also where nothing was written.
     kept: u32,
     pages: PageSet,
@@ -102,7 +149,9 @@ impl Database {
         // SAFETY: as above.
         unsafe { self.prove_file(&mut capture, file) };
         let Some(cursor) = capture.cursor else {
-            return Written::Unlogged;
+            // SAFETY: as above.
+            let is_new = matches!(unsafe { file.size() }, Ok(0));
+            return Written::Unlogged { is_new };
         };
         // SAFETY: as above.
         let found = unsafe { DatabaseHeader::read(file).and_then(|header| Ok((header, file.size()?))) };
@@ -112,16 +161,21 @@ impl Database {
         {
             return Written::Pages(WrittenPages {
                 page_size,
+                before: header,
+                asked_for_size: false,
                 kept: header.page_count(bytes, page_size),
                 pages: PageSet::default(),
             });
         }
         self.break_history(&mut capture, "its header could not be read before it was written");
-        Written::Unlogged
+        Written::Unlogged { is_new: false }
     }
 
     /// `SQLITE_FCNTL_COMMIT_PHASETWO` on a connection without a WAL. It still has its lock.
     pub(crate) fn rollback_commit(&self, state: &mut ConnectionState) {
+        if self.finish_unseen(&mut self.capture(), state) {
+            state.rollback.written = None;
+        }
         self.log_written(state);
         if state.is_exclusive() && self.log.base_wanted() {
             self.settle(state);
@@ -175,6 +229,7 @@ impl Database {
 
     /// What was written without a commit is as it is from here on.
     fn log_uncommitted(&self, state: &mut ConnectionState) {
+        self.abandon_confirmed(state);
         if state.rollback.is_writing() && self.vfs.journal_is_hot(&self.c_path) {
             // SQLite could not finish. The next connection, of whatever process, goes on from the journal.
             if !matches!(state.rollback.written.take(), Some(Written::Elsewhere)) {
@@ -242,18 +297,40 @@ impl Database {
         Ok((page_size, page_count, pages))
     }
 
-    fn append_pages(&self, capture: &mut Capture, page_size: PageSize, page_count: u32, pages: Pages) {
-        let Some(last) = self.log.last_txid() else { return };
-        self.log.push_transaction(Transaction {
-            txid: last.next(),
+    /// What the connection has written, and is about to commit.
+    pub(super) fn tentative_pages(
+        &self,
+        capture: &Capture,
+        state: &ConnectionState,
+    ) -> Result<Transaction, &'static str> {
+        const UNKNOWN: &str = "what was there before it is not known; try again";
+        let (Some(Written::Pages(written)), Some(file)) = (&state.rollback.written, state.file) else {
+            return Err(UNKNOWN);
+        };
+        capture.cursor.ok_or(UNKNOWN)?;
+        // SAFETY: the connection's file, on its thread.
+        let (page_size, page_count, pages) = unsafe { self.read_back(file, written.clone()) }?;
+        Ok(self.transaction_of(Txid::ZERO, page_size, page_count, pages))
+    }
+
+    fn transaction_of(&self, txid: Txid, page_size: PageSize, page_count: u32, pages: Pages) -> Transaction {
+        Transaction {
+            txid,
             committed_at: self.host.now(),
             page_size,
             page_count,
             start: Position::NONE,
             end: Position::NONE,
+            held: false,
             big_endian: false,
             frames: Frames::Pages(pages),
-        });
+        }
+    }
+
+    fn append_pages(&self, capture: &mut Capture, page_size: PageSize, page_count: u32, pages: Pages) {
+        let Some(last) = self.log.last_txid() else { return };
+        let transaction = self.transaction_of(last.next(), page_size, page_count, pages);
+        self.log.push_transaction(transaction);
         let waiting = self.log.unstored_bytes().unwrap_or(0);
         if waiting > self.replica.wal_limit() {
             return self.give_up_backlog(capture, waiting);
@@ -274,6 +351,8 @@ mod tests {
     fn writes_and_cuts_become_pages() {
         let mut written = WrittenPages {
             page_size: PageSize::new(512).unwrap(),
+            before: DatabaseHeader::for_test(),
+            asked_for_size: false,
             kept: 10,
             pages: PageSet::default(),
         };

@@ -113,7 +113,12 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int 
 unsafe extern "C" fn file_size(file: *mut ffi::sqlite3_file, size: *mut i64) -> c_int {
     // SAFETY: an open file of ours.
     if let Some(connection) = unsafe { connection(file) } {
-        observe("xFileSize", connection, || connection.asks_for_size());
+        observe("xFileSize", connection, || {
+            connection.asks_for_size();
+            if connection.is_strict() {
+                connection.lock().rollback.asks_for_size();
+            }
+        });
     }
     // SAFETY: SQLite's arguments are passed on as they came.
     unsafe { forward!(file, xFileSize, ffi::SQLITE_IOERR_FSTAT, size) }
@@ -125,9 +130,13 @@ fn before_change(connection: &Connection, real: FileRef, refusing: bool, from: i
     let (Ok(from), Ok(to)) = (u64::try_from(from), to.map(u64::try_from).transpose()) else {
         return; // The base VFS refuses it.
     };
+    let mut state = connection.lock();
+    if state.wal.is_none() && state.is_exclusive() && connection.is_strict() && database.log.base_wanted() {
+        // Who keeps the file for himself has no other opportunity before the commit, which cannot be held back without.
+        database.settle(&mut state);
+    }
     // SAFETY: the connection's own file, on its thread (the callers).
     unsafe { database.before_change(real, from, to.unwrap_or(i64::MAX as u64)) };
-    let mut state = connection.lock();
     if state.wal.is_none() {
         if !refusing {
             state.writes.wrote_file();
@@ -271,6 +280,12 @@ unsafe extern "C" fn file_control(file: *mut ffi::sqlite3_file, op: c_int, argum
     {
         return ffi::SQLITE_ERROR;
     }
+    if let Some(connection) = connection
+        && op == ffi::SQLITE_FCNTL_SYNC
+        && guard("xFileControl", || connection.may_commit()) != Some(true)
+    {
+        return ffi::SQLITE_IOERR;
+    }
     // SAFETY: for this control the argument is an int.
     let asked = op == ffi::SQLITE_FCNTL_PERSIST_WAL && !argument.is_null() && unsafe { *argument.cast::<c_int>() } < 0;
     // SAFETY: SQLite's arguments are passed on as they came.
@@ -364,6 +379,7 @@ unsafe extern "C" fn shm_lock(file: *mut ffi::sqlite3_file, offset: c_int, n: c_
                 state.writes.ended();
                 connection.locks_changed(&state);
                 state.mirror.clear();
+                connection.database.roll_back_confirmed(&mut state);
             });
         }
     }
