@@ -56,8 +56,8 @@ impl ConnectionState {
     /// # Safety
     ///
     /// `file` is the connection's open file, on its thread.
-    pub(super) unsafe fn commits(&self, file: FileRef) -> Result<bool, &'static str> {
-        let written = match &self.rollback.written {
+    pub(super) unsafe fn commits(&mut self, file: FileRef) -> Result<bool, &'static str> {
+        let written = match &mut self.rollback.written {
             None => return Ok(false),
             Some(_) if self.writes.finishes() => return Ok(false),
             // Nobody sees a database before it is one. Its base is waited for.
@@ -75,7 +75,9 @@ impl ConnectionState {
             return Err("the database file cannot be read");
         };
         let before = &written.before;
-        Ok(now.is_changed_since(before) || !written.asked_for_size || now.is_resized_since(before))
+        let commits = now.is_changed_since(before) || !written.asked_for_size || now.is_resized_since(before);
+        written.rolled_back = !commits;
+        Ok(commits)
     }
 }
 
@@ -95,6 +97,8 @@ struct WrittenPages {
     page_size: PageSize,
     before: DatabaseHeader,
     asked_for_size: bool,
+    /// The journal was played back, and the lock kept: what is written next is another transaction.
+    rolled_back: bool,
     /// The fewest pages that the database had since: all behind them are new, also where nothing was written.
     kept: u32,
     pages: PageSet,
@@ -115,6 +119,30 @@ impl WrittenPages {
 }
 
 impl Database {
+    /// A connection with `durability=strict` that keeps the file for itself is about to write it. If that is the beginning of a transaction, there is no other
+    /// opportunity for a base before the commit, which cannot be held back without one.
+    pub(crate) fn before_strict_write(&self, state: &mut ConnectionState) {
+        if state.writes.finishes() {
+            return; // What is in the file is not the database.
+        }
+        let mut before = None;
+        if let Some(Written::Pages(written)) = &mut state.rollback.written
+            && std::mem::take(&mut written.rolled_back)
+        {
+            written.asked_for_size = false;
+            before = state.rollback.written.take();
+        }
+        if self.log.base_wanted() {
+            self.settle(state);
+            if !self.log.base_wanted() {
+                return; // It has what these pages are now.
+            }
+        }
+        if before.is_some() {
+            state.rollback.written = before;
+        }
+    }
+
     /// A connection without a WAL is about to write the bytes `from..to` of the database file, or to cut them off (`None`).
     ///
     /// # Safety
@@ -163,6 +191,7 @@ impl Database {
                 page_size,
                 before: header,
                 asked_for_size: false,
+                rolled_back: false,
                 kept: header.page_count(bytes, page_size),
                 pages: PageSet::default(),
             });
@@ -353,6 +382,7 @@ mod tests {
             page_size: PageSize::new(512).unwrap(),
             before: DatabaseHeader::for_test(),
             asked_for_size: false,
+            rolled_back: false,
             kept: 10,
             pages: PageSet::default(),
         };

@@ -131,9 +131,8 @@ fn before_change(connection: &Connection, real: FileRef, refusing: bool, from: i
         return; // The base VFS refuses it.
     };
     let mut state = connection.lock();
-    if state.wal.is_none() && state.is_exclusive() && connection.is_strict() && database.log.base_wanted() {
-        // Who keeps the file for himself has no other opportunity before the commit, which cannot be held back without.
-        database.settle(&mut state);
+    if state.wal.is_none() && state.is_exclusive() && connection.is_strict() {
+        database.before_strict_write(&mut state);
     }
     // SAFETY: the connection's own file, on its thread (the callers).
     unsafe { database.before_change(real, from, to.unwrap_or(i64::MAX as u64)) };

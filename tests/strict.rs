@@ -1,0 +1,388 @@
+//! `durability=strict`: nobody sees a transaction before it is in the store, and one that does not get there is rolled back.
+#![allow(missing_docs)]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use replvfs::Config;
+use replvfs::config::{Durability, OnFenced};
+use replvfs::history::Target;
+use replvfs::store::Store;
+use replvfs_tests::weather::{FaultyStore, Storm, Trouble};
+use replvfs_tests::{Scratch, check_integrity, open, pragma_number, restore_from, restore_txid, status};
+use replvfs_vfs::types::Txid;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+const JOURNALS: [&str; 5] = ["WAL", "DELETE", "TRUNCATE", "PERSIST", "MEMORY"];
+const LOCKINGS: [&str; 2] = ["NORMAL", "EXCLUSIVE"];
+/// So late that nothing is uploaded but for who waits.
+const NEVER: Duration = Duration::from_secs(3600);
+
+fn every_mode() -> impl Iterator<Item = (&'static str, &'static str)> {
+    LOCKINGS
+        .iter()
+        .flat_map(|locking| JOURNALS.iter().map(|journal| (*locking, *journal)))
+}
+
+/// A database of its own, in a store that fails on demand.
+struct World {
+    scratch: Scratch,
+    store: FaultyStore,
+    name: String,
+}
+
+impl World {
+    fn new(name: &str) -> World {
+        World::with(name, Duration::from_millis(300), OnFenced::Continue)
+    }
+
+    fn with(name: &str, timeout: Duration, on_fenced: OnFenced) -> World {
+        let world = World {
+            scratch: Scratch::in_memory(),
+            store: FaultyStore::new(true),
+            name: name.to_ascii_lowercase(),
+        };
+        world.register(&world.name, timeout, on_fenced);
+        world
+    }
+
+    /// Another process to this store would have this.
+    fn register(&self, name: &str, timeout: Duration, on_fenced: OnFenced) {
+        let config = Config::default()
+            .vfs_name(name)
+            .operator(self.store.faulty.clone())
+            .durability(Durability::Strict)
+            .on_fenced(on_fenced)
+            .flush_interval(NEVER)
+            .timeout(timeout);
+        replvfs::register(config).unwrap();
+    }
+
+    fn uri(&self) -> String {
+        format!("file:{}?vfs={}", self.scratch.database().display(), self.name)
+    }
+
+    fn open(&self) -> Connection {
+        open(&self.uri()).unwrap()
+    }
+
+    fn open_in(&self, locking: &str, journal: &str) -> Connection {
+        let connection = self.open();
+        prepare(&connection, locking, journal);
+        connection
+    }
+
+    fn storm(&self, at: usize, trouble: Trouble) {
+        self.store.weather.storm(Some(Storm {
+            at,
+            trouble,
+            lasting: true,
+        }));
+    }
+
+    fn wait_for_the_storm(&self) {
+        while !self.store.weather.has_struck() {
+            std::thread::yield_now();
+        }
+    }
+
+    fn restore(&self, txid: Option<u64>) -> Option<BTreeSet<i64>> {
+        let store = Store::from_operator(self.store.healthy.clone());
+        let out = self.scratch.file("elsewhere.db");
+        let target = txid.map_or(Target::Newest, |txid| Target::Txid(Txid(txid)));
+        let restored = restore_from(&store, target, &out).ok()?;
+        check_integrity(&out);
+        let rows = rows_in(&out);
+        std::fs::remove_file(out).unwrap();
+        // A transaction that is in another generation alone comes with a warning.
+        (txid.is_none() || restored.warnings.is_empty()).then_some(rows)
+    }
+
+    /// Every state that the newest history has.
+    fn history(&self, newest: u64) -> Vec<BTreeSet<i64>> {
+        (0..=newest).filter_map(|txid| self.restore(Some(txid))).collect()
+    }
+}
+
+fn prepare(connection: &Connection, locking: &str, journal: &str) {
+    connection
+        .execute_batch(&format!(
+            "PRAGMA locking_mode={locking}; PRAGMA journal_mode={journal}; CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, b)"
+        ))
+        .unwrap();
+}
+
+fn rows_of(connection: &Connection) -> BTreeSet<i64> {
+    // The first states of a history have no table.
+    let tables: i64 = connection
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+        .unwrap();
+    if tables == 0 {
+        return BTreeSet::new();
+    }
+    let mut all = connection.prepare("SELECT a FROM t").unwrap();
+    let rows = all.query_map([], |row| row.get(0)).unwrap();
+    rows.map(Result::unwrap).collect()
+}
+
+fn plain(path: &Path) -> Connection {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags_and_vfs(path, flags, c"unix").unwrap()
+}
+
+fn rows_in(path: &Path) -> BTreeSet<i64> {
+    rows_of(&plain(path))
+}
+
+fn insert(connection: &Connection, row: i64) -> rusqlite::Result<()> {
+    connection.execute_batch(&format!("INSERT INTO t VALUES({row}, randomblob(3000))"))
+}
+
+/// What is on the disk now, as a crash would leave it.
+fn crash_image(world: &World, folder: &str) -> PathBuf {
+    let folder = world.scratch.file(folder);
+    std::fs::create_dir(&folder).unwrap();
+    for suffix in ["", "-wal", "-journal", "-replvfs"] {
+        let name = format!("app.db{suffix}");
+        if world.scratch.file(&name).exists() {
+            std::fs::copy(world.scratch.file(&name), folder.join(&name)).unwrap();
+        }
+    }
+    folder.join("app.db")
+}
+
+fn is_an_io_error(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure)
+}
+
+#[test]
+fn a_commit_that_has_returned_is_in_the_store() {
+    for (locking, journal) in every_mode() {
+        let scratch = Scratch::in_memory();
+        let connection = open(&scratch.uri_with("&flush_interval=1h&durability=strict")).unwrap();
+        prepare(&connection, locking, journal);
+        let elsewhere = || {
+            let out = scratch.file("elsewhere.db");
+            restore_txid(&scratch.replica(), &out, None);
+            let rows = rows_in(&out);
+            std::fs::remove_file(out).unwrap();
+            rows
+        };
+        assert_eq!(elsewhere(), BTreeSet::new(), "{locking} {journal}");
+        for row in 1..=4 {
+            insert(&connection, row).unwrap();
+            assert_eq!(elsewhere(), (1..=row).collect(), "{locking} {journal}");
+        }
+        // Spilled, rolled back in part, written again, and more than is kept in memory.
+        connection
+            .execute_batch(
+                "PRAGMA cache_size=5; BEGIN; INSERT INTO t SELECT value, randomblob(3000) FROM generate_series(100, 300);
+                 SAVEPOINT s; UPDATE t SET b = randomblob(2500); ROLLBACK TO s; UPDATE t SET b = randomblob(2000) WHERE a % 3 = 0; COMMIT"
+                    .replace(
+                        "SELECT value, randomblob(3000) FROM generate_series(100, 300)",
+                        "WITH RECURSIVE n(v) AS (VALUES(100) UNION ALL SELECT v + 1 FROM n WHERE v < 300) SELECT v, randomblob(3000) FROM n",
+                    )
+                    .as_str(),
+            )
+            .unwrap();
+        assert_eq!(elsewhere().len(), 205, "{locking} {journal}");
+        connection
+            .execute_batch("BEGIN; UPDATE t SET b = 1; ROLLBACK; PRAGMA wal_checkpoint(TRUNCATE)")
+            .unwrap();
+        connection.execute_batch("DELETE FROM t WHERE a >= 100").unwrap();
+        assert_eq!(elsewhere(), (1..=4).collect(), "{locking} {journal}");
+        connection.execute_batch("VACUUM").unwrap();
+        insert(&connection, 5).unwrap();
+        assert_eq!(elsewhere(), (1..=5).collect(), "{locking} {journal}");
+        assert_eq!(status(&connection)["generation"], 1, "{locking} {journal}");
+        assert_eq!(status(&connection)["discontinuities"], 0, "{locking} {journal}");
+    }
+}
+
+#[test]
+fn nobody_sees_it_before() {
+    for journal in ["WAL", "DELETE", "TRUNCATE", "PERSIST"] {
+        let world = World::with(
+            &format!("unseen-{journal}"),
+            Duration::from_secs(60),
+            OnFenced::Continue,
+        );
+        let connection = world.open_in("NORMAL", journal);
+        insert(&connection, 1).unwrap();
+        world.storm(0, Trouble::Hang);
+        std::thread::scope(|scope| {
+            let commits = scope.spawn(|| {
+                let connection = world.open();
+                insert(&connection, 2)
+            });
+            world.wait_for_the_storm();
+            for other in [plain(&world.scratch.database()), world.open()] {
+                other.busy_timeout(Duration::ZERO).unwrap();
+                let seen = other.query_row("SELECT group_concat(a) FROM t", [], |row| row.get::<_, String>(0));
+                match (journal, seen) {
+                    ("WAL", seen) => assert_eq!(seen.unwrap(), "1"),
+                    (_, seen) => assert_eq!(
+                        seen.unwrap_err().sqlite_error_code(),
+                        Some(ErrorCode::DatabaseBusy),
+                        "{journal}"
+                    ),
+                }
+                let busy = other.execute_batch("BEGIN IMMEDIATE").unwrap_err();
+                assert_eq!(busy.sqlite_error_code(), Some(ErrorCode::DatabaseBusy), "{journal}");
+            }
+            // Nor would anybody after a crash.
+            let image = crash_image(&world, "crashed");
+            assert_eq!(rows_in(&image), [1].into(), "{journal}");
+            assert!(!commits.is_finished());
+            world.store.weather.clear_up_and_lose_connections();
+            commits.join().unwrap().unwrap();
+        });
+        assert_eq!(rows_of(&connection), [1, 2].into(), "{journal}");
+        assert_eq!(world.restore(None), Some([1, 2].into()), "{journal}");
+    }
+}
+
+/// The rows of the database, of a crash, and of each state of the history, after a commit that failed and one that did not.
+fn goes_on(world: &World, connection: &Connection, what: &str) {
+    assert!(connection.is_autocommit(), "{what}");
+    assert_eq!(rows_of(connection), [1].into(), "{what}");
+    assert_eq!(rows_in(&crash_image(world, "crashed")), [1].into(), "{what}");
+    world.store.weather.clear_up_and_lose_connections();
+    insert(connection, 3).unwrap_or_else(|error| panic!("{what}: {error}"));
+    assert_eq!(rows_of(connection), [1, 3].into(), "{what}");
+    let check: String = connection
+        .query_row("PRAGMA quick_check", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(check, "ok", "{what}");
+    assert_eq!(world.restore(None), Some([1, 3].into()), "{what}");
+    let newest = pragma_number(connection, "replvfs_txid").unwrap();
+    assert_eq!(pragma_number(connection, "replvfs_acked"), Some(newest), "{what}");
+    let history = world.history(newest);
+    assert!(history.iter().all(|rows| !rows.contains(&2)), "{what}: {history:?}");
+    assert!(history.contains(&[1].into()), "{what}: {history:?}");
+    assert_eq!(status(connection)["discontinuities"], 0, "{what}");
+}
+
+#[test]
+fn what_the_store_does_not_take_is_rolled_back() {
+    for (locking, journal) in every_mode() {
+        for trouble in [Trouble::Hang, Trouble::Temporary, Trouble::Permanent] {
+            let what = format!("{locking} {journal} {trouble:?}");
+            let world = World::new(&format!("refused-{locking}-{journal}-{trouble:?}"));
+            let connection = world.open_in(locking, journal);
+            insert(&connection, 1).unwrap();
+            world.storm(0, trouble);
+            for _ in 0..2 {
+                let error = insert(&connection, 2).unwrap_err();
+                assert!(is_an_io_error(&error), "{what}: {error}");
+            }
+            goes_on(&world, &connection, &what);
+            drop(connection);
+            assert_eq!(rows_in(&world.scratch.database()), [1, 3].into(), "{what}");
+        }
+    }
+}
+
+/// The object is there, and nobody was told.
+#[test]
+fn an_upload_that_landed_unnoticed_is_left_aside() {
+    for (locking, journal) in every_mode() {
+        let what = format!("{locking} {journal}");
+        let world = World::new(&format!("landed-{locking}-{journal}"));
+        let connection = world.open_in(locking, journal);
+        insert(&connection, 1).unwrap();
+        world.storm(1, Trouble::Lost);
+        let error = insert(&connection, 2).unwrap_err();
+        assert!(is_an_io_error(&error), "{what}: {error}");
+        assert_eq!(world.store.weather.calls()[..2], ["write", "close"], "{what}");
+        assert_eq!(world.restore(None), Some([1, 2].into()), "{what}: it did not land");
+        goes_on(&world, &connection, &what);
+    }
+}
+
+/// An answer that is lost once is no trouble.
+#[test]
+fn an_upload_whose_answer_is_lost_once_is_found() {
+    for journal in JOURNALS {
+        for at in 0..6 {
+            let world = World::with(
+                &format!("found-{journal}-{at}"),
+                Duration::from_secs(60),
+                OnFenced::Continue,
+            );
+            let connection = world.open_in("NORMAL", journal);
+            insert(&connection, 1).unwrap();
+            world.store.weather.storm(Some(Storm {
+                at,
+                trouble: Trouble::Lost,
+                lasting: false,
+            }));
+            insert(&connection, 2).unwrap();
+            assert_eq!(world.restore(None), Some([1, 2].into()), "{journal} {at}");
+            assert_eq!(status(&connection)["generation"], 1, "{journal} {at}");
+        }
+    }
+}
+
+/// As if it had been killed between the upload and the commit frame: another process finds the files, and what is in the store.
+#[test]
+fn a_process_that_dies_before_the_frame_goes_on_without_it() {
+    for journal in ["WAL", "DELETE"] {
+        for on_fenced in [OnFenced::Continue, OnFenced::Stop] {
+            for landed in [true, false] {
+                let what = format!("{journal} {on_fenced:?} landed: {landed}");
+                let name = format!("killed-{journal}-{on_fenced:?}-{landed}");
+                let world = World::with(&name, NEVER, on_fenced);
+                let connection = world.open_in("NORMAL", journal);
+                insert(&connection, 1).unwrap();
+                match landed {
+                    true => world.storm(1, Trouble::Lost),
+                    false => world.storm(0, Trouble::Hang),
+                }
+                // It waits for ever: nothing comes of it any more.
+                std::thread::spawn(move || {
+                    let _ = insert(&connection, 2);
+                });
+                world.wait_for_the_storm();
+                if landed {
+                    // It asks again, and hangs then.
+                    world.storm(0, Trouble::Hang);
+                    world.wait_for_the_storm();
+                }
+                world.store.weather.clear_up();
+                let image = crash_image(&world, "crashed");
+                let next = name.clone() + "-next";
+                world.register(&next.to_ascii_lowercase(), Duration::from_secs(60), on_fenced);
+                let uri = format!("file:{}?vfs={}", image.display(), next.to_ascii_lowercase());
+                let connection = open(&uri).unwrap();
+                assert_eq!(rows_of(&connection), [1].into(), "{what}");
+                insert(&connection, 3).unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert_eq!(rows_of(&connection), [1, 3].into(), "{what}");
+                assert_eq!(world.restore(None), Some([1, 3].into()), "{what}");
+                let newest = pragma_number(&connection, "replvfs_txid").unwrap();
+                let history = world.history(newest);
+                assert!(history.iter().all(|rows| !rows.contains(&2)), "{what}: {history:?}");
+                assert_eq!(status(&connection)["diverged"], false, "{what}");
+                assert_eq!(status(&connection)["fenced"], false, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn it_needs_a_journal() {
+    let world = World::new("without-journal");
+    let connection = world.open();
+    let refused = connection
+        .query_row("PRAGMA journal_mode=OFF", [], |_| Ok(()))
+        .unwrap_err();
+    assert!(refused.to_string().contains("needs a journal"), "{refused}");
+    connection
+        .execute_batch("PRAGMA replvfs_durability=async; PRAGMA journal_mode=OFF")
+        .unwrap();
+    let refused = connection
+        .query_row("PRAGMA replvfs_durability=strict", [], |_| Ok(()))
+        .unwrap_err();
+    assert!(refused.to_string().contains("needs a journal"), "{refused}");
+}
