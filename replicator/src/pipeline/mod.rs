@@ -14,6 +14,8 @@
 //! Between processes: [`local`] keeps, with [`owner`], what this machine knows of the replica, [`attach`] compares it with what
 //! is there, and [`adopt`] takes over what an earlier process had uploaded. [`fenced`] is what follows when another writer has the history.
 //!
+//! [`confirm`] waits until what is committed is in the store; where another process replicates the database that one is asked, by [`neighbours`].
+//!
 //! Leaves to the log what a commit is, to [`format`](crate::format) the bytes, to [`store`](crate::store) how one request is made.
 //! Trouble with the store ends up in the status, never in a commit.
 
@@ -22,6 +24,7 @@ mod attach;
 pub(crate) mod basis;
 mod behind;
 mod changed;
+mod confirm;
 pub(crate) mod due;
 mod fenced;
 mod generation;
@@ -31,6 +34,7 @@ mod images;
 mod local;
 mod making;
 mod missing;
+mod neighbours;
 mod owner;
 mod pace;
 mod progress;

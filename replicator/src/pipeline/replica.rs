@@ -8,11 +8,9 @@ use replvfs_vfs::host::{Durability, FlushError, Replica};
 use replvfs_vfs::resume::Left;
 use replvfs_vfs::types::Txid;
 
+use super::confirm::{self, Attend, Wanted};
 use super::shared::Shared;
 use crate::config::{OnTimeout, durability_of};
-
-/// So often a question that comes while another one is answered is looked at before the wait.
-const ATTEMPTS: usize = 3;
 
 /// What the settings of a database say of waiting.
 #[derive(Debug, Clone, Copy)]
@@ -54,101 +52,12 @@ impl DatabaseReplica {
         }
     }
 
-    /// Waits until this transaction is in the store; without one, until all are that have been committed, and the upload does not wait for more then.
-    fn wait_within(
-        &self,
-        timeout: Duration,
-        until: Option<Txid>,
-        attend: &mut dyn FnMut() -> Result<(), FlushError>,
-    ) -> Result<(), FlushError> {
-        let shared = &self.shared;
-        let end = Instant::now() + timeout;
-        let left = || end.saturating_duration_since(Instant::now());
-        // From here on a store that was away is asked soon.
-        let waiting = until.is_none().then(|| shared.wait_for_upload());
-        let target = loop {
-            if until.is_some_and(|until| shared.log.acked() >= Some(until)) {
-                return Ok(());
-            }
-            let (before, _) = shared.log.asked();
-            let asked = match self.attend(attend).and_then(|asked| self.can_flush().map(|()| asked)) {
-                Ok(asked) => asked,
-                // What cannot be given without the store is asked for again when it answers.
-                Err(_) if self.is_away() && shared.log.wait_asked(before, left()) => continue,
-                Err(refused) => return Err(refused),
-            };
-            // Before that the number of the newest transaction is not known.
-            let settled = shared.log.wait_settled_or_asked(asked, left());
-            let target = until.or_else(|| shared.log.last_txid()).filter(|_| settled);
-            if target.is_some_and(|target| shared.log.wait_acked_or_asked(target, asked, left())) {
-                return Ok(());
-            }
-            if shared.log.failure().is_some() || left().is_zero() {
-                break target;
-            }
-        };
-        drop(waiting);
-        if let Some(reason) = shared.log.failure() {
-            return Err(FlushError(stopped(shared, &reason)));
+    fn wanted(&self, until: Option<Txid>) -> Wanted {
+        Wanted {
+            until,
+            timeout: self.patience.timeout,
         }
-        let trouble = shared
-            .status
-            .current_trouble()
-            .map(|trouble| format!(" ({trouble})"))
-            .unwrap_or_default();
-        let (replica, database) = (shared.store.replica(), &shared.database);
-        Err(FlushError(match target {
-            Some(target) => format!(
-                "transaction {target} of {database} was not in the replica {replica} within {timeout:?}{trouble}; it is committed here, and \
-                 the upload goes on"
-            ),
-            None => format!(
-                "the replica {replica} has not told within {timeout:?} how the history of {database} goes on{trouble}; what is committed here \
-                 is uploaded as soon as it does"
-            ),
-        }))
     }
-
-    /// Lets the connection that waits give what the log asks for. Returns how often it was asked until then.
-    fn attend(&self, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<u64, FlushError> {
-        let log = &self.shared.log;
-        for _ in 1..ATTEMPTS {
-            let (before, _) = log.asked();
-            attend()?;
-            let (asked, answered) = log.asked();
-            // Else it was asked again meanwhile. What the connection finds wrong by itself it asks for, and answers, as well.
-            if answered || asked == before {
-                return Ok(asked);
-            }
-        }
-        let (asked, _) = log.asked();
-        attend().map(|()| asked)
-    }
-
-    /// Why it would be in vain to wait for the upload, if it is known by now.
-    fn can_flush(&self) -> Result<(), FlushError> {
-        let shared = &self.shared;
-        if let Some(reason) = shared.log.failure() {
-            return Err(FlushError(stopped(shared, &reason)));
-        }
-        if shared.log.last_txid().is_none() {
-            return Err(FlushError(format!(
-                "nothing of {} was captured yet: read or write it once",
-                shared.database
-            )));
-        }
-        if shared.is_standby() {
-            return Err(FlushError(format!(
-                "another process replicates {}; ask there, or wait until it has ended",
-                shared.database
-            )));
-        }
-        Ok(())
-    }
-}
-
-fn stopped(shared: &Shared, reason: &str) -> String {
-    format!("replication of {} stopped: {reason}", shared.database)
 }
 
 impl Replica for DatabaseReplica {
@@ -157,16 +66,20 @@ impl Replica for DatabaseReplica {
         self.shared.wake.notify_one();
     }
 
-    fn flush(&self, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError> {
-        self.wait_within(self.patience.timeout, None, attend)
+    fn progressed(&self) {
+        self.shared.progress.notify_waiters();
+    }
+
+    fn flush(&self, attend: Attend<'_>) -> Result<Option<Txid>, FlushError> {
+        confirm::wait(&self.shared, self.wanted(None), attend)
     }
 
     fn durability(&self, uri_parameters: &[(String, String)]) -> Durability {
         durability_of(uri_parameters).unwrap_or(self.patience.durability)
     }
 
-    fn confirm(&self, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError> {
-        let confirmed = self.flush(attend);
+    fn confirm(&self, attend: Attend<'_>) -> Result<(), FlushError> {
+        let confirmed = self.flush(attend).map(|_| ());
         if confirmed.is_err() {
             // As soon as the store is back, though nobody waits any more.
             self.shared.hurry_up();
@@ -184,8 +97,8 @@ impl Replica for DatabaseReplica {
         }
     }
 
-    fn wait(&self, txid: Txid, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError> {
-        self.wait_within(self.patience.timeout, Some(txid), attend)
+    fn wait(&self, txid: Txid, attend: Attend<'_>) -> Result<Option<Txid>, FlushError> {
+        confirm::wait(&self.shared, self.wanted(Some(txid)), attend)
     }
 
     fn owns(&self) -> bool {

@@ -278,7 +278,7 @@ fn a_flush_brings_what_is_asked_for_meanwhile() {
         assert!(flushed.is_ok(), "{flushed:?}");
         assert_eq!(times, 2);
         let refused = replica
-            .flush(&mut || Err(FlushError("not now".to_owned())))
+            .flush(&mut || Err(FlushError::new("not now")))
             .expect_err("refused");
         assert_eq!(refused.to_string(), "not now");
         assert!(!shared.is_awaited());

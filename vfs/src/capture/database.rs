@@ -159,6 +159,25 @@ pub(crate) struct ConnectionState {
 unsafe impl Send for ConnectionState {}
 
 impl ConnectionState {
+    pub(super) fn new(database: &Database, file: Option<FileRef>) -> ConnectionState {
+        ConnectionState {
+            file,
+            file_lock: ffi::SQLITE_LOCK_NONE,
+            writing: false,
+            wal: None,
+            region: None,
+            mirror: Mirror::new(database.memory, &database.budget),
+            too_large: false,
+            checkpointing: false,
+            leaving_wal: false,
+            taking_exclusive: false,
+            waited: false,
+            keeps_wal: false,
+            rollback: RollbackState::default(),
+            writes: WriteState::default(),
+        }
+    }
+
     /// It can commit: it has the WAL's write lock, or the file for itself.
     pub(crate) fn can_publish(&self) -> bool {
         self.writing || self.is_exclusive()
@@ -173,22 +192,7 @@ impl ConnectionState {
 impl Connection {
     pub(crate) fn new(database: Arc<Database>, durability: Durability) -> Connection {
         database.connections.fetch_add(1, Ordering::AcqRel);
-        let state = ConnectionState {
-            file: None,
-            file_lock: ffi::SQLITE_LOCK_NONE,
-            writing: false,
-            wal: None,
-            region: None,
-            mirror: Mirror::new(database.memory, &database.budget),
-            too_large: false,
-            checkpointing: false,
-            leaving_wal: false,
-            taking_exclusive: false,
-            waited: false,
-            keeps_wal: false,
-            rollback: RollbackState::default(),
-            writes: WriteState::default(),
-        };
+        let state = ConnectionState::new(&database, None);
         Connection {
             database,
             state: Mutex::new(state),

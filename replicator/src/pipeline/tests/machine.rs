@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use opendal::Operator;
-use replvfs_vfs::host::Replica;
+use replvfs_vfs::host::{FlushError, Replica};
 use replvfs_vfs::log::{Base, Capturing, Continuity, Log};
 use replvfs_vfs::resume::{Left, Next, Resume};
 use replvfs_vfs::snapshot::Snapshot;
@@ -373,6 +373,11 @@ impl Capturing for Capture {
     }
 
     fn let_writers_by(&self) {}
+
+    fn attend(self: Arc<Self>) -> Result<(), FlushError> {
+        self.sync();
+        Ok(())
+    }
 
     fn look(&self) {
         self.sync();

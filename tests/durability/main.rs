@@ -1,6 +1,8 @@
 //! `durability=remote`: a commit that has returned is in the store, whatever becomes of the machine.
 #![allow(missing_docs)]
 
+mod standby;
+
 use std::sync::Barrier;
 use std::time::Duration;
 
@@ -27,6 +29,12 @@ fn rows_elsewhere(scratch: &Scratch) -> i64 {
     let rows = rows(&out);
     std::fs::remove_file(out).unwrap();
     rows
+}
+
+/// The process that a test starts beside itself.
+#[test]
+fn other_process() {
+    replvfs_tests::peer::run_sql();
 }
 
 #[test]
