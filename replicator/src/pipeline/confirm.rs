@@ -63,17 +63,60 @@ pub(super) fn wait(shared: &Shared, wanted: Wanted, attend: Attend<'_>) -> Resul
             Asked::Nobody(_) if shared.own() => continue,
             Asked::Nobody(why) => why,
         };
-        if let Some(reason) = shared.log.failure() {
-            return Err(FlushError::new(stopped(shared, &reason)));
-        }
-        if left().is_zero() {
-            return Err(FlushError::new(format!(
-                "another process replicates {}, and did not answer within {:?} ({refused})",
-                shared.database, wanted.timeout
-            )));
+        if left().is_zero() || shared.log.failure().is_some() {
+            return Err(nobody(shared, wanted, &refused));
         }
         std::thread::sleep(pause.next().min(left()));
     }
+}
+
+/// Without a connection, in a task of our runtime.
+pub(super) async fn wait_anywhere(shared: &Arc<Shared>, wanted: Wanted) -> Result<Option<Txid>, FlushError> {
+    let end = tokio::time::Instant::now() + wanted.timeout;
+    let left = || end.saturating_duration_since(tokio::time::Instant::now());
+    let mut pause = Pause::new();
+    loop {
+        if !shared.is_standby() {
+            let waited = wait_in_task(
+                shared,
+                Wanted {
+                    timeout: left(),
+                    ..wanted
+                },
+            )
+            .await;
+            if waited.is_ok() || !shared.is_standby() {
+                return waited;
+            }
+        }
+        let (asking, timeout) = (Arc::clone(shared), left());
+        let asked = outside::blocking(move || match asking.neighbours.ask(wanted.until, timeout) {
+            Asked::Nobody(_) if asking.own() => None,
+            asked => Some(asked),
+        });
+        let refused = match asked.await {
+            Ok(None) => continue,
+            Ok(Some(Asked::Acked(txid))) => return Ok(txid),
+            Ok(Some(Asked::Refused(why))) => return Err(FlushError::new(why)),
+            Ok(Some(Asked::Nobody(why))) => why,
+            Err(died) => return Err(FlushError::new(died.to_string())),
+        };
+        if left().is_zero() || shared.log.failure().is_some() {
+            return Err(nobody(shared, wanted, &refused));
+        }
+        tokio::time::sleep(pause.next().min(left())).await;
+    }
+}
+
+/// Who replicates the database does not answer, and it is not this process.
+fn nobody(shared: &Shared, wanted: Wanted, why: &str) -> FlushError {
+    if let Some(reason) = shared.log.failure() {
+        return FlushError::new(stopped(shared, &reason));
+    }
+    FlushError::new(format!(
+        "another process replicates {}, and did not answer within {:?} ({why})",
+        shared.database, wanted.timeout
+    ))
 }
 
 /// In the process that replicates the database.

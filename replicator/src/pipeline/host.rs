@@ -231,7 +231,7 @@ fn start(
         durability: settings.durability,
         on_timeout: settings.on_timeout,
     };
-    let replica = DatabaseReplica::new(Arc::clone(&shared), patience);
+    let replica = DatabaseReplica::new(Arc::clone(&shared), patience, Some(runtime.clone()));
     Ok((shared, Arc::new(replica)))
 }
 

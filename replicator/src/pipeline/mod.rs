@@ -53,6 +53,7 @@ pub(crate) mod waiting;
 
 pub(crate) use host::ReplicatingHost;
 pub(crate) use owner::lock_file;
+pub(crate) use replica::DatabaseReplica;
 
 /// The task cannot go on, and the log says why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,6 +8,10 @@ use replvfs_vfs::host::{Durability, FlushError, Replica};
 use replvfs_vfs::resume::Left;
 use replvfs_vfs::types::Txid;
 
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+
 use super::confirm::{self, Attend, Wanted};
 use super::shared::Shared;
 use crate::config::{OnTimeout, durability_of};
@@ -35,21 +39,60 @@ impl Patience {
     }
 }
 
-#[derive(Debug)]
-pub(super) struct DatabaseReplica {
+#[derive(Debug, Clone)]
+pub(crate) struct DatabaseReplica {
     shared: Arc<Shared>,
     patience: Patience,
     /// A wait at close was in vain: the same close does not wait again.
-    gave_up: AtomicBool,
+    gave_up: Arc<AtomicBool>,
+    /// Where who has no connection waits.
+    runtime: Option<Handle>,
 }
 
 impl DatabaseReplica {
-    pub(super) fn new(shared: Arc<Shared>, patience: Patience) -> DatabaseReplica {
+    pub(super) fn new(shared: Arc<Shared>, patience: Patience, runtime: Option<Handle>) -> DatabaseReplica {
         DatabaseReplica {
             shared,
             patience,
-            gave_up: AtomicBool::new(false),
+            gave_up: Arc::default(),
+            runtime,
         }
+    }
+
+    pub(crate) fn timeout(&self) -> Duration {
+        self.patience.timeout
+    }
+
+    pub(crate) fn acked(&self) -> Option<Txid> {
+        let shared = &self.shared;
+        shared.log.acked().filter(|_| !shared.is_standby())
+    }
+
+    pub(crate) fn report(&self) -> String {
+        self.shared.status()
+    }
+
+    /// Waits without a connection, as [`confirm::wait_anywhere`]. By whatever executor it is awaited, it runs on ours.
+    pub(crate) async fn waiting(&self, until: Option<Txid>, timeout: Duration) -> Result<Option<Txid>, FlushError> {
+        let (done, waited) = oneshot::channel();
+        let waiting = self.wait_then(until, timeout, move |result| {
+            let _ = done.send(result);
+        });
+        let _until_dropped = AbortOnDrop(waiting);
+        waited.await.unwrap_or_else(|_| Err(died()))
+    }
+
+    /// The same; `then` gets the result, on a thread of ours, unless the wait is aborted.
+    pub(crate) fn wait_then(
+        &self,
+        until: Option<Txid>,
+        timeout: Duration,
+        then: impl FnOnce(Result<Option<Txid>, FlushError>) + Send + 'static,
+    ) -> Option<AbortHandle> {
+        let (shared, wanted) = (Arc::clone(&self.shared), Wanted { until, timeout });
+        let runtime = self.runtime.as_ref()?;
+        let waiting = runtime.spawn(async move { then(confirm::wait_anywhere(&shared, wanted).await) });
+        Some(waiting.abort_handle())
     }
 
     fn wanted(&self, until: Option<Txid>) -> Wanted {
@@ -58,6 +101,20 @@ impl DatabaseReplica {
             timeout: self.patience.timeout,
         }
     }
+}
+
+struct AbortOnDrop(Option<AbortHandle>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        if let Some(waiting) = &self.0 {
+            waiting.abort();
+        }
+    }
+}
+
+fn died() -> FlushError {
+    FlushError::new("the wait died, which is a bug in replvfs")
 }
 
 impl Replica for DatabaseReplica {

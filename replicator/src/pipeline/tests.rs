@@ -221,6 +221,7 @@ fn a_flush_says_why_it_failed() {
     let replica = DatabaseReplica::new(
         Arc::clone(&shared),
         Patience::of(Duration::from_millis(20), Duration::ZERO),
+        None,
     );
     let nothing = replica
         .flush(&mut || Ok(()))
@@ -253,6 +254,7 @@ fn a_flush_brings_what_is_asked_for_meanwhile() {
     let replica = DatabaseReplica::new(
         Arc::clone(&shared),
         Patience::of(Duration::from_secs(60), Duration::ZERO),
+        None,
     );
     shared.log.settle(0);
     shared

@@ -208,6 +208,7 @@ impl Machine {
         let replica: Arc<dyn Replica> = Arc::new(DatabaseReplica::new(
             Arc::clone(&shared),
             Patience::of(timeout, timeout),
+            None,
         ));
         log.connect(&replica);
         let capture = Arc::new(Capture {
