@@ -3,54 +3,13 @@
 //! The other process is this test program once more, which runs the test `other_process` and does what its environment says.
 #![allow(missing_docs)]
 
-use std::ffi::OsStr;
-
-use replvfs_tests::peer::Peer;
+use replvfs_tests::peer::{self, SqlPeer as Other};
 use replvfs_tests::{Scratch, compare_pages, flush, open, plain_image, pragma_number, restore_txid, status, use_wal};
 use rusqlite::Connection;
 
-const URI: &str = "REPLVFS_TEST_OTHER_PROCESS";
-
-/// Runs SQL that it is sent line by line, and answers each line with `ok` or the error.
 #[test]
 fn other_process() {
-    let Ok(uri) = std::env::var(URI) else { return };
-    let connection = open(&uri).unwrap();
-    println!("\nready");
-    for line in std::io::stdin().lines() {
-        match connection.execute_batch(&line.unwrap()) {
-            Ok(()) => println!("ok"),
-            Err(error) => println!("{error}"),
-        }
-    }
-}
-
-struct Other(Peer);
-
-impl Other {
-    fn start(uri: &str) -> Other {
-        Other::start_with(uri, &[])
-    }
-
-    fn start_with(uri: &str, environment: &[(&str, &str)]) -> Other {
-        let mut all: Vec<(&str, &OsStr)> = vec![(URI, uri.as_ref())];
-        all.extend(environment.iter().map(|(name, value)| (*name, value.as_ref())));
-        Other(Peer::start(&all))
-    }
-
-    fn run(&mut self, sql: &str) -> String {
-        self.0.tell(sql);
-        self.0.line()
-    }
-
-    fn sql(&mut self, sql: &str) {
-        assert_eq!(self.run(sql), "ok", "{sql}");
-    }
-
-    /// Lets it close its connection and end.
-    fn end(self) {
-        self.0.end();
-    }
+    peer::run_sql();
 }
 
 fn newest_is(scratch: &Scratch, truth: &[u8]) {
@@ -149,10 +108,10 @@ fn one_process_replicates_and_the_next_takes_over() {
     let connection = open(&scratch.uri_with("&flush_interval=10ms")).unwrap();
     connection.execute_batch("INSERT INTO t(b) VALUES('standby')").unwrap();
     assert_eq!(status(&connection)["owner"], false);
-    let refused = connection
-        .query_row("PRAGMA replvfs_flush", [], |_| Ok(()))
-        .unwrap_err();
-    assert!(refused.to_string().contains("another process replicates"), "{refused}");
+    // The owner is asked.
+    flush(&connection);
+    newest_is(&scratch, &plain_image(&scratch.database()));
+    connection.execute_batch("INSERT INTO t(b) VALUES('unasked')").unwrap();
     // The owner sees to it.
     owner.sql("PRAGMA replvfs_flush");
     newest_is(&scratch, &plain_image(&scratch.database()));
@@ -195,7 +154,7 @@ fn when_the_owner_is_killed_another_process_takes_over_beside_plain_writers() {
     write(&mut owner);
     write(&mut plain);
     owner.sql("INSERT INTO t(b) VALUES('the last words')");
-    owner.0.kill();
+    owner.kill();
     write(&mut plain);
     while status(&standby)["owner"] == false {
         std::thread::yield_now();
@@ -241,7 +200,7 @@ fn a_standby_takes_over_before_it_restarts_the_wal() {
         owner.sql("INSERT INTO t(b) VALUES('the last words')");
     }
     assert_eq!(status(&standby)["owner"], false);
-    owner.0.kill();
+    owner.kill();
     for _ in 0..20 {
         standby.execute_batch("INSERT INTO t(b) VALUES('after')").unwrap();
     }
@@ -292,7 +251,7 @@ fn a_process_that_gave_the_database_away_has_no_numbers_for_its_commits() {
         let now = status(&standby);
         assert!(now["owner"] == false && now["txid"].is_null(), "{now}");
     }
-    owner.0.kill();
+    owner.kill();
     while status(&standby)["owner"] == false {
         standby.execute_batch("INSERT INTO t(b) VALUES('ours')").unwrap();
     }
@@ -465,7 +424,7 @@ fn a_hot_journal_of_a_killed_process_is_rolled_back_before_the_history_goes_on()
         other.sql("BEGIN; UPDATE t SET b=randomblob(300000); INSERT INTO t(b) VALUES(randomblob(300000))");
         let torn = std::fs::read(scratch.database()).unwrap();
         assert_ne!(torn.len(), committed.len(), "nothing was spilled");
-        other.0.kill();
+        other.kill();
 
         let connection = before.unwrap_or_else(|| scratch.open());
         let rows: i64 = connection

@@ -26,6 +26,7 @@ mod outside;
 mod pipeline;
 pub mod prune;
 mod remote;
+mod replication;
 pub mod restore;
 pub mod store;
 pub mod time;
@@ -33,6 +34,7 @@ pub mod verify;
 
 pub use config::Config;
 pub use error::Error;
+pub use replication::{FlushError, Replication};
 pub use replvfs_vfs::shim::last_open_error;
 pub use replvfs_vfs::types::Txid;
 

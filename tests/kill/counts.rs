@@ -20,6 +20,8 @@ pub(crate) struct Counts {
     pub(crate) writers: u64,
     commits: u64,
     acknowledged: u64,
+    /// Commits that waited, of processes that replicated the database, and of others.
+    confirmed: (u64, u64),
     kills: u64,
     /// By the event that they followed.
     by_event: Tally,
@@ -29,7 +31,7 @@ pub(crate) struct Counts {
     by_mode: Tally,
     /// By what else it was.
     by_process: Tally,
-    /// Flushes that were refused, by reason.
+    /// Flushes, and commits that waited, that were refused, by reason.
     refused: Tally,
 }
 
@@ -44,6 +46,9 @@ impl Counts {
     pub(crate) fn heard(&mut self, heard: &Heard) {
         self.commits += heard.done.len() as u64;
         self.acknowledged += heard.acked.len() as u64;
+        let owners = heard.confirmed.iter().filter(|owner| **owner).count() as u64;
+        self.confirmed.0 += owners;
+        self.confirmed.1 += heard.confirmed.len() as u64 - owners;
         for killed in &heard.killed {
             self.kills += 1;
             add(&mut self.by_event, killed.trigger);
@@ -114,6 +119,11 @@ impl Counts {
             (self.disks_lost < enough(1), "lost disks"),
             (self.commits < enough(100), "commits"),
             (self.acknowledged < enough(30), "acknowledgements"),
+            (self.confirmed.0 < enough(20), "commits that wait"),
+            (
+                rounds >= ENOUGH && self.confirmed.1 < 10,
+                "commits that wait in a process that stands by",
+            ),
             (rounds >= ENOUGH && self.hot_journals < 3, "hot journals"),
         ];
         missing.extend(few.iter().filter(|(few, _)| *few).map(|(_, what)| *what));
@@ -125,12 +135,13 @@ impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} rounds, {} writers, {} killed; {} commits, {} times some were acknowledged; {} hot journals; {} disks lost; {} restores; at most {} spans after a round, and {} without their segments",
+            "{} rounds, {} writers, {} killed; {} commits, {} times some were acknowledged, {:?} that waited in owners and others; {} hot journals; {} disks lost; {} restores; at most {} spans after a round, and {} without their segments",
             self.rounds,
             self.writers,
             self.kills,
             self.commits,
             self.acknowledged,
+            self.confirmed,
             self.hot_journals,
             self.disks_lost,
             self.restores,

@@ -129,6 +129,7 @@ impl Writer {
             uri: String::new(),
             id,
             plain,
+            waits: !plain && rng.one_in(2),
             pragmas,
             journal,
             mode: journal.mode(rng),

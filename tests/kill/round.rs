@@ -34,7 +34,9 @@ pub(crate) struct Heard {
     /// The same for what is in the replica.
     pub(crate) acked: Vec<(i64, i64)>,
     pub(crate) killed: Vec<Killed>,
-    /// Flushes that were refused.
+    /// Commits that waited until they were in the replica: whether the process replicated it.
+    pub(crate) confirmed: Vec<bool>,
+    /// Flushes, and such commits, that were refused.
     pub(crate) refused: Vec<String>,
 }
 
@@ -155,7 +157,8 @@ fn take(runners: &mut [Runner], (index, line): Said, heard: &mut Heard) {
                 process.end();
             }
         }
-        "refused" => heard.refused.push(line.rest),
+        "confirmed" => heard.confirmed.push(process.heard().owns),
+        "refused" | "unconfirmed" => heard.refused.push(line.rest),
         "pause" => runner.paused = true,
         _ => {}
     }

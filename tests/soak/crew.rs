@@ -130,6 +130,7 @@ impl Crew<'_> {
             },
             id: index.try_into().unwrap(),
             plain,
+            waits: !plain && rng.one_in(3),
             pragmas: Job::draw_pragmas(rng, false),
             journal: self.journal,
             mode: self.journal.mode(rng),
@@ -365,6 +366,7 @@ impl Crew<'_> {
         let job = Job {
             uri: self.scratch.uri_with("&timeout=120s"),
             id: LAST_WRITER,
+            waits: false,
             mode,
             page_size: 4096,
             deletes_merged: false,

@@ -56,6 +56,68 @@ impl Peer {
     }
 }
 
+const URI: &str = "REPLVFS_TEST_OTHER_PROCESS";
+
+/// A further process that runs SQL: its test `other_process` is [`run_sql`].
+#[derive(Debug)]
+pub struct SqlPeer(Peer);
+
+/// Runs SQL that it is sent line by line, and answers each line with `ok` or the error. Does nothing unless it was started by [`SqlPeer`].
+pub fn run_sql() {
+    let Ok(uri) = std::env::var(URI) else { return };
+    let connection = crate::open(&uri).expect("opens");
+    println!("\nready");
+    for line in std::io::stdin().lines() {
+        match connection.execute_batch(&line.expect("a line")) {
+            Ok(()) => println!("ok"),
+            Err(error) => println!("{error}"),
+        }
+    }
+}
+
+impl SqlPeer {
+    /// Starts it, with the database of that URI open.
+    pub fn start(uri: &str) -> SqlPeer {
+        SqlPeer::start_with(uri, &[])
+    }
+
+    /// The same in another environment.
+    pub fn start_with(uri: &str, environment: &[(&str, &str)]) -> SqlPeer {
+        let mut all: Vec<(&str, &OsStr)> = vec![(URI, uri.as_ref())];
+        all.extend(environment.iter().map(|(name, value)| (*name, value.as_ref())));
+        SqlPeer(Peer::start(&all))
+    }
+
+    /// Its answer.
+    pub fn run(&mut self, sql: &str) -> String {
+        self.0.tell(sql);
+        self.0.line()
+    }
+
+    /// What has to succeed.
+    pub fn sql(&mut self, sql: &str) {
+        assert_eq!(self.run(sql), "ok", "{sql}");
+    }
+
+    /// Lets it close its connection and end.
+    pub fn end(self) {
+        self.0.end();
+    }
+
+    /// Ends it at once.
+    pub fn kill(self) {
+        self.0.kill();
+    }
+
+    /// Sends it a signal, by its name as `kill` takes it.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill")
+            .args([name, &self.0.process.id().to_string()])
+            .status();
+        assert!(sent.expect("kill").success(), "{name}");
+    }
+}
+
 impl Drop for Peer {
     fn drop(&mut self) {
         let _ = self.process.kill();

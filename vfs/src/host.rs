@@ -1,6 +1,7 @@
 //! What the VFS asks of the side that replicates. The traits are the whole border: this crate knows no
 //! runtime, no store and no clock but what comes through them.
 
+use std::any::Any;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -53,8 +54,37 @@ pub struct OpenError(pub String);
 
 /// Why a flush did not come through: one sentence that says what to do.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{0}")]
-pub struct FlushError(pub String);
+#[error("{reason}")]
+pub struct FlushError {
+    reason: String,
+    may_pass: bool,
+}
+
+impl FlushError {
+    /// It would be in vain to wait.
+    #[must_use]
+    pub fn new(reason: impl Into<String>) -> FlushError {
+        FlushError {
+            reason: reason.into(),
+            may_pass: false,
+        }
+    }
+
+    /// It may be otherwise in a moment: who has time left tries again.
+    #[must_use]
+    pub fn passing(reason: impl Into<String>) -> FlushError {
+        FlushError {
+            reason: reason.into(),
+            may_pass: true,
+        }
+    }
+
+    /// Whether it is worth trying again.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        self.may_pass
+    }
+}
 
 /// When a commit returns.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -91,18 +121,23 @@ impl Durability {
 }
 
 /// The replication of one database, as its connections see it.
-pub trait Replica: Send + Sync + 'static {
+pub trait Replica: Any + Send + Sync {
     /// The log has got something that the replica asked to be told of (see [`Log::arm`]). Called inside a commit:
     /// never blocks, never fails.
     fn wake(&self);
 
-    /// Waits until all that is in the log is in the store. Calls `attend` first, and again whenever the log asks for a base or a proof
-    /// meanwhile: where a connection has the database for itself nobody but the one that waits can give it. Its error ends the wait.
+    /// Something that is waited for in the log may have come: it was acknowledged, its numbers became final, it asks for something, it failed. Never
+    /// blocks, never fails.
+    fn progressed(&self) {}
+
+    /// Waits until all that is committed in the database is in the store, and tells the newest transaction that is. Calls `attend` first, and again whenever the
+    /// log asks for a base or a proof meanwhile: where a connection has the database for itself nobody but the one that waits can give it. Its error ends the
+    /// wait, but for one that may pass. Where another process replicates the database that one is asked, and `attend` is not called.
     ///
     /// # Errors
     ///
     /// When that did not happen within the replica's timeout, or cannot happen.
-    fn flush(&self, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError>;
+    fn flush(&self, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<Option<Txid>, FlushError>;
 
     /// The level of a connection that is opened with these parameters of its URI, as long as it says nothing else.
     fn durability(&self, _uri_parameters: &[(String, String)]) -> Durability {
@@ -115,7 +150,7 @@ pub trait Replica: Send + Sync + 'static {
     ///
     /// The commit fails with `SQLITE_IOERR`. It stays, and is uploaded later.
     fn confirm(&self, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError> {
-        self.flush(attend)
+        self.flush(attend).map(|_| ())
     }
 
     /// Waits until a transaction that is not committed yet is in the store, alone: all before it is first. `propose` puts it into the log
@@ -129,7 +164,7 @@ pub trait Replica: Send + Sync + 'static {
         _attend: &mut dyn FnMut() -> Result<(), FlushError>,
         _propose: &mut dyn FnMut() -> Result<Option<Txid>, FlushError>,
     ) -> Result<Txid, FlushError> {
-        Err(FlushError("its replica cannot hold commits back".to_owned()))
+        Err(FlushError::new("its replica cannot hold commits back"))
     }
 
     /// What [`Replica::hold`] waited for was committed: to be remembered before it returns, without a sync. Called with locks of the capture held.
@@ -140,7 +175,7 @@ pub trait Replica: Send + Sync + 'static {
     /// # Errors
     ///
     /// When that did not happen within the replica's timeout, or cannot happen.
-    fn wait(&self, txid: Txid, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError>;
+    fn wait(&self, txid: Txid, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<Option<Txid>, FlushError>;
 
     /// Whether this process replicates the database, so that it is to keep the WAL.
     fn owns(&self) -> bool;

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::host::Replica;
+use crate::host::{FlushError, Replica};
 use crate::resume::Resume;
 use crate::snapshot::Snapshot;
 use crate::transaction::Transaction;
@@ -83,6 +83,7 @@ pub trait Capturing: Send + Sync {
     fn has_news(&self) -> bool;
     fn look(&self);
     fn let_writers_by(&self);
+    fn attend(self: Arc<Self>) -> Result<(), FlushError>;
 }
 
 /// What is waiting in the log.
@@ -239,7 +240,7 @@ impl Log {
                 if matches!(item, Item::Transaction(_)) {
                     let bug = "a transaction was captured beside one that was not committed, which is a bug in replvfs";
                     inner.failure.get_or_insert_with(|| bug.to_owned());
-                    self.progress.notify_all();
+                    self.tell();
                 }
                 return false;
             }
@@ -262,7 +263,7 @@ impl Log {
             }
             if matches!(item, Item::Resumed(_)) {
                 inner.settled = true;
-                self.progress.notify_all();
+                self.tell();
             }
             inner.urgent += usize::from(item.is_urgent());
             inner.images += usize::from(matches!(item, Item::Image(_)));
@@ -279,6 +280,14 @@ impl Log {
 
     fn replica(&self) -> Option<Arc<dyn Replica>> {
         self.replica.get().and_then(Weak::upgrade)
+    }
+
+    /// Whoever waits for something looks whether it has come.
+    fn tell(&self) {
+        self.progress.notify_all();
+        if let Some(replica) = self.replica() {
+            replica.progressed();
+        }
     }
 
     /// What must come before any transaction. Costs no lock when nothing is wanted.
@@ -411,7 +420,7 @@ impl Log {
     /// Forgets what was captured: another process replicates it.
     pub fn forget(&self) {
         let dropped = self.lock().clear();
-        self.progress.notify_all();
+        self.tell();
         drop(dropped);
     }
 
@@ -523,7 +532,7 @@ impl Log {
                 }
             }
         }
-        self.progress.notify_all();
+        self.tell();
     }
 
     /// Whether txids are final.
@@ -560,7 +569,7 @@ impl Log {
         let dropped = {
             let mut inner = self.lock();
             inner.suspended = true;
-            self.progress.notify_all();
+            self.tell();
             inner.clear()
         };
         drop(dropped);
@@ -583,7 +592,7 @@ impl Log {
     fn ask(&self, inner: &mut Inner) {
         inner.asked += 1;
         self.base_wanted.store(true, Ordering::Release);
-        self.progress.notify_all();
+        self.tell();
     }
 
     /// How often the capture was asked for a base or a proof, and whether that was answered: whoever waits for the upload may have to do that.
@@ -630,6 +639,17 @@ impl Log {
         if let Some(capturing) = self.capturing() {
             capturing.look();
         }
+    }
+
+    /// Captures all that is committed in the database, by whatever process, and gives what the log asks for, as a connection that waits for the upload
+    /// does. Blocks on file I/O.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be proved that all of it is captured. Where a connection of this process has the database for itself only that one can prove it.
+    pub fn attend(&self) -> Result<(), FlushError> {
+        let capturing = self.capturing();
+        capturing.map_or_else(|| Err(FlushError::new("the database is closed")), Capturing::attend)
     }
 
     /// The store does not answer: what is still to be read from a database without a WAL is given up where it keeps other processes from
@@ -689,7 +709,7 @@ impl Log {
         let is_abandoned = inner.abandoned.is_some_and(|abandoned| txid <= abandoned);
         if inner.failure.is_none() && !is_abandoned && inner.acked < Some(txid) {
             inner.acked = Some(txid);
-            self.progress.notify_all();
+            self.tell();
         }
     }
 
@@ -701,7 +721,7 @@ impl Log {
             if inner.failure.is_none() {
                 inner.failure = Some(reason);
             }
-            self.progress.notify_all();
+            self.tell();
             inner.clear()
         };
         drop(dropped);

@@ -2,14 +2,20 @@
 //!
 //! Owns the crossing from C: pointers, texts, panics. What is done is the crate `replvfs`'s.
 
-use std::ffi::{CString, c_char, c_int};
+use std::ffi::{CStr, CString, OsStr, c_char, c_int};
+use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
-use replvfs::Config;
+use replvfs::{Config, Replication, Txid};
 
 const OK: c_int = 0;
 const ERROR: c_int = 1;
+const IOERR: c_int = 10;
+const NOTFOUND: c_int = 12;
+const MISUSE: c_int = 21;
+
+type Failed = (c_int, String);
 
 /// Registers the VFSes `replvfs` and `replvfs-remote`, once.
 ///
@@ -20,20 +26,91 @@ const ERROR: c_int = 1;
 pub unsafe extern "C" fn replvfs_register(error: *mut *mut c_char) -> c_int {
     static REGISTERED: Mutex<bool> = Mutex::new(false);
 
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
+    let register = || {
         let mut registered = REGISTERED.lock().unwrap_or_else(PoisonError::into_inner);
         if !*registered {
-            replvfs::register(Config::default()).map_err(|error| error.to_string())?;
+            replvfs::register(Config::default()).map_err(|error| (ERROR, error.to_string()))?;
             *registered = true;
         }
         Ok(())
-    }));
-    let message = match outcome {
-        Ok(Ok(())) => None,
-        Ok(Err(message)) => Some(message),
-        Err(_panic) => Some("replvfs: internal error while it was registered".to_owned()),
     };
-    let code = if message.is_none() { OK } else { ERROR };
+    // SAFETY: as promised by the caller.
+    unsafe { run(error, register) }
+}
+
+/// Uploads what is committed in a database, and waits until it can be restored.
+///
+/// # Safety
+///
+/// `database` is null or a text; `error` is null or may be written to.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn replvfs_flush(database: *const c_char, error: *mut *mut c_char) -> c_int {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        run(error, || {
+            let flushed = replication(database)?.flush();
+            flushed.map(|_| ()).map_err(|error| (IOERR, error.to_string()))
+        })
+    }
+}
+
+/// Waits until a transaction can be restored.
+///
+/// # Safety
+///
+/// As for [`replvfs_flush`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn replvfs_wait(database: *const c_char, txid: u64, error: *mut *mut c_char) -> c_int {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        run(error, || {
+            let waited = replication(database)?.wait(Txid(txid));
+            waited.map(|_| ()).map_err(|error| (IOERR, error.to_string()))
+        })
+    }
+}
+
+/// The status of a database's replication; null when it has none in this process.
+///
+/// # Safety
+///
+/// `database` is null or a text.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn replvfs_status_json(database: *const c_char) -> *mut c_char {
+    // SAFETY: as promised by the caller.
+    let status = catch_unwind(|| unsafe { replication(database) }.map(|replication| replication.status()));
+    match status {
+        Ok(Ok(status)) => into_c(status),
+        Ok(Err(_)) | Err(_) => std::ptr::null_mut(),
+    }
+}
+
+/// # Safety
+///
+/// `database` is null or a text.
+unsafe fn replication(database: *const c_char) -> Result<Replication, Failed> {
+    if database.is_null() {
+        return Err((MISUSE, "replvfs: the database's path is NULL".to_owned()));
+    }
+    // SAFETY: not null, so it is a text.
+    let path = OsStr::from_bytes(unsafe { CStr::from_ptr(database) }.to_bytes());
+    Replication::of(path).ok_or_else(|| {
+        let path = path.to_string_lossy();
+        let message =
+            format!("replvfs: {path} is not open in this process with vfs=replvfs and a replica: open it first");
+        (NOTFOUND, message)
+    })
+}
+
+/// # Safety
+///
+/// `error` is null or may be written to.
+unsafe fn run(error: *mut *mut c_char, body: impl FnOnce() -> Result<(), Failed>) -> c_int {
+    let (code, message) = match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(())) => (OK, None),
+        Ok(Err((code, message))) => (code, Some(message)),
+        Err(_panic) => (ERROR, Some("replvfs: a panic, which is a bug in replvfs".to_owned())),
+    };
     if !error.is_null() {
         // SAFETY: not null, so the caller lets us write there.
         unsafe { *error = message.map_or(std::ptr::null_mut(), into_c) };

@@ -14,6 +14,7 @@ use replvfs_vfs::types::UnixMillis;
 use tokio::runtime::{Builder, Runtime};
 
 use super::due::Rule;
+use super::neighbours::{self, Neighbours};
 use super::replica::{DatabaseReplica, Patience};
 use super::shared::{self, Shared};
 use super::task::{Plan, Task};
@@ -193,7 +194,9 @@ fn start(
             missing::restore_if_missing(runtime, path, &store, settings.timeout)?;
         }
     }
-    let shared = Arc::new(Shared::new(Arc::clone(log), store, path));
+    let mut shared = Shared::new(Arc::clone(log), store, path);
+    shared.neighbours = Neighbours::of(path);
+    let shared = Arc::new(shared);
     let plan = Plan {
         flush_interval: settings.flush_interval,
         segment_size: settings.segment_size,
@@ -220,6 +223,7 @@ fn start(
         shared.stays_fenced();
     }
     spawn(runtime, Arc::clone(&shared), plan);
+    runtime.spawn(neighbours::serve(Arc::clone(&shared)));
     let patience = Patience {
         timeout: settings.timeout,
         close_timeout: settings.close_timeout,
@@ -227,7 +231,7 @@ fn start(
         durability: settings.durability,
         on_timeout: settings.on_timeout,
     };
-    let replica = DatabaseReplica::new(Arc::clone(&shared), patience);
+    let replica = DatabaseReplica::new(Arc::clone(&shared), patience, Some(runtime.clone()));
     Ok((shared, Arc::new(replica)))
 }
 

@@ -15,6 +15,8 @@
 //! is there, and [`adopt`] takes over what an earlier process had uploaded. [`fenced`] is what follows when another writer has the history.
 //! [`strict`] is what there is to transactions that are in the store before they are committed.
 //!
+//! [`confirm`] waits until what is committed is in the store; where another process replicates the database that one is asked, by [`neighbours`].
+//!
 //! Leaves to the log what a commit is, to [`format`](crate::format) the bytes, to [`store`](crate::store) how one request is made.
 //! Trouble with the store ends up in the status, never in a commit.
 
@@ -23,6 +25,7 @@ mod attach;
 pub(crate) mod basis;
 mod behind;
 mod changed;
+mod confirm;
 pub(crate) mod due;
 mod fenced;
 mod generation;
@@ -32,6 +35,7 @@ mod images;
 mod local;
 mod making;
 mod missing;
+mod neighbours;
 mod owner;
 mod pace;
 mod progress;
@@ -51,6 +55,7 @@ pub(crate) mod waiting;
 
 pub(crate) use host::ReplicatingHost;
 pub(crate) use owner::lock_file;
+pub(crate) use replica::DatabaseReplica;
 
 /// The task cannot go on, and the log says why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,11 +8,13 @@ use replvfs_vfs::host::{Durability, FlushError, Replica};
 use replvfs_vfs::resume::Left;
 use replvfs_vfs::types::Txid;
 
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+
+use super::confirm::{self, Attend, Wanted};
 use super::shared::Shared;
 use crate::config::{OnTimeout, durability_of};
-
-/// So often a question that comes while another one is answered is looked at before the wait.
-const ATTEMPTS: usize = 3;
 
 /// What the settings of a database say of waiting.
 #[derive(Debug, Clone, Copy)]
@@ -37,20 +39,23 @@ impl Patience {
     }
 }
 
-#[derive(Debug)]
-pub(super) struct DatabaseReplica {
+#[derive(Debug, Clone)]
+pub(crate) struct DatabaseReplica {
     shared: Arc<Shared>,
     patience: Patience,
     /// A wait at close was in vain: the same close does not wait again.
-    gave_up: AtomicBool,
+    gave_up: Arc<AtomicBool>,
+    /// Where who has no connection waits.
+    runtime: Option<Handle>,
 }
 
 impl DatabaseReplica {
-    pub(super) fn new(shared: Arc<Shared>, patience: Patience) -> DatabaseReplica {
+    pub(super) fn new(shared: Arc<Shared>, patience: Patience, runtime: Option<Handle>) -> DatabaseReplica {
         DatabaseReplica {
             shared,
             patience,
-            gave_up: AtomicBool::new(false),
+            gave_up: Arc::default(),
+            runtime,
         }
     }
 
@@ -58,105 +63,62 @@ impl DatabaseReplica {
         &self.shared
     }
 
-    pub(super) fn timeout(&self) -> Duration {
+    pub(crate) fn timeout(&self) -> Duration {
         self.patience.timeout
     }
 
-    /// Waits until this transaction is in the store; without one, until all are that have been committed, and the upload does not wait for more then.
-    pub(super) fn wait_within(
+    pub(crate) fn acked(&self) -> Option<Txid> {
+        let shared = &self.shared;
+        shared.log.acked().filter(|_| !shared.is_standby())
+    }
+
+    pub(crate) fn report(&self) -> String {
+        self.shared.status()
+    }
+
+    /// Waits without a connection, as [`confirm::wait_anywhere`]. By whatever executor it is awaited, it runs on ours.
+    pub(crate) async fn waiting(&self, until: Option<Txid>, timeout: Duration) -> Result<Option<Txid>, FlushError> {
+        let (done, waited) = oneshot::channel();
+        let waiting = self.wait_then(until, timeout, move |result| {
+            let _ = done.send(result);
+        });
+        let _until_dropped = AbortOnDrop(waiting);
+        waited.await.unwrap_or_else(|_| Err(died()))
+    }
+
+    /// The same; `then` gets the result, on a thread of ours, unless the wait is aborted.
+    pub(crate) fn wait_then(
         &self,
-        timeout: Duration,
         until: Option<Txid>,
-        attend: &mut dyn FnMut() -> Result<(), FlushError>,
-    ) -> Result<(), FlushError> {
-        let shared = &self.shared;
-        let end = Instant::now() + timeout;
-        let left = || end.saturating_duration_since(Instant::now());
-        // From here on a store that was away is asked soon.
-        let waiting = until.is_none().then(|| shared.wait_for_upload());
-        let target = loop {
-            if until.is_some_and(|until| shared.log.acked() >= Some(until)) {
-                return Ok(());
-            }
-            let (before, _) = shared.log.asked();
-            let asked = match self.attend(attend).and_then(|asked| self.can_flush().map(|()| asked)) {
-                Ok(asked) => asked,
-                // What cannot be given without the store is asked for again when it answers.
-                Err(_) if self.is_away() && shared.log.wait_asked(before, left()) => continue,
-                Err(refused) => return Err(refused),
-            };
-            // Before that the number of the newest transaction is not known.
-            let settled = shared.log.wait_settled_or_asked(asked, left());
-            let target = until.or_else(|| shared.log.last_txid()).filter(|_| settled);
-            if target.is_some_and(|target| shared.log.wait_acked_or_asked(target, asked, left())) {
-                return Ok(());
-            }
-            if shared.log.failure().is_some() || left().is_zero() {
-                break target;
-            }
-        };
-        drop(waiting);
-        if let Some(reason) = shared.log.failure() {
-            return Err(FlushError(stopped(shared, &reason)));
-        }
-        let trouble = shared
-            .status
-            .current_trouble()
-            .map(|trouble| format!(" ({trouble})"))
-            .unwrap_or_default();
-        let (replica, database) = (shared.store.replica(), &shared.database);
-        Err(FlushError(match target {
-            Some(target) => format!(
-                "transaction {target} of {database} was not in the replica {replica} within {timeout:?}{trouble}; it is committed here, and \
-                 the upload goes on"
-            ),
-            None => format!(
-                "the replica {replica} has not told within {timeout:?} how the history of {database} goes on{trouble}; what is committed here \
-                 is uploaded as soon as it does"
-            ),
-        }))
+        timeout: Duration,
+        then: impl FnOnce(Result<Option<Txid>, FlushError>) + Send + 'static,
+    ) -> Option<AbortHandle> {
+        let (shared, wanted) = (Arc::clone(&self.shared), Wanted { until, timeout });
+        let runtime = self.runtime.as_ref()?;
+        let waiting = runtime.spawn(async move { then(confirm::wait_anywhere(&shared, wanted).await) });
+        Some(waiting.abort_handle())
     }
 
-    /// Lets the connection that waits give what the log asks for. Returns how often it was asked until then.
-    fn attend(&self, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<u64, FlushError> {
-        let log = &self.shared.log;
-        for _ in 1..ATTEMPTS {
-            let (before, _) = log.asked();
-            attend()?;
-            let (asked, answered) = log.asked();
-            // Else it was asked again meanwhile. What the connection finds wrong by itself it asks for, and answers, as well.
-            if answered || asked == before {
-                return Ok(asked);
-            }
+    fn wanted(&self, until: Option<Txid>) -> Wanted {
+        Wanted {
+            until,
+            timeout: self.patience.timeout,
         }
-        let (asked, _) = log.asked();
-        attend().map(|()| asked)
-    }
-
-    /// Why it would be in vain to wait for the upload, if it is known by now.
-    fn can_flush(&self) -> Result<(), FlushError> {
-        let shared = &self.shared;
-        if let Some(reason) = shared.log.failure() {
-            return Err(FlushError(stopped(shared, &reason)));
-        }
-        if shared.log.last_txid().is_none() {
-            return Err(FlushError(format!(
-                "nothing of {} was captured yet: read or write it once",
-                shared.database
-            )));
-        }
-        if shared.is_standby() {
-            return Err(FlushError(format!(
-                "another process replicates {}; ask there, or wait until it has ended",
-                shared.database
-            )));
-        }
-        Ok(())
     }
 }
 
-fn stopped(shared: &Shared, reason: &str) -> String {
-    format!("replication of {} stopped: {reason}", shared.database)
+struct AbortOnDrop(Option<AbortHandle>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        if let Some(waiting) = &self.0 {
+            waiting.abort();
+        }
+    }
+}
+
+fn died() -> FlushError {
+    FlushError::new("the wait died, which is a bug in replvfs")
 }
 
 impl Replica for DatabaseReplica {
@@ -165,16 +127,20 @@ impl Replica for DatabaseReplica {
         self.shared.wake.notify_one();
     }
 
-    fn flush(&self, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError> {
-        self.wait_within(self.patience.timeout, None, attend)
+    fn progressed(&self) {
+        self.shared.progress.notify_waiters();
+    }
+
+    fn flush(&self, attend: Attend<'_>) -> Result<Option<Txid>, FlushError> {
+        confirm::wait(&self.shared, self.wanted(None), attend)
     }
 
     fn durability(&self, uri_parameters: &[(String, String)]) -> Durability {
         durability_of(uri_parameters).unwrap_or(self.patience.durability)
     }
 
-    fn confirm(&self, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError> {
-        let confirmed = self.flush(attend);
+    fn confirm(&self, attend: Attend<'_>) -> Result<(), FlushError> {
+        let confirmed = self.flush(attend).map(|_| ());
         if confirmed.is_err() {
             // As soon as the store is back, though nobody waits any more.
             self.shared.hurry_up();
@@ -194,7 +160,7 @@ impl Replica for DatabaseReplica {
 
     fn hold(
         &self,
-        attend: &mut dyn FnMut() -> Result<(), FlushError>,
+        attend: Attend<'_>,
         propose: &mut dyn FnMut() -> Result<Option<Txid>, FlushError>,
     ) -> Result<Txid, FlushError> {
         super::strict::hold(self, attend, propose)
@@ -206,8 +172,8 @@ impl Replica for DatabaseReplica {
         }
     }
 
-    fn wait(&self, txid: Txid, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError> {
-        self.wait_within(self.patience.timeout, Some(txid), attend)
+    fn wait(&self, txid: Txid, attend: Attend<'_>) -> Result<Option<Txid>, FlushError> {
+        confirm::wait(&self.shared, self.wanted(Some(txid)), attend)
     }
 
     fn owns(&self) -> bool {

@@ -8,9 +8,11 @@ use std::time::SystemTime;
 use replvfs_vfs::log::Log;
 use replvfs_vfs::types::UnixMillis;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::fenced::Refusal;
 use super::local::{Local, Taken};
+use super::neighbours::Neighbours;
 use super::status::Status;
 use super::upkeep::Upkeep;
 use crate::outside;
@@ -35,6 +37,9 @@ pub(super) struct Shared {
     pub(super) hurry: Notify,
     /// A transaction that may be on its way to the store was not committed.
     pub(super) given_up: Notify,
+    /// What a task waits for in the log may have come.
+    pub(super) progress: Notify,
+    pub(super) neighbours: Neighbours,
     waiting: AtomicUsize,
     /// What waits is to be sealed at once, though nobody waits for it.
     hurried: AtomicBool,
@@ -78,6 +83,8 @@ impl Shared {
             open_again: Notify::new(),
             hurry: Notify::new(),
             given_up: Notify::new(),
+            progress: Notify::new(),
+            neighbours: Neighbours::default(),
             waiting: AtomicUsize::new(0),
             hurried: AtomicBool::new(false),
             owner: AtomicBool::new(false),
@@ -182,6 +189,9 @@ impl Shared {
             // Only with the lock.
             self.upkeep.begin();
             self.owner.store(!matches!(taken, Taken::No), Ordering::Release);
+            if matches!(taken, Taken::Again | Taken::From(_)) {
+                self.neighbours.listen();
+            }
         });
         let first = self.undecided.swap(false, Ordering::AcqRel);
         match taken {
@@ -208,6 +218,7 @@ impl Shared {
     pub(super) fn let_go(&self) {
         self.local.release(|| {
             self.upkeep.pause();
+            self.neighbours.close();
             self.owner.store(false, Ordering::Release);
             true
         });
@@ -219,6 +230,7 @@ impl Shared {
             let closed = !self.is_open();
             if closed {
                 self.upkeep.pause();
+                self.neighbours.close();
                 self.owner.store(false, Ordering::Release);
             }
             closed
@@ -238,6 +250,22 @@ impl Shared {
     /// Whether the upload has to wait for a base, or a proof: nothing comes of waiting without another read lock.
     pub(super) fn is_stuck(&self) -> bool {
         self.log.base_wanted() && self.log.pending().items == 0 && self.status.is_at_rest()
+    }
+
+    /// Until what is waited for in the log has come, or the time is over.
+    pub(super) async fn until(&self, end: Instant, has_come: impl Fn() -> bool) {
+        loop {
+            let mut news = std::pin::pin!(self.progress.notified());
+            news.as_mut().enable();
+            if has_come() {
+                return;
+            }
+            tokio::select! {
+                biased;
+                () = news => {}
+                () = tokio::time::sleep_until(end) => return,
+            }
+        }
     }
 
     /// The store answered.

@@ -11,6 +11,7 @@ use replvfs_vfs::log::{Awaited, Withdrawn};
 use replvfs_vfs::types::Txid;
 
 use super::Stopped;
+use super::confirm::{self, Attend, Wanted};
 use super::replica::DatabaseReplica;
 use super::seal::Tail;
 use super::shared::Shared;
@@ -25,7 +26,6 @@ use crate::store::{Body, Store};
 /// So often the history may turn out to go on in another way while one commit waits.
 const ATTEMPTS: usize = 3;
 
-type Attend<'a> = &'a mut dyn FnMut() -> Result<(), FlushError>;
 type Propose<'a> = &'a mut dyn FnMut() -> Result<Option<Txid>, FlushError>;
 
 /// On the thread of the connection that commits.
@@ -35,8 +35,17 @@ pub(super) fn hold(replica: &DatabaseReplica, attend: Attend<'_>, propose: Propo
     let left = || end.saturating_duration_since(Instant::now());
     let waiting = shared.wait_for_upload();
     for _ in 0..ATTEMPTS {
+        if shared.is_standby() && !shared.own() {
+            return Err(FlushError::new(
+                "another process replicates the database, and only commits of that one can be held back: use durability=remote",
+            ));
+        }
         // All before it is there, and what the log asks for is given: nothing more is possible once it is in the log.
-        if let Err(error) = replica.wait_within(left(), None, attend) {
+        let before = Wanted {
+            until: None,
+            timeout: left(),
+        };
+        if let Err(error) = confirm::wait_here(shared, before, end, attend) {
             shared.hurry_up();
             return Err(error);
         }
@@ -57,11 +66,13 @@ pub(super) fn hold(replica: &DatabaseReplica, attend: Attend<'_>, propose: Propo
             (None, Some(trouble)) => format!("it was not there within {timeout:?} ({trouble})"),
             (None, None) => format!("it was not there within {timeout:?}"),
         };
-        return Err(FlushError(format!("the replica {}: {reason}", shared.store.replica())));
+        return Err(FlushError::new(format!(
+            "the replica {}: {reason}",
+            shared.store.replica()
+        )));
     }
-    Err(FlushError(
-        "an image of the database is wanted first, or the history goes on in another way just now; try again"
-            .to_owned(),
+    Err(FlushError::new(
+        "an image of the database is wanted first, or the history goes on in another way just now; try again",
     ))
 }
 

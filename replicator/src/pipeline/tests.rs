@@ -221,6 +221,7 @@ fn a_flush_says_why_it_failed() {
     let replica = DatabaseReplica::new(
         Arc::clone(&shared),
         Patience::of(Duration::from_millis(20), Duration::ZERO),
+        None,
     );
     let nothing = replica
         .flush(&mut || Ok(()))
@@ -253,6 +254,7 @@ fn a_flush_brings_what_is_asked_for_meanwhile() {
     let replica = DatabaseReplica::new(
         Arc::clone(&shared),
         Patience::of(Duration::from_secs(60), Duration::ZERO),
+        None,
     );
     shared.log.settle(0);
     shared
@@ -278,7 +280,7 @@ fn a_flush_brings_what_is_asked_for_meanwhile() {
         assert!(flushed.is_ok(), "{flushed:?}");
         assert_eq!(times, 2);
         let refused = replica
-            .flush(&mut || Err(FlushError("not now".to_owned())))
+            .flush(&mut || Err(FlushError::new("not now")))
             .expect_err("refused");
         assert_eq!(refused.to_string(), "not now");
         assert!(!shared.is_awaited());

@@ -9,6 +9,7 @@
 //! | `open <mode>`, `switched <mode>` | the journal mode that it has now |
 //! | `owner`, `standby`, `takeover` | whether it replicates the database; the last when it did not before |
 //! | `done <writer>:<seq>` | SQLite has committed |
+//! | `confirmed`, `unconfirmed <why>` | the commit waited until it was in the replica, or it is only in the database |
 //! | `acked <writer>:<seq>`, `flushed <writer>:<seq>…` | these and all before them are in the replica |
 //! | `refused <why>` | the flush failed |
 //! | `closed` | |
@@ -20,7 +21,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::Duration;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 use tracing::Level;
 
 use super::content::{self, Newest, SCHEMA};
@@ -131,6 +132,7 @@ impl Child {
             all_rows(&connection, pragma).unwrap_or_else(|error| panic!("{pragma}: {error}"));
         }
         self.connection = Some(connection);
+        self.wait_at_commits(self.job.waits);
         if self.job.id == LAST_WRITER {
             self.make_the_database();
         } else {
@@ -233,8 +235,7 @@ impl Child {
             self.pause();
         }
         say("begin");
-        let begun = self.connection().execute_batch("BEGIN IMMEDIATE");
-        begun.expect("BEGIN IMMEDIATE");
+        let waits = self.begin();
         let connection = self.connection.as_ref().expect("it is open");
         content::write(connection, self.job.id, self.seq + 1, &mut self.rng).expect("writing");
         if !commit {
@@ -242,13 +243,52 @@ impl Child {
             return self.connection().execute_batch("ROLLBACK").expect("ROLLBACK");
         }
         say("commit");
-        self.connection().execute_batch("COMMIT").expect("COMMIT");
+        let unconfirmed = match self.connection().execute_batch("COMMIT") {
+            Ok(()) => None,
+            // It is committed all the same.
+            Err(error) if waits && error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) => Some(error),
+            Err(error) => panic!("COMMIT: {error}"),
+        };
+        assert!(self.connection().is_autocommit(), "a transaction is open after COMMIT");
         self.seq += 1;
-        say(&format!("done {}:{}", self.job.id, self.seq));
+        let this = format!("{}:{}", self.job.id, self.seq);
+        say(&format!("done {this}"));
+        match unconfirmed {
+            Some(error) => say(&format!("unconfirmed {error}")),
+            None if waits => {
+                say(&format!("acked {this}"));
+                say("confirmed");
+            }
+            None => {}
+        }
+        self.wait_at_commits(self.job.waits);
         if !self.job.plain
             && let Some(txid) = pragma_number(self.connection(), "replvfs_txid")
         {
             self.waiting.push_back((txid, self.seq));
+        }
+    }
+
+    /// Whether the commit will wait. Through a rollback journal only the process that replicates can do so.
+    fn begin(&self) -> bool {
+        match self.connection().execute_batch("BEGIN IMMEDIATE") {
+            Ok(()) => self.job.waits,
+            Err(error) if self.job.waits && error.sqlite_error_code() == Some(ErrorCode::ReadOnly) => {
+                assert_ne!(self.mode, "wal", "{error}");
+                self.connection()
+                    .execute_batch("PRAGMA replvfs_durability=async; BEGIN IMMEDIATE")
+                    .expect("BEGIN IMMEDIATE");
+                false
+            }
+            Err(error) => panic!("BEGIN IMMEDIATE: {error}"),
+        }
+    }
+
+    fn wait_at_commits(&self, waits: bool) {
+        if !self.job.plain {
+            let level = if waits { "remote" } else { "async" };
+            let set = format!("PRAGMA replvfs_durability={level}");
+            self.connection().execute_batch(&set).expect("the durability");
         }
     }
 

@@ -54,6 +54,8 @@ pub struct Job {
     pub id: i64,
     /// It opens the database without replvfs.
     pub plain: bool,
+    /// Its commits wait until they are in the replica.
+    pub waits: bool,
     /// Before anything else, before the schema is looked at; the wal-index of an exclusive one is then on the heap.
     pub pragmas: Vec<String>,
     /// Of its round.
@@ -95,7 +97,7 @@ impl Job {
 
     pub(super) fn encode(&self) -> String {
         json!({
-            "uri": self.uri, "id": self.id, "plain": self.plain, "pragmas": self.pragmas, "mode": self.mode,
+            "uri": self.uri, "id": self.id, "plain": self.plain, "waits": self.waits, "pragmas": self.pragmas, "mode": self.mode,
             "journal": format!("{:?}", self.journal), "seed": self.seed, "steps": self.steps, "until_owner": self.until_owner,
             "patient": self.patient, "page_size": self.page_size,
             "deletes_merged": self.deletes_merged, "log": self.log,
@@ -118,6 +120,7 @@ impl Job {
             uri: text("uri").to_owned(),
             id: job["id"].as_i64().expect("a number"),
             plain: flag("plain"),
+            waits: flag("waits"),
             pragmas: pragmas.map(|pragma| pragma.as_str().expect("SQL").to_owned()).collect(),
             journal,
             mode: text("mode").to_owned(),

@@ -6,10 +6,8 @@ use libsqlite3_sys as ffi;
 
 use super::continuity::is_wal_beside;
 use super::database::{Capture, Connection, ConnectionState, Cursor, Database};
-use crate::api::report;
 use crate::base::{FileRef, IndexRegion};
 use crate::buffer::{Buffer, Charge};
-use crate::host::{Durability, FlushError};
 use crate::transaction::{Frames, Transaction};
 use crate::types::{PageSize, Position, Txid};
 use crate::wal::{
@@ -41,48 +39,6 @@ pub(crate) enum Synced {
 /// Frames that another process committed could not be read.
 #[derive(Debug)]
 struct Gap(&'static str);
-
-impl Connection {
-    /// Whether a transaction over several databases with rollback journals is not to be committed, since nobody could be told that it was not
-    /// confirmed. Says so.
-    pub(crate) fn refuses_super_journal(&self) -> bool {
-        if self.durability() == Durability::Async {
-            return false;
-        }
-        let path = self.database.path.display();
-        let message = "a transaction over several databases with rollback journals cannot wait for the replica: use WAL mode, or PRAGMA replvfs_durability=async for it";
-        tracing::warn!(database = %path, "{message}");
-        report(ffi::SQLITE_ERROR, &format!("replvfs: {path}: {message}"));
-        true
-    }
-
-    /// Waits until what it has just committed is in the store, if it is to. `false`: that is not known.
-    pub(crate) fn is_confirmed(&self) -> bool {
-        let level = self.durability();
-        if self.lock().strict.is_done() || level == Durability::Async {
-            return true;
-        }
-        let database = &self.database;
-        let mut attend = || database.attend_own(self);
-        // What could not be held back, as that which makes a database of an empty file, returns when it is confirmed all the same.
-        let confirmed = match level {
-            Durability::Strict => database.replica.flush(&mut attend),
-            _ => database.replica.confirm(&mut attend),
-        };
-        match confirmed {
-            Ok(()) => true,
-            Err(error) => {
-                let message = format!("a transaction is committed here, and not confirmed there: {error}");
-                tracing::warn!(database = %database.path.display(), "{message}");
-                report(
-                    ffi::SQLITE_IOERR,
-                    &format!("replvfs: {}: {message}", database.path.display()),
-                );
-                false
-            }
-        }
-    }
-}
 
 impl Database {
     /// The connection has just got the WAL's write lock: what others committed since is logged before anything of ours.
@@ -483,29 +439,6 @@ impl Database {
         None
     }
 
-    /// What a connection that waits for the upload has to do itself: to capture what is committed, and to give what the log asks for.
-    ///
-    /// # Errors
-    ///
-    /// Why it would wait in vain.
-    pub(crate) fn attend(&self, connection: &Connection) -> Result<(), FlushError> {
-        self.attend_after(self.sync(connection), connection)
-    }
-
-    /// The same for a transaction of the connection's own, which is captured whatever others are writing just now.
-    fn attend_own(&self, connection: &Connection) -> Result<(), FlushError> {
-        let synced = match self.sync(connection) {
-            Synced::Behind => Synced::Unproved,
-            synced => synced,
-        };
-        self.attend_after(synced, connection)
-    }
-
-    fn attend_after(&self, synced: Synced, connection: &Connection) -> Result<(), FlushError> {
-        let reason = self.not_capturing(synced).or_else(|| self.no_base_from(connection));
-        reason.map_or(Ok(()), |reason| Err(FlushError(format!("cannot flush: {reason}"))))
-    }
-
     fn sync_wal(&self, state: &mut ConnectionState) -> Synced {
         if self.wants_attention() {
             self.attach(state);
@@ -529,27 +462,33 @@ impl Database {
 
     /// The same for a connection that has not opened the WAL which others of this process have.
     fn sync_pinned(&self, proved: bool) -> Synced {
+        match self.sync_by_pin() {
+            // Without a WAL there is nothing to read in it. Who has the file for himself keeps this connection from reading.
+            None if proved && is_wal_beside(&self.path) => Synced::Behind,
+            None | Some(true) => Synced::Unproved,
+            Some(false) => Synced::Behind,
+        }
+    }
+
+    /// The same without a connection, by what the pin has open: whether all that was committed is captured. `None` without a pin.
+    pub(super) fn sync_by_pin(&self) -> Option<bool> {
         self.take_pin();
         for look in 0..LOOKS {
             if look > 0 {
                 std::thread::yield_now();
             }
             let (mut capture, mut guard) = (self.capture(), self.pin_lock());
-            let Some(pin) = guard.as_mut().filter(|_| self.pinned.load(Ordering::Acquire)) else {
-                // Without a WAL there is nothing to read in it. Who has the file for himself keeps this connection from reading.
-                let behind = proved && is_wal_beside(&self.path);
-                return if behind { Synced::Behind } else { Synced::Unproved };
-            };
+            let pin = guard.as_mut().filter(|_| self.pinned.load(Ordering::Acquire))?;
             let region = pin.region;
             let Some(wal) = pin.wal(self) else { continue };
             if self.wants_attention() {
                 self.attach_shared(&mut capture, region, wal);
             }
             if self.sync_with(&mut capture, region, wal) {
-                return Synced::Unproved;
+                return Some(true);
             }
         }
-        Synced::Behind
+        Some(false)
     }
 
     /// Whether all that was committed before is captured.

@@ -164,22 +164,9 @@ pub(crate) struct ConnectionState {
 unsafe impl Send for ConnectionState {}
 
 impl ConnectionState {
-    /// It can commit: it has the WAL's write lock, or the file for itself.
-    pub(crate) fn can_publish(&self) -> bool {
-        self.writing || self.is_exclusive()
-    }
-
-    /// No other process can touch the database.
-    pub(crate) fn is_exclusive(&self) -> bool {
-        self.file_lock >= ffi::SQLITE_LOCK_EXCLUSIVE
-    }
-}
-
-impl Connection {
-    pub(crate) fn new(database: Arc<Database>, durability: Durability) -> Connection {
-        database.connections.fetch_add(1, Ordering::AcqRel);
-        let state = ConnectionState {
-            file: None,
+    pub(super) fn new(database: &Database, file: Option<FileRef>) -> ConnectionState {
+        ConnectionState {
+            file,
             file_lock: ffi::SQLITE_LOCK_NONE,
             writing: false,
             wal: None,
@@ -195,7 +182,24 @@ impl Connection {
             rollback: RollbackState::default(),
             writes: WriteState::default(),
             strict: StrictState::default(),
-        };
+        }
+    }
+
+    /// It can commit: it has the WAL's write lock, or the file for itself.
+    pub(crate) fn can_publish(&self) -> bool {
+        self.writing || self.is_exclusive()
+    }
+
+    /// No other process can touch the database.
+    pub(crate) fn is_exclusive(&self) -> bool {
+        self.file_lock >= ffi::SQLITE_LOCK_EXCLUSIVE
+    }
+}
+
+impl Connection {
+    pub(crate) fn new(database: Arc<Database>, durability: Durability) -> Connection {
+        database.connections.fetch_add(1, Ordering::AcqRel);
+        let state = ConnectionState::new(&database, None);
         Connection {
             database,
             state: Mutex::new(state),

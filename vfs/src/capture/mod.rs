@@ -5,6 +5,7 @@
 
 mod attach;
 mod commit;
+mod confirm;
 mod continuity;
 mod database;
 mod header;

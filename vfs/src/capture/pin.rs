@@ -5,12 +5,13 @@
 //! for that SQLite wants all read locks, or the database file, for itself. Owns the handle; `restart` decides when it steps aside.
 
 use std::sync::atomic::Ordering;
-use std::sync::{MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
 use libsqlite3_sys as ffi;
 
 use super::database::{Capture, Database};
 use crate::base::{BaseFile, Code, FIRST_READ_SLOT, FileRef, IndexRegion};
+use crate::host::FlushError;
 use crate::log::Capturing;
 use crate::wal::READ_MARK_NOT_USED;
 
@@ -220,6 +221,10 @@ impl Capturing for Database {
     fn let_writers_by(&self) {
         self.give_up_held();
         self.give_images_up("the store does not answer, and the WAL is not kept for an image that is merely due");
+    }
+
+    fn attend(self: Arc<Self>) -> Result<(), FlushError> {
+        self.attend_alone()
     }
 
     fn look(&self) {

@@ -10,7 +10,6 @@ use libsqlite3_sys as ffi;
 
 use super::database::{Capture, Connection, ConnectionState, Cursor, Database};
 use super::is_ok;
-use crate::api::report;
 use crate::base::FileRef;
 use crate::host::{Durability, FlushError};
 use crate::transaction::{Frames, Transaction, WalRange};
@@ -84,7 +83,7 @@ impl StrictState {
 type Forward<'a> = &'a mut dyn FnMut(&[u8], u64) -> i32;
 
 fn refusal(reason: &str) -> FlushError {
-    FlushError(reason.to_owned())
+    FlushError::new(reason)
 }
 
 impl Connection {
@@ -99,7 +98,7 @@ impl Connection {
         match held {
             Ok(txid) => Some(txid),
             Err(error) => {
-                self.refuse(&error.0);
+                self.refuse(&error.to_string());
                 let (abandoned, last) = (database.log.abandoned(), database.log.last_txid());
                 let mut capture = database.capture();
                 if abandoned.is_some() && abandoned == last && !capture.broken {
@@ -111,11 +110,9 @@ impl Connection {
     }
 
     fn refuse(&self, reason: &str) {
-        let path = self.database.path.display();
         let message =
             format!("a transaction is rolled back, since it cannot be confirmed (durability=strict): {reason}");
-        tracing::warn!(database = %path, "{message}");
-        report(ffi::SQLITE_IOERR, &format!("replvfs: {path}: {message}"));
+        self.refused(ffi::SQLITE_IOERR, &message);
     }
 
     /// A write to the WAL that is not simply forwarded: its result code.

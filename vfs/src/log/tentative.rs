@@ -134,7 +134,7 @@ impl Log {
         let dropped = {
             let mut inner = self.lock();
             let held = inner.held;
-            self.progress.notify_all();
+            self.tell();
             held.and_then(|held| inner.remove_held(held.txid))
         };
         drop(dropped);
@@ -164,7 +164,7 @@ impl Log {
         if inner.holds(txid) {
             inner.held = None;
             inner.last = inner.last.max(Some(txid));
-            self.progress.notify_all();
+            self.tell();
         }
     }
 
@@ -191,7 +191,7 @@ impl Log {
             inner.dropping = true;
             self.ask(inner);
         }
-        self.progress.notify_all();
+        self.tell();
         dropped
     }
 

@@ -150,7 +150,7 @@ unsafe extern "C" fn lock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
     let connection = unsafe { connection(file) };
     if let Some(connection) = connection
         && level == ffi::SQLITE_LOCK_RESERVED
-        && refuses("xLock", connection, || connection.refuses())
+        && (refuses("xLock", connection, || connection.refuses()) || refuses_journal(connection))
     {
         return ffi::SQLITE_READONLY;
     }
@@ -192,6 +192,12 @@ unsafe extern "C" fn lock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
         });
     }
     code
+}
+
+fn refuses_journal(connection: &Connection) -> bool {
+    let mut refused = false;
+    observe("xLock", connection, || refused = connection.refuses_journal());
+    refused
 }
 
 unsafe extern "C" fn unlock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {

@@ -87,9 +87,8 @@ fn run(connection: &Connection, pragma: &str, value: Option<&str>) -> Result<Str
             Ok(database.replica.status())
         }
         "flush" => {
-            let mut attend = || database.attend(connection);
-            database.replica.flush(&mut attend).map_err(|error| error.to_string())?;
-            Ok(number(database.log.acked()))
+            let flushed = connection.flush().map_err(|error| error.to_string())?;
+            Ok(number(flushed))
         }
         "durability" => Ok(connection.durability().name().to_owned()),
         "wait" => {
@@ -105,7 +104,6 @@ fn unknown(pragma: &str) -> String {
 
 /// One with a value.
 fn set(connection: &Connection, pragma: &str, value: &str) -> Result<String, String> {
-    let database = &connection.database;
     match pragma {
         "durability" => {
             let level = Durability::from_name(value);
@@ -122,12 +120,8 @@ fn set(connection: &Connection, pragma: &str, value: &str) -> Result<String, Str
             let txid = value.parse().map(Txid);
             let txid = txid
                 .map_err(|_| format!("PRAGMA replvfs_wait={value}: write the number that PRAGMA replvfs_txid gave"))?;
-            let mut attend = || database.attend(connection);
-            database
-                .replica
-                .wait(txid, &mut attend)
-                .map_err(|error| error.to_string())?;
-            Ok(database.log.acked().map(|txid| txid.to_string()).unwrap_or_default())
+            let waited = connection.wait(txid).map_err(|error| error.to_string())?;
+            Ok(waited.map(|txid| txid.to_string()).unwrap_or_default())
         }
         "txid" | "acked" | "status" | "flush" => {
             Err(format!("PRAGMA replvfs_{pragma} takes no value, but got {value:?}"))

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, OsStr, c_char, c_int};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
 
@@ -19,7 +19,7 @@ use crate::capture::{Connection, Database, Opening, is_ok};
 use crate::fork::{self, Process};
 use crate::guard::guard;
 use crate::held::DatabaseFile;
-use crate::host::{Durability, Host, OpenError, OpenRequest};
+use crate::host::{Durability, Host, OpenError, OpenRequest, Replica};
 use crate::log::Log;
 use crate::over::{Over, app, structure};
 
@@ -80,7 +80,14 @@ struct Vfs {
     read_at_once: u64,
     /// Of this process; replaced, and never freed, in a child of `fork()`.
     state: AtomicPtr<State>,
+    /// The one that was registered before.
+    before: *const Vfs,
 }
+
+/// The one that was registered last.
+static NEWEST: AtomicPtr<Vfs> = AtomicPtr::new(std::ptr::null_mut());
+/// While another one is added.
+static ADDING: Mutex<()> = Mutex::new(());
 
 // SAFETY: `repr(C)`, and the base is first.
 unsafe impl Over for Vfs {}
@@ -128,22 +135,44 @@ pub fn register(api: SqliteApi, registration: Registration) -> Result<(), Regist
             "replvfs: this SQLite is older than 3.51.3, which fixes a rare corruption when a checkpoint meets a WAL reset; consider an update",
         );
     }
+    let _alone = ADDING.lock().unwrap_or_else(PoisonError::into_inner);
     let app = Box::leak(Box::new(Vfs {
         base: BaseVfs { raw: base, api },
         memory: registration.transaction_memory,
         memory_of_all: registration.memory,
         read_at_once: registration.read_at_once,
         state: AtomicPtr::new(State::leak(registration.host, registration.memory)),
+        before: NEWEST.load(Ordering::Acquire),
     }));
+    let added: *mut Vfs = app;
     // SAFETY: base is a registered VFS.
     let like = unsafe { *base };
     let file_size = usize::try_from(like.szOsFile).unwrap_or(0) + REAL_OFFSET;
     let vfs = Box::leak(Box::new(structure(&like, name.into_raw(), app, file_size, open)));
     // SAFETY: the structure, its name and its data are leaked, so they live as long as the process.
     match unsafe { api.vfs_register(vfs, registration.make_default) } {
-        ffi::SQLITE_OK => Ok(()),
+        ffi::SQLITE_OK => {
+            NEWEST.store(added, Ordering::Release);
+            Ok(())
+        }
         code => Err(RegisterError(format!("sqlite3_vfs_register failed with code {code}"))),
     }
+}
+
+/// The replication of the database at this full path, if a connection of this process has opened it through a VFS of ours.
+#[must_use]
+pub fn replica_of(path: &Path) -> Option<Arc<dyn Replica>> {
+    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
+    let mut known = NEWEST.load(Ordering::Acquire).cast_const();
+    // SAFETY: VFSes are leaked, and nobody has one for himself once it is in the list.
+    while let Some(vfs) = unsafe { known.as_ref() } {
+        let databases = vfs.state().databases.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(database) = databases.get(&path) {
+            return Some(Arc::clone(&database.replica));
+        }
+        known = vfs.before;
+    }
+    None
 }
 
 unsafe extern "C" fn open(

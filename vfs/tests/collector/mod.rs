@@ -126,12 +126,12 @@ impl Replica for Collector {
         self.woken.notify_all();
     }
 
-    fn flush(&self, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError> {
-        attend()
+    fn flush(&self, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<Option<Txid>, FlushError> {
+        attend().map(|()| None)
     }
 
-    fn wait(&self, _: Txid, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError> {
-        attend()
+    fn wait(&self, _: Txid, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<Option<Txid>, FlushError> {
+        attend().map(|()| None)
     }
 
     fn owns(&self) -> bool {

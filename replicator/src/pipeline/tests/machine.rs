@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use opendal::Operator;
-use replvfs_vfs::host::Replica;
+use replvfs_vfs::host::{FlushError, Replica};
 use replvfs_vfs::log::{Base, Capturing, Continuity, Log};
 use replvfs_vfs::resume::{Left, Next, Resume};
 use replvfs_vfs::snapshot::Snapshot;
@@ -208,6 +208,7 @@ impl Machine {
         let replica: Arc<dyn Replica> = Arc::new(DatabaseReplica::new(
             Arc::clone(&shared),
             Patience::of(timeout, timeout),
+            None,
         ));
         log.connect(&replica);
         let capture = Arc::new(Capture {
@@ -373,6 +374,11 @@ impl Capturing for Capture {
     }
 
     fn let_writers_by(&self) {}
+
+    fn attend(self: Arc<Self>) -> Result<(), FlushError> {
+        self.sync();
+        Ok(())
+    }
 
     fn look(&self) {
         self.sync();

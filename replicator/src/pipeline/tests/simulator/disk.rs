@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use replvfs_vfs::host::Replica;
+use replvfs_vfs::host::{FlushError, Replica};
 use replvfs_vfs::log::{Base, Capturing, Continuity, Log};
 use replvfs_vfs::resume::{Fingerprint, Left, Mark, Next, Resume};
 use replvfs_vfs::snapshot::Snapshot;
@@ -457,6 +457,11 @@ impl Capturing for Capture {
     }
 
     fn let_writers_by(&self) {}
+
+    fn attend(self: Arc<Self>) -> Result<(), FlushError> {
+        self.sync();
+        Ok(())
+    }
 
     fn look(&self) {
         self.sync();

@@ -56,7 +56,11 @@ impl Process {
             images,
         };
         let none = Duration::ZERO;
-        let replica: Arc<dyn Replica> = Arc::new(DatabaseReplica::new(Arc::clone(&shared), Patience::of(none, none)));
+        let replica: Arc<dyn Replica> = Arc::new(DatabaseReplica::new(
+            Arc::clone(&shared),
+            Patience::of(none, none),
+            None,
+        ));
         log.connect(&replica);
         let capture = Arc::new(Capture {
             sim: Arc::clone(sim),

@@ -1,11 +1,16 @@
 //! `durability=remote`: a commit that has returned is in the store, whatever becomes of the machine.
 #![allow(missing_docs)]
 
-use std::sync::Barrier;
+mod standby;
+
+use std::pin::pin;
+use std::sync::{Arc, Barrier};
+use std::task::{Context, Poll, Wake};
+use std::thread::Thread;
 use std::time::Duration;
 
-use replvfs::Config;
 use replvfs::config::{Durability, OnTimeout};
+use replvfs::{Config, Replication, Txid};
 use replvfs_tests::weather::{FaultyStore, Storm, Trouble};
 use replvfs_tests::{Scratch, flush, open, pragma_number, restore_txid, status, use_wal};
 use rusqlite::{Connection, ErrorCode};
@@ -27,6 +32,12 @@ fn rows_elsewhere(scratch: &Scratch) -> i64 {
     let rows = rows(&out);
     std::fs::remove_file(out).unwrap();
     rows
+}
+
+/// The process that a test starts beside itself.
+#[test]
+fn other_process() {
+    replvfs_tests::peer::run_sql();
 }
 
 #[test]
@@ -273,4 +284,72 @@ fn a_transaction_over_two_databases_is_confirmed_or_refused() {
         restore_txid(&scratch.replica_named("other-replica"), &out, None);
         assert_eq!(rows(&out), 1, "{journal}");
     }
+}
+
+/// An executor that is nobody's: each wake is a turn.
+fn poll_here<T>(work: impl Future<Output = T>) -> T {
+    struct Turn(Thread);
+    impl Wake for Turn {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let mut work = pin!(work);
+    let waker = Arc::new(Turn(std::thread::current())).into();
+    loop {
+        match work.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(done) => return done,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+/// For who has no connection at hand, or an executor on which nobody may wait.
+#[test]
+fn a_program_waits_without_a_connection() {
+    let scratch = Scratch::in_memory();
+    assert!(Replication::of(scratch.database()).is_none());
+    let connection = open(&scratch.uri_with("&flush_interval=1h")).unwrap();
+    use_wal(&connection);
+    connection
+        .execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+        .unwrap();
+    let link = scratch.file("link.db");
+    std::os::unix::fs::symlink(scratch.database(), &link).unwrap();
+    let replication = Replication::of(&link).unwrap();
+    let insert = || connection.execute_batch("INSERT INTO t(b) VALUES(1)").unwrap();
+    insert();
+    let txid = Txid(pragma_number(&connection, "replvfs_txid").unwrap());
+    assert_eq!(replication.flush().unwrap(), Some(txid));
+    assert_eq!((replication.acked(), rows_elsewhere(&scratch)), (Some(txid), 1));
+    assert_eq!(replication.wait(txid).unwrap(), Some(txid));
+    insert();
+    let next = Txid(txid.0 + 1);
+    // Nothing hurries the upload.
+    let impatient = replication.clone().with_timeout(Duration::from_millis(50));
+    let refused = impatient.wait(next).unwrap_err().to_string();
+    assert!(refused.contains("was not in the replica"), "{refused}");
+    let wait = replication.wait_async(next);
+    let flushed = poll_here(replication.flush_async());
+    assert_eq!(flushed.unwrap(), Some(next));
+    assert_eq!(poll_here(wait).unwrap(), Some(next));
+    insert();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    // On a thread that must not wait for another executor.
+    runtime.block_on(async { replication.flush().unwrap() });
+    assert_eq!(rows_elsewhere(&scratch), 3);
+    // What other processes commit is captured, too.
+    let plain = Connection::open(scratch.database()).unwrap();
+    plain.execute_batch("INSERT INTO t(b) VALUES(1)").unwrap();
+    replication.flush().unwrap();
+    assert_eq!(rows_elsewhere(&scratch), 4);
+    let status: serde_json::Value = serde_json::from_str(&replication.status()).unwrap();
+    assert_eq!(status["pending_transactions"], 0);
+    connection.execute_batch("PRAGMA journal_mode=DELETE").unwrap_err();
+    drop(plain);
+    connection
+        .execute_batch("PRAGMA journal_mode=DELETE; INSERT INTO t(b) VALUES(1)")
+        .unwrap();
+    replication.flush().unwrap();
+    assert_eq!(rows_elsewhere(&scratch), 5);
 }
