@@ -9,6 +9,7 @@ use replvfs::Config;
 use replvfs::config::{Durability, OnFenced};
 use replvfs::history::Target;
 use replvfs::store::Store;
+use replvfs_tests::peer::{SqlPeer, run_sql};
 use replvfs_tests::weather::{FaultyStore, Storm, Trouble};
 use replvfs_tests::{Scratch, check_integrity, open, pragma_number, restore_from, restore_txid, status};
 use replvfs_vfs::types::Txid;
@@ -19,10 +20,12 @@ const LOCKINGS: [&str; 2] = ["NORMAL", "EXCLUSIVE"];
 /// So late that nothing is uploaded but for who waits.
 const NEVER: Duration = Duration::from_secs(3600);
 
+/// `LATER` is EXCLUSIVE that is asked for with the WAL in use already: there is a wal-index, and no lock of it is taken any more.
 fn every_mode() -> impl Iterator<Item = (&'static str, &'static str)> {
-    LOCKINGS
+    let modes = LOCKINGS
         .iter()
-        .flat_map(|locking| JOURNALS.iter().map(|journal| (*locking, *journal)))
+        .flat_map(|locking| JOURNALS.iter().map(|journal| (*locking, *journal)));
+    modes.chain([("LATER", "WAL")])
 }
 
 /// A database of its own, in a store that fails on demand.
@@ -106,6 +109,12 @@ impl World {
 }
 
 fn prepare(connection: &Connection, locking: &str, journal: &str) {
+    if locking == "LATER" {
+        prepare(connection, "NORMAL", journal);
+        return connection
+            .execute_batch("PRAGMA locking_mode=EXCLUSIVE; SELECT count(*) FROM t")
+            .unwrap();
+    }
     connection
         .execute_batch(&format!(
             "PRAGMA locking_mode={locking}; PRAGMA journal_mode={journal}; CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, b)"
@@ -197,6 +206,98 @@ fn a_commit_that_has_returned_is_in_the_store() {
         assert_eq!(elsewhere(), (1..=5).collect(), "{locking} {journal}");
         assert_eq!(status(&connection)["generation"], 1, "{locking} {journal}");
         assert_eq!(status(&connection)["discontinuities"], 0, "{locking} {journal}");
+    }
+}
+
+/// Without `SQLITE_IOCAP_POWERSAFE_OVERWRITE` SQLite repeats the commit frame up to the next sector, and syncs in the middle of it.
+#[test]
+fn frames_that_are_repeated_follow_what_was_confirmed() {
+    for locking in LOCKINGS {
+        for page_size in [512, 4096] {
+            let scratch = Scratch::in_memory();
+            let connection = open(&scratch.uri_with("&flush_interval=1h&durability=strict&psow=0")).unwrap();
+            connection
+                .execute_batch(&format!("PRAGMA page_size={page_size}; PRAGMA synchronous=FULL"))
+                .unwrap();
+            prepare(&connection, locking, "WAL");
+            for row in 1..=5 {
+                insert(&connection, row).unwrap();
+                let out = scratch.file("elsewhere.db");
+                restore_txid(&scratch.replica(), &out, None);
+                assert_eq!(rows_in(&out), (1..=row).collect(), "{locking} {page_size}");
+                std::fs::remove_file(out).unwrap();
+            }
+            let newest = pragma_number(&connection, "replvfs_txid").unwrap();
+            assert!(newest > 6, "no frame was repeated");
+            assert_eq!(status(&connection)["generation"], 1, "{locking} {page_size}");
+        }
+    }
+}
+
+/// What others have committed before goes first, and what they commit after one that was rolled back is not lost.
+#[test]
+fn those_that_do_not_wait_are_in_order() {
+    for journal in JOURNALS {
+        let world = World::new(&format!("mixed-{journal}"));
+        let strict = world.open_in("NORMAL", journal);
+        let other = world.open();
+        other.execute_batch("PRAGMA replvfs_durability=async").unwrap();
+        insert(&other, 1).unwrap();
+        insert(&strict, 2).unwrap();
+        assert_eq!(world.restore(None), Some([1, 2].into()), "{journal}");
+        insert(&other, 3).unwrap();
+        world.storm(0, Trouble::Hang);
+        // What is before it is not there, so it is not even tried.
+        let error = insert(&strict, 4).unwrap_err();
+        assert!(is_an_io_error(&error), "{journal}: {error}");
+        insert(&other, 5).unwrap();
+        world.store.weather.clear_up_and_lose_connections();
+        insert(&strict, 6).unwrap();
+        assert_eq!(world.restore(None), Some([1, 2, 3, 5, 6].into()), "{journal}");
+        assert_eq!(status(&strict)["generation"], 1, "{journal}");
+        world.storm(0, Trouble::Hang);
+        let error = insert(&strict, 7).unwrap_err();
+        assert!(is_an_io_error(&error), "{journal}: {error}");
+        insert(&other, 8).unwrap();
+        world.store.weather.clear_up_and_lose_connections();
+        insert(&strict, 9).unwrap();
+        assert_eq!(world.restore(None), Some([1, 2, 3, 5, 6, 8, 9].into()), "{journal}");
+        assert_eq!(rows_of(&other), [1, 2, 3, 5, 6, 8, 9].into(), "{journal}");
+    }
+}
+
+/// Runs SQL for another test, if it is told to.
+#[test]
+fn other_process() {
+    run_sql();
+}
+
+#[test]
+fn another_process_cannot_have_it() {
+    for journal in ["WAL", "DELETE"] {
+        let scratch = Scratch::in_memory();
+        let mut owner = SqlPeer::start(&scratch.uri_with("&flush_interval=1h"));
+        owner.sql(&format!(
+            "PRAGMA journal_mode={journal}; CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t VALUES(1, 1)"
+        ));
+        let standby = open(&scratch.uri_with("&flush_interval=1h&durability=strict")).unwrap();
+        standby.busy_timeout(Duration::from_secs(60)).unwrap();
+        let refused = insert(&standby, 2).unwrap_err();
+        assert!(standby.is_autocommit());
+        let code = refused.sqlite_error_code();
+        assert!(
+            code == Some(ErrorCode::SystemIoFailure) || code == Some(ErrorCode::ReadOnly),
+            "{journal}: {refused}"
+        );
+        assert_eq!(rows_of(&standby), [1].into(), "{journal}");
+        owner.sql("INSERT INTO t VALUES(3, 1)");
+        assert_eq!(rows_of(&standby), [1, 3].into(), "{journal}");
+        owner.end();
+        // Now it is this one.
+        insert(&standby, 4).unwrap();
+        let out = scratch.file("elsewhere.db");
+        restore_txid(&scratch.replica(), &out, None);
+        assert_eq!(rows_in(&out), [1, 3, 4].into(), "{journal}");
     }
 }
 
@@ -354,7 +455,11 @@ fn a_process_that_dies_before_the_frame_goes_on_without_it() {
                 let image = crash_image(&world, "crashed");
                 let next = name.clone() + "-next";
                 world.register(&next.to_ascii_lowercase(), Duration::from_secs(60), on_fenced);
-                let uri = format!("file:{}?vfs={}", image.display(), next.to_ascii_lowercase());
+                let uri = format!(
+                    "file:{}?vfs={}&restore=if-behind",
+                    image.display(),
+                    next.to_ascii_lowercase()
+                );
                 let connection = open(&uri).unwrap();
                 assert_eq!(rows_of(&connection), [1].into(), "{what}");
                 insert(&connection, 3).unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -368,6 +473,23 @@ fn a_process_that_dies_before_the_frame_goes_on_without_it() {
             }
         }
     }
+}
+
+#[test]
+fn a_switch_of_modes_is_confirmed() {
+    let world = World::new("switching");
+    let connection = world.open_in("NORMAL", "WAL");
+    let mut rows = BTreeSet::new();
+    for (row, journal) in (1..).zip(["DELETE", "WAL", "PERSIST", "TRUNCATE", "WAL"]) {
+        connection
+            .execute_batch(&format!("PRAGMA journal_mode={journal}"))
+            .unwrap();
+        insert(&connection, row).unwrap();
+        rows.insert(row);
+        assert_eq!(world.restore(None).as_ref(), Some(&rows), "{journal}");
+    }
+    assert_eq!(status(&connection)["generation"], 1);
+    assert_eq!(status(&connection)["discontinuities"], 0);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use super::turn::{self, Before, Turn};
 use super::uploader::Uploader;
 use crate::format::{Generation, LocalState, Parent, Unfinished};
 use crate::history::HistoryError;
-use crate::history::find::{Found, find};
+use crate::history::find::{Found, FoundSegment, find};
 use crate::outside;
 use crate::store::{Body, Store};
 
@@ -202,11 +202,22 @@ async fn is_given_up(shared: &Shared, txid: Txid) {
     }
 }
 
+/// Whether what this machine noted before it was committed is in its slot.
+pub(super) async fn has_landed(store: &Store, known: &LocalState) -> Result<bool, HistoryError> {
+    let Some(unfinished) = known.unfinished else {
+        return Ok(false);
+    };
+    match find(store, known.generation, unfinished.slot).await? {
+        Some(Found::Segment(segment)) => is_unfinished(store, known, &segment).await,
+        Some(Found::Seal) | None => Ok(false),
+    }
+}
+
 /// Whether the segment is the one that this machine noted before it put it there, and not that it was committed.
 pub(super) async fn is_unfinished(
     store: &Store,
     known: &LocalState,
-    segment: &crate::history::find::FoundSegment,
+    segment: &FoundSegment,
 ) -> Result<bool, HistoryError> {
     match known.unfinished.filter(|unfinished| unfinished.slot == segment.first()) {
         Some(unfinished) => Ok(segment.hash(store).await? == unfinished.hash),

@@ -41,6 +41,13 @@ impl RollbackState {
             written.asked_for_size = true;
         }
     }
+
+    /// Its journal was played back, and it may keep its lock.
+    pub(super) fn is_rolled_back(&mut self) {
+        if let Some(Written::Pages(written)) = &mut self.written {
+            written.rolled_back = true;
+        }
+    }
 }
 
 impl ConnectionState {

@@ -240,8 +240,9 @@ impl Connection {
     pub(crate) fn may_commit(&self) -> bool {
         let mut state = self.lock();
         if state.strict.confirmed.is_some() {
-            // A journal is played back after all.
+            // A journal was played back after all.
             self.database.abandon_confirmed(&mut state);
+            state.rollback.is_rolled_back();
             return true;
         }
         let (None, Some(file), true) = (state.wal, state.file, self.is_strict()) else {

@@ -68,7 +68,11 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
                 Some(Some(code)) => return code,
                 // Whatever was to be confirmed is not.
                 None => {
-                    observe("wal xWrite", connection, || panic!("a commit could not be held back"));
+                    let _ = guard("fail", || {
+                        connection
+                            .database
+                            .fail("a panic in wal xWrite; this is a bug in replvfs")
+                    });
                     return ffi::SQLITE_IOERR_WRITE;
                 }
             }
