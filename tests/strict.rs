@@ -280,6 +280,8 @@ fn another_process_cannot_have_it() {
         owner.sql(&format!(
             "PRAGMA journal_mode={journal}; CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t VALUES(1, 1)"
         ));
+        // From here on it is known who replicates the database.
+        owner.sql("PRAGMA replvfs_flush");
         let standby = open(&scratch.uri_with("&flush_interval=1h&durability=strict")).unwrap();
         standby.busy_timeout(Duration::from_secs(60)).unwrap();
         let refused = insert(&standby, 2).unwrap_err();
