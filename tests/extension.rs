@@ -182,11 +182,16 @@ fn a_missing_replica_is_an_error_in_the_shell() {
     );
 }
 
-/// The extension, built once.
+/// The extension: that of `REPLVFS_EXTENSION`, or built once.
 fn extension() -> PathBuf {
     static BUILT: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
     BUILT
         .get_or_init(|| {
+            if let Some(library) = std::env::var_os("REPLVFS_EXTENSION") {
+                let library = PathBuf::from(library);
+                assert!(library.is_absolute() && library.exists(), "{}", library.display());
+                return library;
+            }
             // This test's program is target/<profile>/deps/extension-<hash>.
             let program = std::env::current_exe().expect("the path of this program");
             let target = program.ancestors().nth(3).expect("target/<profile>/deps");

@@ -50,6 +50,7 @@ fn program() {
         "exec" => with_children_that_exec(&uri),
         "exec_stays" => ends_while_a_child_lives(&uri, stay_as_another_program),
         "orphan_idle" => ends_while_a_child_lives(&uri, |_| wait_for_the_end_of_input()),
+        "parent" => lives_with_a_child(&uri),
         "orphan" => ends_while_a_child_lives(&uri, take_over),
         "killed" => is_killed_while_a_child_lives(&uri),
         "remote" => with_children_that_read_the_replica(&uri),
@@ -144,8 +145,8 @@ fn with_children_that_open_it(uri: &str) {
             write(&own, "child", 5);
             let now = status(&own);
             assert_eq!(now["owner"], false, "{now}");
-            let refused = own.query_row("PRAGMA replvfs_flush", [], |_| Ok(())).unwrap_err();
-            assert!(refused.to_string().contains("another process replicates"), "{refused}");
+            // Which the parent does.
+            flush(&own);
             own.close().unwrap();
         });
         expected += 5;
@@ -245,6 +246,14 @@ fn take_over(uri: &str) {
     say(&format!("committed {}", rows(&connection)));
     connection.close().unwrap();
     say("ended");
+}
+
+/// Both, until the end of the input.
+fn lives_with_a_child(uri: &str) {
+    let connection = begin(uri);
+    flush(&connection);
+    fork(wait_for_the_end_of_input);
+    wait_for_the_end_of_input();
 }
 
 fn is_killed_while_a_child_lives(uri: &str) {
@@ -472,6 +481,44 @@ fn a_child_does_not_hold_its_parents_place() {
             hear(&mut output, "ended");
         }
     }
+}
+
+/// Or who waits for its answer would wait for one that nobody gives.
+#[test]
+fn a_child_does_not_answer_for_its_parent() {
+    let scratch = Scratch::in_memory();
+    let mut program = start(&scratch, "parent", "WAL");
+    let input = program.stdin.take();
+    let mut output = BufReader::new(program.stdout.take().unwrap());
+    // Of the parent, and of the child.
+    hear(&mut output, "there");
+    hear(&mut output, "there");
+    let uri = scratch.uri_with("&flush_interval=10ms");
+    let here = open(&uri).unwrap();
+    assert_eq!(rows(&here), BEGUN);
+    assert_eq!(status(&here)["owner"], false);
+    let signal = |name: libc::c_int| {
+        // SAFETY: the process is a child of this one that nobody has waited for.
+        assert_eq!(unsafe { libc::kill(program.id().cast_signed(), name) }, 0);
+    };
+    signal(libc::SIGSTOP);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let standby = open(&uri).unwrap();
+            standby.execute_batch("PRAGMA replvfs_durability=remote").unwrap();
+            write(&standby, "standby", 1);
+        });
+        // It is committed here, and waits for one that does not answer.
+        while rows(&here) == BEGUN {
+            std::thread::yield_now();
+        }
+        signal(libc::SIGKILL);
+        waiting.join().unwrap();
+    });
+    program.wait().unwrap();
+    assert_eq!(newest_is_the_database(&scratch), BEGUN + 1);
+    drop(input);
+    hear(&mut output, "ended");
 }
 
 #[test]

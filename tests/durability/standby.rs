@@ -197,6 +197,28 @@ fn a_file_that_was_renamed_is_not_confirmed() {
     owner.end();
 }
 
+/// The process that is asked knows nothing but the name, where by now another file is.
+#[test]
+fn what_is_committed_in_another_file_is_not_confirmed() {
+    let scratch = Scratch::in_memory();
+    let first = owner(&scratch);
+    let standby = open(&scratch.uri_with(NEVER)).unwrap();
+    standby.execute_batch("INSERT INTO t(b) VALUES(1)").unwrap();
+    first.kill();
+    let (there, away) = (scratch.database(), scratch.file("away.db"));
+    std::fs::rename(&there, &away).unwrap();
+    std::fs::copy(&away, &there).unwrap();
+    for beside in ["-wal", "-shm"] {
+        let beside = |path: &std::path::Path| PathBuf::from(format!("{}{beside}", path.display()));
+        std::fs::rename(beside(&there), beside(&away)).unwrap();
+    }
+    let mut second = SqlPeer::start(&scratch.uri_with(LAZY));
+    second.sql("CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, b); INSERT INTO t(b) VALUES(2)");
+    let error = standby.execute_batch("INSERT INTO t(b) VALUES(3)").unwrap_err();
+    assert_eq!(error.sqlite_error_code(), Some(ErrorCode::SystemIoFailure), "{error}");
+    second.end();
+}
+
 #[test]
 fn a_long_path_is_no_obstacle() {
     let scratch = Scratch::in_memory();

@@ -81,6 +81,7 @@ pub struct Traffic {
 #[derive(Debug, Default)]
 pub struct Weather {
     state: Mutex<State>,
+    distance: Mutex<Duration>,
     connections_lost: Notify,
 }
 
@@ -99,6 +100,18 @@ impl Weather {
             storm,
             ..State::default()
         };
+    }
+
+    /// From now on each request takes so long, as a client of a real store counts them: an object that is put there is one, and so is one that is read.
+    pub fn move_away(&self, distance: Duration) {
+        *self.distance.lock().unwrap() = distance;
+    }
+
+    async fn travel(&self) {
+        let distance = *self.distance.lock().unwrap();
+        if !distance.is_zero() {
+            tokio::time::sleep(distance).await;
+        }
     }
 
     /// From now on everything works. What hangs goes on hanging.
@@ -230,6 +243,8 @@ struct FaultyService {
 struct Under<T> {
     inner: T,
     weather: Arc<Weather>,
+    /// Of a list, the page that has the next entry.
+    asked: bool,
 }
 
 impl FaultyService {
@@ -237,6 +252,7 @@ impl FaultyService {
         Under {
             inner,
             weather: Arc::clone(&self.weather),
+            asked: false,
         }
     }
 }
@@ -268,6 +284,7 @@ impl Service for FaultyService {
 
     async fn stat(&self, ctx: &OperationContext, path: &str, args: OpStat) -> Result<RpStat> {
         self.weather.count(|traffic| traffic.others += 1);
+        self.weather.travel().await;
         self.weather.pass("stat", self.inner.stat(ctx, path, args)).await
     }
 
@@ -305,16 +322,19 @@ impl Service for FaultyService {
 impl<T: Read> Read for Under<T> {
     async fn open(&self, range: BytesRange) -> Result<(RpRead, Box<dyn oio::ReadStreamDyn>)> {
         self.weather.count(|traffic| traffic.gets += 1);
+        self.weather.travel().await;
         let (answer, stream) = self.weather.pass("open", self.inner.open(range)).await?;
         let stream = Under {
             inner: stream,
             weather: Arc::clone(&self.weather),
+            asked: true,
         };
         Ok((answer, Box::new(stream)))
     }
 
     async fn read(&self, range: BytesRange) -> Result<(RpRead, Buffer)> {
         self.weather.count(|traffic| traffic.gets += 1);
+        self.weather.travel().await;
         let (answer, content) = self.weather.pass("read", self.inner.read(range)).await?;
         self.weather.count(|traffic| traffic.received += content.len() as u64);
         Ok((answer, content))
@@ -338,6 +358,7 @@ impl<T: Write> Write for Under<T> {
     /// Only now the object exists: a trouble here comes after a part of it was sent.
     async fn close(&mut self) -> Result<Metadata> {
         self.weather.count(|traffic| traffic.puts += 1);
+        self.weather.travel().await;
         self.weather.pass("close", self.inner.close()).await
     }
 
@@ -349,6 +370,9 @@ impl<T: Write> Write for Under<T> {
 impl<T: List> List for Under<T> {
     async fn next(&mut self) -> Result<Option<oio::Entry>> {
         self.weather.count(|traffic| traffic.others += 1);
+        if !std::mem::replace(&mut self.asked, true) {
+            self.weather.travel().await;
+        }
         self.weather.pass("list", self.inner.next()).await
     }
 }

@@ -684,6 +684,11 @@ impl Log {
         inner.last.filter(|_| inner.settled && inner.is_open())
     }
 
+    /// Whether what is captured is kept: nothing was asked for that has not been answered, and the store is not given up.
+    pub fn is_open(&self) -> bool {
+        self.lock().is_open()
+    }
+
     /// The newest transaction that is known to be restorable from the store.
     pub fn acked(&self) -> Option<Txid> {
         self.lock().acked

@@ -136,8 +136,8 @@ pub(super) fn wait_here(
             return Ok(log.acked());
         }
         let (before, _) = log.asked();
-        let asked = match attend_to(shared, attend).and_then(|asked| can_flush(shared).map(|()| asked)) {
-            Ok(asked) => asked,
+        let attended = match attend_to(shared, attend).and_then(|attended| can_flush(shared).map(|()| attended)) {
+            Ok(attended) => attended,
             // What cannot be given without the store is asked for again when it answers.
             Err(_) if is_away(shared) && log.wait_asked(before, left()) => continue,
             Err(refused) if refused.may_pass() && !left().is_zero() => {
@@ -147,11 +147,16 @@ pub(super) fn wait_here(
             Err(refused) if refused.may_pass() => break (None, Some(refused)),
             Err(refused) => return Err(refused),
         };
-        // Before that the number of the newest transaction is not known.
-        let settled = log.wait_settled_or_asked(asked, left());
-        let target = until.or_else(|| log.last_txid()).filter(|_| settled);
-        if target.is_some_and(|target| log.wait_acked_or_asked(target, asked, left())) {
-            return Ok(log.acked());
+        let target = until.or_else(|| log.final_txid()).filter(|_| attended.is_numbered);
+        match target {
+            Some(target) if log.wait_acked_or_asked(target, attended.asked, left()) => return Ok(log.acked()),
+            Some(_) => {}
+            None if log.is_settled() => {
+                log.wait_asked(attended.asked, pause.next().min(left()));
+            }
+            None => {
+                log.wait_settled_or_asked(attended.asked, left());
+            }
         }
         if log.failure().is_some() || left().is_zero() {
             break (target, None);
@@ -182,29 +187,29 @@ pub(super) async fn wait_in_task(shared: &Arc<Shared>, wanted: Wanted) -> Result
             )))
         });
         let is_over = tokio::time::Instant::now() >= end;
-        let asked = match attended.and_then(|asked| can_flush(shared).map(|()| asked)) {
-            Ok(asked) => asked,
+        let mut soon = || end.min(tokio::time::Instant::now() + pause.next());
+        let attended = match attended.and_then(|attended| can_flush(shared).map(|()| attended)) {
+            Ok(attended) => attended,
             Err(refused) if (refused.may_pass() || is_away(shared)) && !is_over => {
-                let pause = match is_away(shared) {
-                    true => end,
-                    false => end.min(tokio::time::Instant::now() + pause.next()),
-                };
+                let pause = if is_away(shared) { end } else { soon() };
                 shared.until(pause, || log.asked().0 > before).await;
                 continue;
             }
             Err(refused) if refused.may_pass() => break (None, Some(refused)),
             Err(refused) => return Err(refused),
         };
-        let over_or_asked = || log.failure().is_some() || log.asked().0 != asked;
-        let settled = || log.is_settled();
-        shared.until(end, || settled() || over_or_asked()).await;
-        let target = until.or_else(|| log.last_txid()).filter(|_| settled());
-        if let Some(target) = target {
-            let acked = || log.acked() >= Some(target);
-            shared.until(end, || acked() || over_or_asked()).await;
-            if acked() {
-                return Ok(log.acked());
+        let has_failed_or_asked = || log.failure().is_some() || log.asked().0 != attended.asked;
+        let target = until.or_else(|| log.final_txid()).filter(|_| attended.is_numbered);
+        match target {
+            Some(target) => {
+                let acked = || log.acked() >= Some(target);
+                shared.until(end, || acked() || has_failed_or_asked()).await;
+                if acked() {
+                    return Ok(log.acked());
+                }
             }
+            None if log.is_settled() => shared.until(soon(), has_failed_or_asked).await,
+            None => shared.until(end, || log.is_settled() || has_failed_or_asked()).await,
         }
         if log.failure().is_some() || tokio::time::Instant::now() >= end {
             break (target, None);
@@ -214,20 +219,36 @@ pub(super) async fn wait_in_task(shared: &Arc<Shared>, wanted: Wanted) -> Result
     Err(refused.unwrap_or_else(|| in_vain(shared, wanted, target)))
 }
 
-/// Lets the connection that waits give what the log asks for. Returns how often it was asked until then.
-fn attend_to(shared: &Shared, attend: Attend<'_>) -> Result<u64, FlushError> {
+/// What came of an attempt to have everything in the log.
+struct Attended {
+    /// How often the log had asked for something until then.
+    asked: u64,
+    /// All that was committed before is in the log, or was, by numbers that are final.
+    is_numbered: bool,
+}
+
+/// Lets the connection that waits give what the log asks for.
+fn attend_to(shared: &Shared, attend: Attend<'_>) -> Result<Attended, FlushError> {
     let log = &shared.log;
-    for _ in 1..ATTEMPTS {
-        let (before, _) = log.asked();
+    let is_final = || log.is_settled() && log.is_open();
+    let mut attempt = 1;
+    loop {
+        let ((before, _), was_final) = (log.asked(), is_final());
         attend()?;
         let (asked, answered) = log.asked();
+        let is_numbered = was_final && is_final();
         // Else it was asked again meanwhile. What the connection finds wrong by itself it asks for, and answers, as well.
         if answered || asked == before {
-            return Ok(asked);
+            return Ok(Attended { asked, is_numbered });
         }
+        if attempt == ATTEMPTS {
+            return Ok(Attended {
+                asked: before,
+                is_numbered,
+            });
+        }
+        attempt += 1;
     }
-    let (asked, _) = log.asked();
-    attend().map(|()| asked)
 }
 
 fn is_away(shared: &Shared) -> bool {

@@ -7,6 +7,32 @@ use tokio::time::Instant;
 /// How long a lone commit waits for company.
 pub(super) const GATHERING: Duration = Duration::from_millis(10);
 
+/// Those that wait for their commits are kept waiting for others for this part of an upload at most, and no longer than that.
+const COMPANY_PART: u32 = 8;
+const COMPANY: Duration = Duration::from_millis(5);
+/// Timers are no finer.
+const FINEST: Duration = Duration::from_millis(1);
+
+/// The last upload. Whom it served comes back with the next commit at about the same time: without a moment of patience the first of them would
+/// have an upload to itself, and all others would wait for two.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Company {
+    /// So many waited when it began.
+    pub(super) waiting: usize,
+    /// So long it took.
+    pub(super) took: Duration,
+}
+
+impl Company {
+    fn patience(self, waiting: usize) -> Duration {
+        let patience = (self.took / COMPANY_PART).min(COMPANY);
+        match waiting < self.waiting && patience >= FINEST {
+            true => patience,
+            false => Duration::ZERO,
+        }
+    }
+}
+
 /// What is known when the rule is asked. Something waits in the log.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Situation {
@@ -16,17 +42,21 @@ pub(super) struct Situation {
     pub(super) last_sealed: Option<Instant>,
     /// How far sealings of a busy database are apart.
     pub(super) interval: Duration,
-    /// A base waits, or a whole segment.
+    /// A base waits, or a whole segment, or it was asked for.
     pub(super) full: bool,
-    /// Somebody waits for the upload.
-    pub(super) awaited: bool,
+    /// So many wait for the upload.
+    pub(super) waiting: usize,
+    pub(super) company: Company,
 }
 
 /// When to seal: at once where nothing is gained by waiting; after a moment of gathering when the last interval saw no upload; else at the
 /// end of that interval. An instant in the past means now.
 pub(super) fn due(situation: &Situation) -> Instant {
-    if situation.full || situation.awaited {
+    if situation.full {
         return situation.since;
+    }
+    if situation.waiting > 0 {
+        return situation.since + situation.company.patience(situation.waiting);
     }
     let gathered = situation.since + GATHERING;
     match situation.last_sealed {
@@ -47,7 +77,8 @@ mod tests {
             last_sealed,
             interval: INTERVAL,
             full: false,
-            awaited: false,
+            waiting: 0,
+            company: Company::default(),
         }
     }
 
@@ -71,13 +102,35 @@ mod tests {
     #[test]
     fn a_full_segment_and_whoever_waits_are_served_at_once() {
         let now = Instant::now();
-        for (full, awaited) in [(true, false), (false, true)] {
+        for (full, waiting) in [(true, 0), (false, 1), (true, 3)] {
             let situation = Situation {
                 full,
-                awaited,
+                waiting,
                 ..situation(now, Some(now))
             };
             assert_eq!(due(&situation), now);
         }
+    }
+
+    #[test]
+    fn who_was_served_together_is_waited_for() {
+        let now = Instant::now();
+        let due_for = |waiting: usize, company: (usize, u64)| {
+            let company = Company {
+                waiting: company.0,
+                took: Duration::from_millis(company.1),
+            };
+            let situation = Situation {
+                waiting,
+                company,
+                ..situation(now, Some(now))
+            };
+            due(&situation) - now
+        };
+        assert_eq!(due_for(1, (8, 16)), Duration::from_millis(2));
+        assert_eq!(due_for(1, (8, 4000)), COMPANY);
+        assert_eq!(due_for(8, (8, 4000)), Duration::ZERO, "all are there");
+        assert_eq!(due_for(1, (1, 4000)), Duration::ZERO, "there are no others");
+        assert_eq!(due_for(1, (8, 7)), Duration::ZERO, "it is not worth a timer");
     }
 }

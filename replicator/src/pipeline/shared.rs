@@ -102,8 +102,8 @@ impl Shared {
         Waiting(self)
     }
 
-    pub(super) fn is_awaited(&self) -> bool {
-        self.waiting.load(Ordering::Acquire) > 0
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Acquire)
     }
 
     /// What waits now is sealed at once. A store that does not answer is not asked more often.

@@ -24,7 +24,7 @@ use super::image::State;
 use super::images::{Beginning, Images};
 use super::local::{Identity, Stored};
 use super::making::{Maker, Making};
-use super::pace::{self, Situation};
+use super::pace::{self, Company, Situation};
 use super::progress::Progress;
 use super::seal::{self as ending, Tail};
 use super::sealer::{self, SealError, Segment};
@@ -68,6 +68,7 @@ pub(super) struct Task {
     /// Taken from the log already, to be looked at next.
     ahead: Option<Batch>,
     last_sealed: Option<Instant>,
+    company: Company,
     /// What follows is worthless up to the next base, which begins a generation.
     gap: bool,
     gaps_in_a_row: u32,
@@ -146,6 +147,7 @@ impl Task {
             chain: None,
             ahead: None,
             last_sealed: None,
+            company: Company::default(),
             gap: false,
             gaps_in_a_row: 0,
             set_aside: false,
@@ -222,8 +224,9 @@ impl Task {
                 since,
                 last_sealed: self.last_sealed,
                 interval: self.plan.flush_interval,
-                full: log.arm(self.plan.segment_size),
-                awaited: self.shared.is_awaited() || self.shared.is_hurried(),
+                full: log.arm(self.plan.segment_size) || self.shared.is_hurried(),
+                waiting: self.shared.waiting(),
+                company: self.company,
             });
             if due <= Instant::now() {
                 return Ok(());
@@ -602,8 +605,13 @@ impl Task {
                 first.0
             ));
         }
-        self.last_sealed = Some(Instant::now());
+        let (begun, waiting) = (Instant::now(), self.shared.waiting());
+        self.last_sealed = Some(begun);
         let outcome = self.upload(transactions).await;
+        self.company = Company {
+            waiting,
+            took: begun.elapsed(),
+        };
         self.shared.status.uploading(0, None);
         outcome
     }

@@ -238,7 +238,7 @@ fn a_flush_says_why_it_failed() {
         late.contains("transaction 1 of /srv/app.db") && late.contains("on fire"),
         "{late}"
     );
-    assert!(!shared.is_awaited());
+    assert!(shared.waiting() == 0);
     shared.fail("a reason");
     let failed = replica.flush(&mut || Ok(())).expect_err("failed").to_string();
     assert!(failed.contains("stopped: a reason"), "{failed}");
@@ -263,7 +263,7 @@ fn a_flush_brings_what_is_asked_for_meanwhile() {
     std::thread::scope(|scope| {
         let (log, waits) = (Arc::clone(&shared.log), Arc::clone(&shared));
         scope.spawn(move || {
-            while !waits.is_awaited() {
+            while waits.waiting() == 0 {
                 std::thread::yield_now();
             }
             // Long after the connection was asked first.
@@ -283,7 +283,7 @@ fn a_flush_brings_what_is_asked_for_meanwhile() {
             .flush(&mut || Err(FlushError::new("not now")))
             .expect_err("refused");
         assert_eq!(refused.to_string(), "not now");
-        assert!(!shared.is_awaited());
+        assert!(shared.waiting() == 0);
     });
 }
 

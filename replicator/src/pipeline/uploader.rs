@@ -50,7 +50,7 @@ impl Backoff {
         let mut pause = self.next(outside::random_number());
         // Before the question whether somebody waits: whoever begins to between the two is not overheard.
         let hurry = shared.hurry.notified();
-        if shared.is_awaited() {
+        if shared.waiting() > 0 {
             pause = pause.min(LONGEST_PAUSE_AWAITED);
         }
         tokio::select! {

@@ -460,7 +460,10 @@ impl Capturing for Capture {
 
     fn attend(self: Arc<Self>) -> Result<(), FlushError> {
         self.sync();
-        Ok(())
+        match self.inner.lock().unwrap().cursor {
+            Some(_) => Ok(()),
+            None => Err(FlushError::passing("nothing is captured")),
+        }
     }
 
     fn look(&self) {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
+use std::task::Poll;
 use std::time::Duration;
 
 use replvfs_vfs::host::Replica;
@@ -18,6 +19,7 @@ use crate::config::Retention;
 use crate::history::Target;
 use crate::local_state;
 use crate::outside;
+use crate::pipeline::confirm::{self, Wanted};
 use crate::pipeline::due::Rule;
 use crate::pipeline::replica::{DatabaseReplica, Patience};
 use crate::pipeline::shared::Shared;
@@ -34,6 +36,8 @@ pub(super) struct Process {
     pub(super) gate: Arc<Gate>,
     pub(super) is_open: bool,
     task: JoinHandle<()>,
+    /// Who waits until what was committed is in the store.
+    waits: Vec<JoinHandle<()>>,
 }
 
 impl Process {
@@ -91,6 +95,7 @@ impl Process {
             gate,
             is_open: false,
             task,
+            waits: Vec::new(),
         };
         process.open();
         process
@@ -101,6 +106,30 @@ impl Process {
         self.shared.opened();
         self.capture.inner.lock().unwrap().pinned = true;
         self.capture.sync();
+    }
+
+    /// Somebody waits until what is committed now is in the store.
+    pub(super) fn wait(&mut self, sim: &Arc<Sim>) {
+        let state = self.capture.disk.lock().unwrap().state;
+        let timeout = sim.rng().delay(60_000);
+        let (gate, watched, told) = (
+            Arc::clone(&self.gate),
+            Arc::clone(&self.capture),
+            Arc::clone(&self.replica),
+        );
+        let (shared, sim) = (Arc::clone(&self.shared), Arc::clone(sim));
+        let wanted = Wanted { until: None, timeout };
+        let mut waiting = Box::pin(async move { confirm::wait_in_task(&shared, wanted).await });
+        self.waits.push(tokio::spawn(std::future::poll_fn(move |context| {
+            std::task::ready!(gate.poll(context.waker()));
+            let waited = std::task::ready!(waiting.as_mut().poll(context));
+            watched.observe(&*told);
+            match waited {
+                Ok(_) => sim.confirmed(watched.machine, state),
+                Err(_) => sim.count(|counts| counts.unconfirmed += 1),
+            }
+            Poll::Ready(())
+        })));
     }
 
     /// Nothing more comes of it.
@@ -149,7 +178,17 @@ impl Process {
         sim.trace(|| format!("machine {}: process {} is gone", self.capture.machine, self.number));
         let status: serde_json::Value = serde_json::from_str(&self.replica.status()).unwrap();
         sim.count(|counts| counts.discontinuities += status["discontinuities"].as_u64().unwrap_or_default());
-        let Process { shared, task, .. } = self;
+        let Process {
+            shared, task, waits, ..
+        } = self;
+        for wait in waits {
+            wait.abort();
+            if let Err(error) = wait.await
+                && error.is_panic()
+            {
+                sim.violated(format!("a wait panicked: {error}"));
+            }
+        }
         task.abort();
         if let Err(error) = task.await
             && error.is_panic()

@@ -116,7 +116,7 @@ async fn begin_restore(sim: &Arc<Sim>, machine: &mut Machine) {
 fn commit(sim: &Arc<Sim>, machine: &mut Machine) {
     let times = 1 + sim.rng().below(3);
     let which = sim.rng().below(machine.processes.len() as u64) as usize;
-    let Some(process) = machine.processes.get(which) else {
+    let Some(process) = machine.processes.get_mut(which) else {
         return;
     };
     if !process.is_open || process.gate.is_closed() {
@@ -134,6 +134,10 @@ fn commit(sim: &Arc<Sim>, machine: &mut Machine) {
             process.log.last_txid()
         )
     });
+    let waits = sim.rng().below(3) == 0;
+    if waits {
+        process.wait(sim);
+    }
 }
 
 fn start_or_open(sim: &Arc<Sim>, machine: &mut Machine) {

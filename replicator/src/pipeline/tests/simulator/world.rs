@@ -69,6 +69,8 @@ counts!(
     schedules,
     commits,
     acknowledged,
+    confirmed,
+    unconfirmed,
     restored_states,
     store_calls,
     crashes,
@@ -237,6 +239,25 @@ impl Sim {
         if let Some(missing) = missing {
             self.violated(format!(
                 "transaction {txid} of generation {generation} was acknowledged, and the store has no {missing}"
+            ));
+        }
+    }
+
+    /// Somebody who waited was told that this, which the machine had committed before, is safe.
+    pub(super) fn confirmed(&self, machine: usize, state: StateId) {
+        self.trace(|| format!("machine {machine}: state {state} is confirmed"));
+        self.count(|counts| counts.confirmed += 1);
+        let model = self.model.lock().unwrap();
+        let is_safe = self
+            .acks
+            .lock()
+            .unwrap()
+            .values()
+            .any(|ack| model.follows(ack.state, state));
+        drop(model);
+        if !is_safe {
+            self.violated(format!(
+                "machine {machine} was told that state {state} is in the store, and nothing that has it was acknowledged"
             ));
         }
     }
