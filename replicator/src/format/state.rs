@@ -17,7 +17,7 @@ pub const STATE_SLOT_BYTES: usize = 4096;
 const VERSION: u32 = 1;
 const PART: &str = "state";
 /// The replica's name is for people. With every byte escaped it still leaves room for the rest.
-const MAX_REPLICA_BYTES: usize = 512;
+const MAX_REPLICA_BYTES: usize = 448;
 /// Numbers after it must exist, whatever is added to them.
 const MAX_TXID: u64 = u64::MAX >> 1;
 
@@ -421,7 +421,7 @@ mod tests {
         for left in [None, Some(Next::Wal(Salts(u32::MAX, 0))), Some(print())] {
             let mut state = state(5, left);
             // The longest that a URI may make it.
-            state.replica = "\u{1}".repeat(512);
+            state.replica = "\u{1}".repeat(MAX_REPLICA_BYTES);
             state.if_wal = Some(Salts(u32::MAX, u32::MAX));
             state.restored = Some(true);
             state.unfinished = Some(Unfinished {
