@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use replvfs::Config;
@@ -12,8 +13,11 @@ use replvfs::store::Store;
 use replvfs_tests::peer::{SqlPeer, run_sql};
 use replvfs_tests::weather::{FaultyStore, Storm, Trouble};
 use replvfs_tests::{Scratch, check_integrity, open, pragma_number, restore_from, restore_txid, status};
-use replvfs_vfs::types::Txid;
+use replvfs_vfs::log::{Batch, Log, Withdrawn};
+use replvfs_vfs::transaction::Transaction;
+use replvfs_vfs::types::{PageSize, Pgno, Position, Txid};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
+use tracing_subscriber::layer::SubscriberExt;
 
 const JOURNALS: [&str; 5] = ["WAL", "DELETE", "TRUNCATE", "PERSIST", "MEMORY"];
 const LOCKINGS: [&str; 2] = ["NORMAL", "EXCLUSIVE"];
@@ -509,4 +513,68 @@ fn it_needs_a_journal() {
         .query_row("PRAGMA replvfs_durability=strict", [], |_| Ok(()))
         .unwrap_err();
     assert!(refused.to_string().contains("needs a journal"), "{refused}");
+}
+
+/// The number of one that was taken back is used again, perhaps while the first one is still being sealed.
+#[test]
+fn one_that_was_taken_back_is_not_offered_as_the_next() {
+    let tentative = |value: u8| {
+        let pages = [(Pgno::new(1).unwrap(), vec![value; 512])];
+        Transaction::for_test(Txid::ZERO, PageSize::new(512).unwrap(), 1, &pages, Position::default())
+    };
+    let log = Log::new();
+    assert!(log.answer_for_test(Err(Txid(1))));
+    assert!(matches!(log.take(1), Some(Batch::Resumed(Txid(1)))));
+    log.acknowledge(Txid(1));
+    let take = || match log.take(1) {
+        Some(Batch::Transactions(taken)) => taken.into_iter().next().unwrap(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(log.push_tentative(tentative(1)).ok(), Some(Txid(2)));
+    let first = take();
+    assert_eq!(log.withdraw(Txid(2)), Withdrawn::Cleanly);
+    assert_eq!(log.push_tentative(tentative(2)).ok(), Some(Txid(2)));
+    assert!(!log.offer(&first), "it would be in the store in place of the next one");
+    let second = take();
+    assert!(log.offer(&second));
+    assert!(!log.offer(&first));
+    assert_eq!(log.withdraw(Txid(2)), Withdrawn::Abandoned);
+}
+
+/// Does something while it is said that a transaction is rolled back.
+struct Meanwhile(std::thread::ThreadId, Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Meanwhile {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        if std::thread::current().id() == self.0
+            && *event.metadata().level() == tracing::Level::WARN
+            && let Some(act) = self.1.lock().unwrap().take()
+        {
+            act();
+        }
+    }
+}
+
+/// A reader may bring the image that an abandoned transaction makes necessary before the connection that has abandoned it goes on.
+#[test]
+fn an_image_that_comes_at_once_has_a_number_of_its_own() {
+    let world = World::new("at-once");
+    let connection = world.open_in("NORMAL", "WAL");
+    insert(&connection, 1).unwrap();
+    let reader = world.open();
+    assert_eq!(rows_of(&reader), [1].into());
+    world.storm(0, Trouble::Hang);
+    let seen = Arc::new(Mutex::new(None));
+    let noted = Arc::clone(&seen);
+    let meanwhile = Meanwhile(
+        std::thread::current().id(),
+        Mutex::new(Some(Box::new(move || {
+            *noted.lock().unwrap() = Some(rows_of(&reader));
+        }))),
+    );
+    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(meanwhile)).unwrap();
+    let error = insert(&connection, 2).unwrap_err();
+    assert!(is_an_io_error(&error), "{error}");
+    assert_eq!(*seen.lock().unwrap(), Some([1].into()));
+    goes_on(&world, &connection, "at once");
 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use replvfs_vfs::host::FlushError;
 use replvfs_vfs::log::{Awaited, Withdrawn};
+use replvfs_vfs::transaction::Transaction;
 use replvfs_vfs::types::Txid;
 
 use super::Stopped;
@@ -158,13 +159,13 @@ impl Doubts {
         uploader: &Uploader,
         doubt: Doubt,
         before: Before,
-        body: &Body,
+        (transaction, body): (&Arc<Transaction>, &Body),
     ) -> Result<Option<Turn>, Stopped> {
         let shared = uploader.shared();
         self.push(doubt);
         note(shared, doubt.unfinished).await?;
         let slot = doubt.unfinished.slot;
-        if !shared.log.offer(slot) {
+        if !shared.log.offer(transaction) {
             return Ok(None);
         }
         tokio::select! {

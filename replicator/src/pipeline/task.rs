@@ -617,10 +617,10 @@ impl Task {
     }
 
     async fn upload(&mut self, mut transactions: Vec<Arc<Transaction>>) -> Result<(), Stopped> {
-        while let (Some(chain), Some(first)) = (&mut self.chain, transactions.first()) {
+        while let (Some(chain), Some(oldest)) = (&mut self.chain, transactions.first()) {
             let wal_bytes = transactions.iter().map(|transaction| transaction.wal_bytes()).sum();
-            self.shared.status.uploading(wal_bytes, Some(first.committed_at));
-            let first = first.txid;
+            self.shared.status.uploading(wal_bytes, Some(oldest.committed_at));
+            let first = oldest.txid;
             let segment = match seal(&self.shared, &transactions, chain, &self.plan).await? {
                 Ok(segment) => segment,
                 Err(error) => return self.gap(&error.to_string()),
@@ -638,7 +638,8 @@ impl Task {
                         },
                     };
                     let before = chain.before;
-                    match self.doubts.take(&self.uploader, doubt, before, &segment.body).await? {
+                    let what = (oldest, &segment.body);
+                    match self.doubts.take(&self.uploader, doubt, before, what).await? {
                         Some(turn) => turn,
                         None => return self.taken_back(first),
                     }
@@ -745,8 +746,11 @@ impl Task {
         let page_count = end.index.transactions().last().map(|last| last.header.page_count);
         self.images
             .logged(&Touched::by(&end.index, Txid::ZERO), page_count.unwrap_or(0));
-        transactions.drain(..end.index.transactions().len());
-        self.note(stored);
+        let mut done = transactions.drain(..end.index.transactions().len());
+        match done.any(|transaction| transaction.held) {
+            true => self.shared.local.hold(stored),
+            false => self.note(stored),
+        }
         self.stored(&stored);
         Ok(Ok(()))
     }

@@ -3,6 +3,7 @@
 //! Owns what becomes of it. It is *finished* when it was committed, *withdrawn* when nothing of it can be in the store, and *abandoned* when it may be: then
 //! its number is not used again, and the history goes on with a base, marked as broken.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Inner, Item, Log};
@@ -116,12 +117,14 @@ impl Log {
         }
     }
 
-    /// The replica is about to put the transaction into the store. `false`: it must not, since it was taken back.
-    pub fn offer(&self, txid: Txid) -> bool {
+    /// The replica is about to put the transaction, which it has taken, into the store. `false`: it must not, since it was taken back. Its number may be
+    /// another one's by now.
+    pub fn offer(&self, transaction: &Arc<Transaction>) -> bool {
         let mut inner = self.lock();
-        let failed = inner.failure.is_some();
+        let is_gone = !inner.taken.iter().any(|taken| Arc::ptr_eq(taken, transaction));
+        let failed = inner.failure.is_some() || is_gone;
         match &mut inner.held {
-            Some(held) if held.txid == txid && !failed => {
+            Some(held) if held.txid == transaction.txid && !failed => {
                 held.offered = true;
                 true
             }
