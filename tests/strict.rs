@@ -578,3 +578,25 @@ fn an_image_that_comes_at_once_has_a_number_of_its_own() {
     assert_eq!(*seen.lock().unwrap(), Some([1].into()));
     goes_on(&world, &connection, "at once");
 }
+
+/// `PRAGMA journal_mode` without a name is for all databases, and says so to the main one only.
+#[test]
+fn a_journal_that_is_switched_off_for_all_is_missed() {
+    let world = World::new("attached-off");
+    let connection = world.open_in("NORMAL", "DELETE");
+    insert(&connection, 1).unwrap();
+    let all = open("file::memory:").unwrap();
+    all.execute_batch(&format!("ATTACH '{}' AS a; PRAGMA journal_mode=OFF", world.uri()))
+        .unwrap();
+    for _ in 0..2 {
+        let error = insert(&all, 2).unwrap_err();
+        assert!(is_an_io_error(&error), "{error}");
+        assert_eq!(rows_of(&connection), [1].into(), "{error}");
+    }
+    all.execute_batch("PRAGMA a.journal_mode=DELETE").unwrap();
+    world.storm(0, Trouble::Hang);
+    let error = insert(&all, 2).unwrap_err();
+    assert!(is_an_io_error(&error), "{error}");
+    drop(all);
+    goes_on(&world, &connection, "attached");
+}

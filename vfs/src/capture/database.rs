@@ -147,6 +147,8 @@ pub(crate) struct ConnectionState {
     pub(crate) leaving_wal: bool,
     /// A PRAGMA was seen after which there is no journal.
     pub(crate) without_journal: bool,
+    /// A PRAGMA was seen that keeps the journal in memory.
+    pub(crate) journal_in_memory: bool,
     /// A PRAGMA was seen that takes the file for this connection alone.
     pub(crate) taking_exclusive: bool,
     /// The upload was waited for, in vain, before the file was taken to be closed.
@@ -176,6 +178,7 @@ impl ConnectionState {
             checkpointing: false,
             leaving_wal: false,
             without_journal: false,
+            journal_in_memory: false,
             taking_exclusive: false,
             waited: false,
             keeps_wal: false,

@@ -153,6 +153,24 @@ impl Connection {
         !is_same && self.refuses()
     }
 
+    /// Whether a write of the database file is refused, since it begins a transaction that nothing could take back. Says so. `PRAGMA journal_mode` without
+    /// the name of a database is for all of them, and tells the main one only.
+    pub(crate) fn lacks_journal(&self) -> bool {
+        let state = self.lock();
+        let asks = self.is_strict() && begins_to_write(&state) && !state.journal_in_memory;
+        drop(state);
+        // SQLite has synced the journal before it writes the first page.
+        let lacks = asks && !self.database.vfs.journal_is_hot(&self.database.c_path);
+        if lacks {
+            self.refused(
+                ffi::SQLITE_IOERR,
+                "a transaction without a journal cannot be held back (durability=strict): say PRAGMA journal_mode with the name of the database, and \
+                 not OFF",
+            );
+        }
+        lacks
+    }
+
     /// Whether the file stays as long as it is though it is to be cut: only the rollback of a transaction that was refused does so before anything is
     /// written, where the file grew in chunks ahead of the database.
     pub(crate) fn keeps_length(&self) -> bool {

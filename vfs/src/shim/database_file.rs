@@ -84,6 +84,9 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
         if refusing && refuses("xWrite", connection, is_refused) {
             return ffi::SQLITE_READONLY;
         }
+        if guard("xWrite", || connection.lacks_journal()) != Some(false) {
+            return ffi::SQLITE_IOERR_WRITE;
+        }
         observe("xWrite", connection, || {
             before_change(connection, real, refusing, offset, Some(offset + i64::from(amount)))
         });

@@ -59,6 +59,7 @@ fn note_modes(connection: &Connection, name: &str, value: Option<&str>) -> Optio
             let mut state = connection.lock();
             state.leaving_wal = !value.eq_ignore_ascii_case("wal");
             state.without_journal = without_journal;
+            state.journal_in_memory = value.eq_ignore_ascii_case("memory");
         }
         "wal_checkpoint" if !value.eq_ignore_ascii_case("passive") => {
             connection
