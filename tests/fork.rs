@@ -493,7 +493,7 @@ fn a_child_does_not_answer_for_its_parent() {
     // Of the parent, and of the child.
     hear(&mut output, "there");
     hear(&mut output, "there");
-    let uri = scratch.uri_with("&flush_interval=10ms");
+    let uri = scratch.uri_with("&flush_interval=10ms&timeout=1h");
     let here = open(&uri).unwrap();
     assert_eq!(rows(&here), BEGUN);
     assert_eq!(status(&here)["owner"], false);
@@ -502,19 +502,21 @@ fn a_child_does_not_answer_for_its_parent() {
         assert_eq!(unsafe { libc::kill(program.id().cast_signed(), name) }, 0);
     };
     signal(libc::SIGSTOP);
-    std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| {
-            let standby = open(&uri).unwrap();
-            standby.execute_batch("PRAGMA replvfs_durability=remote").unwrap();
-            write(&standby, "standby", 1);
-        });
-        // It is committed here, and waits for one that does not answer.
-        while rows(&here) == BEGUN {
-            std::thread::yield_now();
-        }
-        signal(libc::SIGKILL);
-        waiting.join().unwrap();
+    let (done, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let standby = open(&uri).unwrap();
+        standby.execute_batch("PRAGMA replvfs_durability=remote").unwrap();
+        write(&standby, "standby", 1);
+        drop(standby);
+        done.send(()).unwrap();
     });
+    // It is committed here, and waits for one that does not answer.
+    while rows(&here) == BEGUN {
+        std::thread::yield_now();
+    }
+    signal(libc::SIGKILL);
+    told.recv_timeout(BUSY)
+        .expect("who waits is told of the end of whom it waits for");
     program.wait().unwrap();
     assert_eq!(newest_is_the_database(&scratch), BEGUN + 1);
     drop(input);
