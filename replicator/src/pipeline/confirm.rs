@@ -134,7 +134,7 @@ fn wait_here(shared: &Shared, wanted: Wanted, end: Instant, attend: Attend<'_>) 
         let asked = match attend_to(shared, attend).and_then(|asked| can_flush(shared).map(|()| asked)) {
             Ok(asked) => asked,
             // What cannot be given without the store is asked for again when it answers.
-            Err(_) if is_away(shared) && log.wait_asked(before, left()) => continue,
+            Err(refused) if !refused.may_pass() && is_away(shared) && log.wait_asked(before, left()) => continue,
             Err(refused) if refused.may_pass() && !left().is_zero() => {
                 log.wait_asked(before, pause.next().min(left()));
                 continue;
@@ -144,7 +144,9 @@ fn wait_here(shared: &Shared, wanted: Wanted, end: Instant, attend: Attend<'_>) 
         };
         // Before that the number of the newest transaction is not known.
         let settled = log.wait_settled_or_asked(asked, left());
-        let target = until.or_else(|| log.last_txid()).filter(|_| settled);
+        let target = until.or_else(|| log.last_txid());
+        // Else it may be what the history is taken up from, before what was captured is captured again.
+        let target = target.filter(|_| settled && log.asked().0 == asked);
         if target.is_some_and(|target| log.wait_acked_or_asked(target, asked, left())) {
             return Ok(log.acked());
         }
@@ -180,9 +182,9 @@ pub(super) async fn wait_in_task(shared: &Arc<Shared>, wanted: Wanted) -> Result
         let asked = match attended.and_then(|asked| can_flush(shared).map(|()| asked)) {
             Ok(asked) => asked,
             Err(refused) if (refused.may_pass() || is_away(shared)) && !is_over => {
-                let pause = match is_away(shared) {
-                    true => end,
-                    false => end.min(tokio::time::Instant::now() + pause.next()),
+                let pause = match refused.may_pass() {
+                    true => end.min(tokio::time::Instant::now() + pause.next()),
+                    false => end,
                 };
                 shared.until(pause, || log.asked().0 > before).await;
                 continue;
@@ -193,7 +195,9 @@ pub(super) async fn wait_in_task(shared: &Arc<Shared>, wanted: Wanted) -> Result
         let over_or_asked = || log.failure().is_some() || log.asked().0 != asked;
         let settled = || log.is_settled();
         shared.until(end, || settled() || over_or_asked()).await;
-        let target = until.or_else(|| log.last_txid()).filter(|_| settled());
+        let target = until.or_else(|| log.last_txid());
+        // As above.
+        let target = target.filter(|_| settled() && log.asked().0 == asked);
         if let Some(target) = target {
             let acked = || log.acked() >= Some(target);
             shared.until(end, || acked() || over_or_asked()).await;
