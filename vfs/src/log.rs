@@ -572,6 +572,11 @@ impl Log {
         (inner.asked, !self.base_wanted())
     }
 
+    /// Whether what is captured is dropped: it was asked from where the history goes on, and not answered yet.
+    pub fn drops(&self) -> bool {
+        self.lock().dropping
+    }
+
     /// Whether the WAL is kept from being restarted. Where a connection has the database for itself nothing of the kind is needed.
     pub fn is_pinned(&self) -> bool {
         self.capturing().is_some_and(|capturing| capturing.is_pinned())

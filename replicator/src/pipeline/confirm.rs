@@ -216,17 +216,24 @@ pub(super) async fn wait_in_task(shared: &Arc<Shared>, wanted: Wanted) -> Result
 /// Lets the connection that waits give what the log asks for. Returns how often it was asked until then.
 fn attend_to(shared: &Shared, attend: Attend<'_>) -> Result<u64, FlushError> {
     let log = &shared.log;
-    for _ in 1..ATTEMPTS {
-        let (before, _) = log.asked();
+    let (mut asked, mut drops) = (0, false);
+    for _ in 0..ATTEMPTS {
+        // In this order: who asks begins to drop at the same time.
+        (asked, _) = log.asked();
+        drops = log.drops();
         attend()?;
-        let (asked, answered) = log.asked();
-        // Else it was asked again meanwhile. What the connection finds wrong by itself it asks for, and answers, as well.
-        if answered || asked == before {
+        // Else it was asked again meanwhile, or what was captured is not in the log, whoever answers next.
+        if !drops && log.asked().0 == asked {
             return Ok(asked);
         }
     }
-    let (asked, _) = log.asked();
-    attend().map(|()| asked)
+    match drops {
+        true => Err(FlushError::passing(format!(
+            "it is not known from where the history of {} goes on: another connection is writing it; try again",
+            shared.database
+        ))),
+        false => Ok(asked),
+    }
 }
 
 fn is_away(shared: &Shared) -> bool {
