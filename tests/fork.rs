@@ -16,7 +16,7 @@ use std::time::Duration;
 use replvfs::format::Generation;
 use replvfs::history::{History, Target};
 use replvfs::store::{Store, StoreOptions};
-use replvfs::{Config, Txid};
+use replvfs::{Config, Replication, Txid};
 use replvfs_tests::weather::{FaultyStore, Storm, Trouble};
 use replvfs_tests::{
     Scratch, block_on, check_integrity, compare_pages, flush, open, plain_image, restore_txid, status,
@@ -136,6 +136,7 @@ fn with_idle_children(uri: &str) {
 
 fn with_children_that_open_it(uri: &str) {
     let connection = begin(uri);
+    let inherited = Replication::of(connection.path().unwrap()).unwrap();
     let mut expected = rows(&connection);
     for round in 0..12 {
         let child = fork(|| {
@@ -145,8 +146,12 @@ fn with_children_that_open_it(uri: &str) {
             write(&own, "child", 5);
             let now = status(&own);
             assert_eq!(now["owner"], false, "{now}");
-            // Which the parent does.
+            // The parent is asked.
             flush(&own);
+            let here = Replication::of(own.path().unwrap()).unwrap();
+            here.flush().unwrap();
+            let refused = inherited.flush().unwrap_err();
+            assert!(refused.to_string().contains("fork()"), "{refused}");
             own.close().unwrap();
         });
         expected += 5;
