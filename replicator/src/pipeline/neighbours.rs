@@ -36,8 +36,8 @@ const LONGEST_PATH: usize = 103;
 const MANNERS: Duration = Duration::from_secs(5);
 /// The other process may need a little longer than it was given.
 const GRACE: Duration = Duration::from_millis(500);
-/// So many are answered at the same time; others are told to ask again.
-const GUESTS: usize = 4096;
+/// So many are answered at the same time, each of which takes a descriptor of the application's; others ask again.
+const GUESTS: usize = 256;
 
 /// What came of asking the process that replicates the database.
 #[derive(Debug, PartialEq, Eq)]
