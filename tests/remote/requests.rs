@@ -149,6 +149,26 @@ fn following_an_idle_database_is_one_request_each_time() {
 }
 
 #[test]
+fn pages_of_point_queries_stay_when_what_came_with_them_has_gone() {
+    let (scratch, store) = (Scratch::in_memory(), FaultyStore::new(true));
+    let name = register(&store);
+    filled(&scratch, &name, 20_000).close().unwrap();
+    let remote = open_remote(&name, "&page_cache=4MiB").unwrap();
+    // What is kept is not SQLite's.
+    remote.pragma_update(None, "cache_size", 5).unwrap();
+    let some_rows = || {
+        for a in (1..20_000).step_by(97) {
+            number(&remote, &format!("SELECT length(b) FROM t WHERE a = {a}"));
+        }
+    };
+    some_rows();
+    store.weather.storm(None);
+    some_rows();
+    // The rows are all over 20 MiB.
+    assert_eq!(calls(&store), 0, "{:?}", store.weather.calls());
+}
+
+#[test]
 fn memory_is_bounded() {
     let (scratch, store) = (Scratch::in_memory(), FaultyStore::new(true));
     let name = register(&store);
