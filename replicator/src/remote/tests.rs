@@ -207,6 +207,51 @@ async fn who_opens_again_sees_a_replica_that_was_begun_anew() {
     assert!(matches!(error, HistoryError::NoReplica), "{error}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_a_newer_release_wrote_is_refused() {
+    let source = source(16, &[2]).await;
+    let (distant, replica) = reader(&source).await;
+    let state = replica.state_at(Target::Newest).await.unwrap();
+    let generation = state.order().0;
+    for key in [
+        Key::Replica,
+        Key::Generation(generation),
+        Key::Image(generation, Txid(0)),
+        Key::Log(generation, Txid(1)),
+    ] {
+        let path = source.path(key);
+        let known = std::fs::read(&path).unwrap();
+        let newer = match key {
+            Key::Log(..) => {
+                let (rest, footer) = known.split_at(known.len() - 200);
+                [rest, &newer(&footer[..188], 8), b"replvfsS"].concat()
+            }
+            Key::Image(..) => newer(&known[..known.len() - 4], 8),
+            _ => {
+                let text = String::from_utf8(known.clone()).unwrap();
+                text.replace("\"format\": 1", "\"format\": 2").into_bytes()
+            }
+        };
+        assert_eq!(newer.len(), known.len());
+        std::fs::write(&path, newer).unwrap();
+        distant.put(source.folder.path()).await;
+        let error = replica.state_at(Target::Newest).await.unwrap_err().to_string();
+        assert!(
+            error.contains(&key.path()) && error.contains("format version 2"),
+            "{error}"
+        );
+        std::fs::write(&path, known).unwrap();
+    }
+}
+
+/// The same with the next version at this place, and with its checksum behind it.
+fn newer(fields: &[u8], at: usize) -> Vec<u8> {
+    let mut fields = fields.to_vec();
+    fields[at] = 2;
+    let crc = crc32fast::hash(&fields).to_le_bytes();
+    [fields, crc.to_vec()].concat()
+}
+
 /// One that no connection uses is there for a while, but not many of them.
 #[tokio::test(start_paused = true)]
 async fn the_last_few_are_kept_for_a_while() {
