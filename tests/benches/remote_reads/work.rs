@@ -89,7 +89,8 @@ pub(crate) fn read(session: Session, place: &str, extension: Option<&Path>, rows
         Connection::open_with_flags(place, flags)
             .unwrap_or_else(|error| panic!("{place}: {error}; {:?}", replvfs::last_open_error()))
     };
-    let mut rng = Rng::new(round);
+    // Not those of `write`.
+    let mut rng = Rng::new(1 + round);
     let ids: Vec<u64> = (0..=POINTS).map(|_| 1 + rng.below(rows)).collect();
     match session {
         Session::Points => {
