@@ -44,8 +44,13 @@ async fn pages(replica: &Replica, state: &State) -> Vec<u8> {
         match state.place(page) {
             Place::Nowhere => pages.extend(std::iter::repeat_n(0, page_size)),
             Place::In(source, at) => {
-                let raw = replica.blocks().fetch(source).await.unwrap();
-                pages.extend_from_slice(&raw[at..at + page_size]);
+                let mut known = vec![0; page_size];
+                if replica.blocks().read(source.id(), at, &mut known) {
+                    pages.extend(known);
+                } else {
+                    let raw = replica.blocks().fetch(source).await.unwrap();
+                    pages.extend_from_slice(&raw[at..at + page_size]);
+                }
             }
         }
     }
