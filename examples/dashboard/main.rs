@@ -53,11 +53,15 @@ fn run() -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     std::thread::spawn(move || web::serve(&listener, &board));
-    if once {
-        once::check(address)?;
+    let done = if once {
+        once::check(address)
     } else {
         println!("http://{address}/    Enter ends it");
-        std::io::stdin().read_line(&mut String::new())?;
-    }
-    shop.close()
+        std::io::stdin()
+            .read_line(&mut String::new())
+            .map(drop)
+            .map_err(Into::into)
+    };
+    shop.close()?;
+    done
 }
