@@ -44,9 +44,17 @@ bench *args:
 bench-restore *args:
     cargo bench --bench restore {{ args }}
 
+# What reading a replica takes that is 20 ms away; see tests/benches/remote_reads/README.md
+bench-remote *args:
+    cargo bench --bench remote_reads -- {{ args }}
+
 # The example that shows the whole way
 quickstart *args:
     cargo run --release --example quickstart -- {{ args }}
+
+# The example that reads a replica while it is written
+dashboard *args:
+    cargo run --release --example dashboard -- {{ args }}
 
 # libreplvfs.so and libreplvfs.a in target/release
 libraries:

@@ -16,7 +16,7 @@ use std::time::Duration;
 use replvfs::format::Generation;
 use replvfs::history::{History, Target};
 use replvfs::store::{Store, StoreOptions};
-use replvfs::{Config, Txid};
+use replvfs::{Config, Replication, Txid};
 use replvfs_tests::weather::{FaultyStore, Storm, Trouble};
 use replvfs_tests::{
     Scratch, block_on, check_integrity, compare_pages, flush, open, plain_image, restore_txid, status,
@@ -136,6 +136,7 @@ fn with_idle_children(uri: &str) {
 
 fn with_children_that_open_it(uri: &str) {
     let connection = begin(uri);
+    let inherited = Replication::of(connection.path().unwrap()).unwrap();
     let mut expected = rows(&connection);
     for round in 0..12 {
         let child = fork(|| {
@@ -145,8 +146,12 @@ fn with_children_that_open_it(uri: &str) {
             write(&own, "child", 5);
             let now = status(&own);
             assert_eq!(now["owner"], false, "{now}");
-            // Which the parent does.
+            // The parent is asked.
             flush(&own);
+            let here = Replication::of(own.path().unwrap()).unwrap();
+            here.flush().unwrap();
+            let refused = inherited.flush().unwrap_err();
+            assert!(refused.to_string().contains("fork()"), "{refused}");
             own.close().unwrap();
         });
         expected += 5;
@@ -493,7 +498,7 @@ fn a_child_does_not_answer_for_its_parent() {
     // Of the parent, and of the child.
     hear(&mut output, "there");
     hear(&mut output, "there");
-    let uri = scratch.uri_with("&flush_interval=10ms");
+    let uri = scratch.uri_with("&flush_interval=10ms&timeout=1h");
     let here = open(&uri).unwrap();
     assert_eq!(rows(&here), BEGUN);
     assert_eq!(status(&here)["owner"], false);
@@ -502,19 +507,21 @@ fn a_child_does_not_answer_for_its_parent() {
         assert_eq!(unsafe { libc::kill(program.id().cast_signed(), name) }, 0);
     };
     signal(libc::SIGSTOP);
-    std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| {
-            let standby = open(&uri).unwrap();
-            standby.execute_batch("PRAGMA replvfs_durability=remote").unwrap();
-            write(&standby, "standby", 1);
-        });
-        // It is committed here, and waits for one that does not answer.
-        while rows(&here) == BEGUN {
-            std::thread::yield_now();
-        }
-        signal(libc::SIGKILL);
-        waiting.join().unwrap();
+    let (done, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let standby = open(&uri).unwrap();
+        standby.execute_batch("PRAGMA replvfs_durability=remote").unwrap();
+        write(&standby, "standby", 1);
+        drop(standby);
+        done.send(()).unwrap();
     });
+    // It is committed here, and waits for one that does not answer.
+    while rows(&here) == BEGUN {
+        std::thread::yield_now();
+    }
+    signal(libc::SIGKILL);
+    told.recv_timeout(BUSY)
+        .expect("who waits is told of the end of whom it waits for");
     program.wait().unwrap();
     assert_eq!(newest_is_the_database(&scratch), BEGUN + 1);
     drop(input);

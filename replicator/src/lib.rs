@@ -79,6 +79,14 @@ pub fn register_with(api: SqliteApi, config: Config) -> Result<(), Error> {
         host: Arc::new(pipeline::ReplicatingHost::new(config)),
     };
     // Before ours can be the default: temporary files of remote databases are the system's.
-    replvfs_vfs::remote::register(api, reading)?;
-    Ok(shim::register(api, registration)?)
+    let reading = replvfs_vfs::remote::register(api, reading)?;
+    match shim::register(api, registration) {
+        Ok(()) => reading.stay(),
+        Err(error) => {
+            // Both or none: whoever tries again finds both names free.
+            reading.take_back();
+            return Err(error.into());
+        }
+    }
+    Ok(())
 }

@@ -11,6 +11,9 @@ use crate::pipeline::DatabaseReplica;
 
 pub use replvfs_vfs::host::FlushError;
 
+/// What a neighbour and every clock can count.
+const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// The replication of a database that this process has open. Cheap to clone, and usable from any thread.
 ///
 /// What it does is what the PRAGMAs of the same names do on a connection, with one difference: where a connection of this process has the database for
@@ -28,6 +31,8 @@ pub use replvfs_vfs::host::FlushError;
 pub struct Replication {
     replica: DatabaseReplica,
     timeout: Duration,
+    /// In a child of `fork()` nobody would answer.
+    process: u32,
 }
 
 impl Replication {
@@ -41,13 +46,17 @@ impl Replication {
         let replica: &dyn std::any::Any = &*replica;
         let replica = replica.downcast_ref::<DatabaseReplica>()?.clone();
         let timeout = replica.timeout();
-        Some(Replication { replica, timeout })
+        Some(Replication {
+            replica,
+            timeout,
+            process: std::process::id(),
+        })
     }
 
-    /// With another patience than the database's `timeout`.
+    /// With another patience than the database's `timeout`, of 30 days at most.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Replication {
-        self.timeout = timeout;
+        self.timeout = timeout.min(LONGEST);
         self
     }
 
@@ -76,6 +85,7 @@ impl Replication {
     ///
     /// As for [`flush`](Self::flush).
     pub async fn flush_async(&self) -> Result<Option<Txid>, FlushError> {
+        self.is_here()?;
         self.replica.waiting(None, self.timeout).await
     }
 
@@ -85,6 +95,7 @@ impl Replication {
     ///
     /// As for [`flush`](Self::flush).
     pub async fn wait_async(&self, txid: Txid) -> Result<Option<Txid>, FlushError> {
+        self.is_here()?;
         self.replica.waiting(Some(txid), self.timeout).await
     }
 
@@ -100,8 +111,18 @@ impl Replication {
         self.replica.report()
     }
 
+    fn is_here(&self) -> Result<(), FlushError> {
+        match self.process == std::process::id() {
+            true => Ok(()),
+            false => Err(FlushError::new(
+                "the database was opened before fork(): open it in this process, and ask for its replication again",
+            )),
+        }
+    }
+
     /// Not by an executor of this thread: it may be one on which nobody may wait.
     fn blocking(&self, until: Option<Txid>) -> Result<Option<Txid>, FlushError> {
+        self.is_here()?;
         let (done, result) = channel();
         self.replica.wait_then(until, self.timeout, move |waited| {
             let _ = done.send(waited);

@@ -1,6 +1,7 @@
 //! `durability=remote`: a commit that has returned is in the store, whatever becomes of the machine.
 #![allow(missing_docs)]
 
+mod corners;
 mod standby;
 
 use std::pin::pin;

@@ -8,7 +8,7 @@ use replvfs::merge::{MergeOptions, merge};
 use replvfs::prune::{PruneOptions, prune};
 use replvfs_tests::{Scratch, block_on, flush, open, pragma_number, use_wal};
 use replvfs_vfs::types::UnixMillis;
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 
 use super::{number, pages, remote, remote_uri, restored};
 
@@ -133,7 +133,7 @@ fn what_was_pruned_is_an_error_and_never_another_state() {
     // It was not in the cache.
     let error = kept.query_row(sum, [], |_| Ok(())).unwrap_err();
     let code = error.sqlite_error_code();
-    assert_eq!(code, Some(rusqlite::ErrorCode::SystemIoFailure), "{error}");
+    assert_eq!(code, Some(ErrorCode::SystemIoFailure), "{error}");
     assert_eq!(number(&read, sum), 6_000_000, "it was");
     assert!(open(&remote_uri(&scratch.replica(), &format!("&txid={first}"))).is_err());
     let refused = replvfs::last_open_error().unwrap();
@@ -152,8 +152,9 @@ fn a_replica_that_is_begun_anew_is_not_mixed_with_the_old_one() {
     let writer = scratch.open();
     begin(&writer);
     write(&writer, 1);
-    let old = remote(&scratch, "");
+    let (old, follower) = (remote(&scratch, ""), remote(&scratch, "&follow=10ms"));
     assert_eq!(number(&old, "SELECT round FROM u"), 1);
+    assert_eq!(number(&follower, "SELECT round FROM u"), 1);
     writer.close().unwrap();
     scratch.delete_database();
     let folder = scratch.file("replica");
@@ -166,6 +167,22 @@ fn a_replica_that_is_begun_anew_is_not_mixed_with_the_old_one() {
         write(&writer, round);
     }
     let last = pragma_number(&writer, "replvfs_acked").unwrap();
+    // Who opens it sees the new one, and from then on a follower knows that what it follows is gone.
+    assert_eq!(number(&remote(&scratch, ""), "SELECT round FROM u"), 4);
+    let refused = |error: rusqlite::Error| assert_eq!(error.sqlite_error_code(), Some(ErrorCode::SystemIoFailure));
+    for _ in 0..2 {
+        refused(follower.query_row("SELECT round FROM u", [], |_| Ok(())).unwrap_err());
+        let status = replvfs_tests::status(&follower);
+        assert!(
+            status["last_error"].as_str().unwrap().contains("begun anew"),
+            "{status}"
+        );
+    }
+    for pragma in ["replvfs_at = latest".to_owned(), format!("replvfs_txid = {last}")] {
+        let travel = old.query_row(&format!("PRAGMA {pragma}"), [], |_| Ok(()));
+        let error = travel.unwrap_err().to_string();
+        assert!(error.contains("begun anew"), "{error}");
+    }
     // As long as the old one is open, and has its blocks in memory.
     for txid in last - 2..=last {
         let mut new = remote(&scratch, &format!("&txid={txid}"));

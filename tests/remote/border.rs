@@ -1,7 +1,7 @@
 //! The border to C, and what an application may do around it: panics, async runtimes, parameters that take locks away, attached files.
 
-use replvfs::Txid;
 use replvfs::format::{Generation, Key, Manifest};
+use replvfs::{Config, Txid};
 use replvfs_tests::{Scratch, flush, open, use_wal};
 use replvfs_vfs::{REMOTE_CALLBACKS, inject_panic};
 use rusqlite::{Connection, ErrorCode};
@@ -133,6 +133,45 @@ fn attached_files_are_written_together() {
         let plain = Connection::open(scratch.file(&format!("{name}.db"))).unwrap();
         assert_eq!(number(&plain, "SELECT count(*) FROM copy"), 30);
     }
+}
+
+#[test]
+fn who_cannot_register_both_registers_none() {
+    let config = || Config::default().vfs_name("replvfs-both");
+    let memory = || -> *mut libsqlite3_sys::sqlite3_vfs {
+        // SAFETY: a copy of a registered VFS, with a name of its own, is one; both are leaked.
+        unsafe {
+            let base = libsqlite3_sys::sqlite3_vfs_find(std::ptr::null());
+            Box::leak(Box::new(libsqlite3_sys::sqlite3_vfs {
+                zName: c"replvfs-both".as_ptr(),
+                pNext: std::ptr::null_mut(),
+                ..*base
+            }))
+        }
+    };
+    let other = memory();
+    // SAFETY: see above.
+    unsafe {
+        assert_eq!(
+            libsqlite3_sys::sqlite3_vfs_register(other, 0),
+            libsqlite3_sys::SQLITE_OK
+        );
+    }
+    for _ in 0..2 {
+        let error = replvfs::register(config()).unwrap_err().to_string();
+        assert!(
+            error.contains("a VFS named replvfs-both is registered already"),
+            "{error}"
+        );
+        // SAFETY: a name.
+        let found = unsafe { libsqlite3_sys::sqlite3_vfs_find(c"replvfs-both-remote".as_ptr()) };
+        assert!(found.is_null());
+    }
+    // SAFETY: it is registered.
+    unsafe {
+        assert_eq!(libsqlite3_sys::sqlite3_vfs_unregister(other), libsqlite3_sys::SQLITE_OK);
+    }
+    replvfs::register(config()).unwrap();
 }
 
 #[test]

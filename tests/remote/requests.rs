@@ -68,12 +68,14 @@ fn opening_and_a_first_answer() {
     writer.close().unwrap();
     store.weather.storm(None);
     let remote = open_remote(&name, "").unwrap();
-    let opened = calls(&store);
+    let (opened, opened_at) = (calls(&store), store.weather.calls().len());
     assert_eq!(number(&remote, "SELECT length(b) FROM t WHERE a = 1234"), 1000);
     let answered = calls(&store) - opened;
     let all = store.weather.calls();
-    // What the replica and the generation are, the image, the two lists of the log, and the ends of five segments.
-    assert!(opened <= 26, "{opened} requests: {all:?}");
+    // What the replica and the generation are, its image, the ends of five segments, and page 1; and two times what is not listed yet.
+    let kind = |kind: &str| all.iter().take(opened_at).filter(|call| **call == kind).count();
+    assert_eq!((kind("open"), kind("stat")), (9, 2), "{all:?}");
+    assert_eq!(store.weather.traffic().lists, 2, "{all:?}");
     // A chunk or block for the first page, the root and the leaf, at most.
     assert!(answered <= 4, "{answered} requests: {all:?}");
 }
@@ -120,8 +122,32 @@ fn all_connections_share_what_was_read() {
             });
         }
     });
-    // Each asks whether there is something new.
-    assert!(calls(&store) <= 4, "{:?}", store.weather.calls());
+    // Each asks whether there is something new, and whether it is the same replica.
+    assert!(calls(&store) <= 8, "{:?}", store.weather.calls());
+}
+
+/// As programs do that open one for each request.
+#[test]
+fn a_connection_for_each_request_shares_what_the_last_one_read() {
+    let (scratch, store) = (Scratch::in_memory(), FaultyStore::new(true));
+    let name = register(&store);
+    let writer = filled(&scratch, &name, 5_000);
+    let sum = |connection: &Connection| number(connection, "SELECT count(length(b)) FROM t");
+    let first = open_remote(&name, "").unwrap();
+    assert_eq!(sum(&first), 5_000);
+    first.close().unwrap();
+    for _ in 0..10 {
+        store.weather.storm(None);
+        let next = open_remote(&name, "").unwrap();
+        assert_eq!(sum(&next), 5_000);
+        next.close().unwrap();
+        assert_eq!(calls(&store), 2, "{:?}", store.weather.calls());
+    }
+    writer.execute_batch("DELETE FROM t WHERE a > 4000").unwrap();
+    flush(&writer);
+    store.weather.storm(None);
+    assert_eq!(sum(&open_remote(&name, "").unwrap()), 4_000);
+    assert!(calls(&store) <= 8, "{:?}", store.weather.calls());
 }
 
 #[test]
@@ -146,6 +172,26 @@ fn following_an_idle_database_is_one_request_each_time() {
         calls.len()
     );
     drop(writer);
+}
+
+#[test]
+fn pages_of_point_queries_stay_when_what_came_with_them_has_gone() {
+    let (scratch, store) = (Scratch::in_memory(), FaultyStore::new(true));
+    let name = register(&store);
+    filled(&scratch, &name, 20_000).close().unwrap();
+    let remote = open_remote(&name, "&page_cache=4MiB").unwrap();
+    // What is kept is not SQLite's.
+    remote.pragma_update(None, "cache_size", 5).unwrap();
+    let some_rows = || {
+        for a in (1..20_000).step_by(97) {
+            number(&remote, &format!("SELECT length(b) FROM t WHERE a = {a}"));
+        }
+    };
+    some_rows();
+    store.weather.storm(None);
+    some_rows();
+    // The rows are all over 20 MiB.
+    assert_eq!(calls(&store), 0, "{:?}", store.weather.calls());
 }
 
 #[test]

@@ -71,6 +71,8 @@ pub struct Traffic {
     pub puts: u64,
     /// Questions without content, and pages of lists.
     pub others: u64,
+    /// Lists that were begun.
+    pub lists: u64,
     /// Content in bytes.
     pub received: u64,
     /// Content in bytes.
@@ -301,6 +303,7 @@ impl Service for FaultyService {
     }
 
     fn list(&self, ctx: &OperationContext, path: &str, args: OpList) -> Result<Self::Lister> {
+        self.weather.count(|traffic| traffic.lists += 1);
         Ok(self.under(self.inner.list(ctx, path, args)?))
     }
 

@@ -21,6 +21,7 @@ pub struct SqliteApi {
     malloc64: unsafe extern "C" fn(u64) -> *mut c_void,
     vfs_find: unsafe extern "C" fn(*const c_char) -> *mut ffi::sqlite3_vfs,
     vfs_register: unsafe extern "C" fn(*mut ffi::sqlite3_vfs, c_int) -> c_int,
+    vfs_unregister: unsafe extern "C" fn(*mut ffi::sqlite3_vfs) -> c_int,
     uri_parameter: unsafe extern "C" fn(*const c_char, *const c_char) -> *const c_char,
     uri_key: unsafe extern "C" fn(*const c_char, c_int) -> *const c_char,
     compileoption_used: unsafe extern "C" fn(*const c_char) -> c_int,
@@ -51,6 +52,7 @@ mod slot {
     pub(super) const LIBVERSION_NUMBER: usize = 67;
     pub(super) const VFS_FIND: usize = 141;
     pub(super) const VFS_REGISTER: usize = 142;
+    pub(super) const VFS_UNREGISTER: usize = 143;
     pub(super) const COMPILEOPTION_USED: usize = 161;
     pub(super) const LOG: usize = 167;
     pub(super) const URI_PARAMETER: usize = 189;
@@ -89,6 +91,7 @@ impl SqliteApi {
             malloc64: ffi::sqlite3_malloc64,
             vfs_find: ffi::sqlite3_vfs_find,
             vfs_register: ffi::sqlite3_vfs_register,
+            vfs_unregister: ffi::sqlite3_vfs_unregister,
             uri_parameter: ffi::sqlite3_uri_parameter,
             uri_key: ffi::sqlite3_uri_key,
             compileoption_used: ffi::sqlite3_compileoption_used,
@@ -154,6 +157,7 @@ impl SqliteApi {
             malloc64: entry!(MALLOC64),
             vfs_find: entry!(VFS_FIND),
             vfs_register: entry!(VFS_REGISTER),
+            vfs_unregister: entry!(VFS_UNREGISTER),
             uri_parameter: entry!(URI_PARAMETER),
             uri_key: entry!(URI_KEY),
             compileoption_used: entry!(COMPILEOPTION_USED),
@@ -219,6 +223,14 @@ impl SqliteApi {
     pub(crate) unsafe fn vfs_register(&self, vfs: *mut ffi::sqlite3_vfs, make_default: bool) -> c_int {
         // SAFETY: as promised by the caller.
         unsafe { (self.vfs_register)(vfs, c_int::from(make_default)) }
+    }
+
+    /// # Safety
+    ///
+    /// `vfs` was registered, and stays valid for the rest of the process: a connection may have found it before.
+    pub(crate) unsafe fn vfs_unregister(&self, vfs: *mut ffi::sqlite3_vfs) {
+        // SAFETY: as promised by the caller. It fails for nothing.
+        unsafe { (self.vfs_unregister)(vfs) };
     }
 
     /// All parameters of a file name that SQLite passed to `xOpen`, in their order.

@@ -51,6 +51,8 @@ fn the_defaults() {
             .expect("valid")
             .is_none()
     );
+    let in_vain = resolve(&Config::default(), "durability=remote").expect_err("nothing to wait for");
+    assert!(in_vain.to_string().contains("no replica to wait for"), "{in_vain}");
 }
 
 #[test]

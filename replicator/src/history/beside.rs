@@ -5,12 +5,12 @@ use futures::future::join_all;
 use replvfs_vfs::types::Txid;
 
 use super::error::show_time;
-use super::walk::{Slot, slot_end};
+use super::walk::{Slot, listed_end};
 use super::{GenerationHistory, History, list_slots};
 use crate::format::{Generation, Key, Seal};
 
 /// How many older generations are looked at. Two writers at a time are what goes wrong; more are in line behind them.
-const LOOK_BACK: usize = 4;
+pub(super) const LOOK_BACK: usize = 4;
 
 impl History {
     /// A sentence for each older generation that got a transaction after `chosen` had begun, or that ends behind the place where `chosen`, or
@@ -23,8 +23,9 @@ impl History {
             .rev()
             .filter(|other| other.number() < chosen.number());
         let looks = older.take(LOOK_BACK).map(|other| async move {
-            let (first, _) = list_slots(&self.store, other.number()).await.ok()?.last().copied()?;
-            let end = match slot_end(&self.store, Key::Log(other.number(), first)).await.ok()?? {
+            let (first, len) = list_slots(&self.store, other.number()).await.ok()?.last().copied()?;
+            let key = Key::Log(other.number(), first);
+            let end = match listed_end(&self.store, key, len).await.ok()?? {
                 Slot::Segment(end) => end,
                 Slot::Seal(seal) => {
                     let left = self.left(chosen, other.number());

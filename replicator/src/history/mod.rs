@@ -18,6 +18,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::join;
 use replvfs_vfs::types::{Txid, UnixMillis};
 
 pub use error::{HistoryError, LeftOut};
@@ -40,6 +41,9 @@ pub(crate) const SURVEYED: Duration = Duration::from_secs(5 * 60);
 /// Requests at the same time when many small objects are read.
 const PARALLEL: usize = 16;
 
+/// Generations that are looked at for the newest state: the newest ones may have no image yet.
+const NEWEST: usize = beside::LOOK_BACK + 4;
+
 /// Which state of the database is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Target {
@@ -50,6 +54,23 @@ pub enum Target {
     Txid(Txid),
     /// The one at this time: see [`History::plan`] for what that means when clocks jump.
     At(UnixMillis),
+}
+
+/// How much of it is read.
+struct Extent {
+    /// With the log of the newest generation.
+    with_log: bool,
+    /// So many of the newest generations.
+    generations: usize,
+}
+
+impl Default for Extent {
+    fn default() -> Extent {
+        Extent {
+            with_log: false,
+            generations: usize::MAX,
+        }
+    }
 }
 
 /// The history in a replica, as it was when it was opened.
@@ -68,6 +89,8 @@ pub struct GenerationHistory {
     meta: GenerationMeta,
     root: ObjectHash,
     images: Vec<Txid>,
+    /// Its log, where that was listed with the images.
+    log: Option<Listing>,
 }
 
 impl GenerationHistory {
@@ -119,18 +142,61 @@ impl History {
     /// [`HistoryError::NoReplica`] when there is none; others when the store fails, or when the newest generation
     /// cannot be read. An older one that cannot be read is left out, which [`warnings`](Self::warnings) tell.
     pub async fn open(store: &Store) -> Result<History, HistoryError> {
-        let bytes = match size(store, Key::Replica).await? {
-            Some(len) => read_meta(store, Key::Replica, len).await?,
-            None => None,
+        History::read(store, Extent::default()).await
+    }
+
+    /// The same for who goes on with [`plan`](Self::plan): the log of the newest generation is listed together with its images.
+    pub(crate) async fn open_to_plan(store: &Store) -> Result<History, HistoryError> {
+        let extent = Extent {
+            with_log: true,
+            ..Extent::default()
         };
-        let bytes = bytes.ok_or(HistoryError::NoReplica)?;
+        History::read(store, extent).await
+    }
+
+    /// The same for who wants the newest state and nothing else: what the other generations are is not read, but for a few that may be written yet.
+    pub(crate) async fn open_newest(store: &Store) -> Result<History, HistoryError> {
+        let extent = Extent {
+            with_log: true,
+            generations: NEWEST,
+        };
+        let history = History::read(store, extent).await?;
+        match history.generations.iter().any(|found| !found.images.is_empty()) {
+            true => Ok(history),
+            false => History::open_to_plan(store).await,
+        }
+    }
+
+    /// Three rounds of requests wait for each other: what there is, what it is, and what the caller reads then.
+    async fn read(store: &Store, extent: Extent) -> Result<History, HistoryError> {
+        let (meta, listed) = join(read_meta(store, Key::Replica), listed_generations(store)).await;
+        let bytes = meta?.ok_or(HistoryError::NoReplica)?;
         let meta = ReplicaMeta::from_bytes(&bytes).map_err(HistoryError::format(Key::Replica))?;
-        let found = list_generations(store).await?;
+        let mut listed = listed?;
+        let last = listed.last().copied();
+        let with_log = extent.with_log;
+        let load_all = |numbers: Vec<Generation>, with_log_of: Option<Generation>| {
+            let load = move |number| async move {
+                let with_log = with_log_of == Some(number);
+                (number, load(store, number, with_log).await)
+            };
+            futures::stream::iter(numbers)
+                .map(load)
+                .buffered(PARALLEL)
+                .collect::<Vec<_>>()
+        };
+        let wanted = listed.split_off(listed.len().saturating_sub(extent.generations));
+        let (found, mut read) = join(
+            with_unlisted(store, [listed, wanted.clone()].concat()),
+            load_all(wanted.clone(), last.filter(|_| with_log)),
+        )
+        .await;
+        let mut found = found?;
         let newest = found.last().copied();
-        let read = futures::stream::iter(found)
-            .map(|number| async move { (number, load_generation(store, number).await) })
-            .buffered(PARALLEL);
-        let read: Vec<_> = read.collect().await;
+        let oldest = wanted.first().copied().filter(|_| extent.generations < usize::MAX);
+        found.retain(|number| !wanted.contains(number) && oldest.is_none_or(|oldest| *number > oldest));
+        read.extend(load_all(found, newest.filter(|_| with_log)).await);
+        read.sort_by_key(|(number, _)| *number);
         let mut history = History {
             store: store.clone(),
             meta,
@@ -298,7 +364,7 @@ impl History {
         path_at(&self.store, (meta.generation, meta.first_image), listing, after).await
     }
 
-    fn generation(&self, number: Generation) -> Result<&GenerationHistory, HistoryError> {
+    pub(crate) fn generation(&self, number: Generation) -> Result<&GenerationHistory, HistoryError> {
         let found = self.generations.iter().find(|generation| generation.number() == number);
         found.ok_or_else(|| HistoryError::Generation {
             generation: number,
@@ -369,9 +435,15 @@ pub(crate) async fn list_slots(store: &Store, generation: Generation) -> Result<
 
 /// All generations of which anything is there, ascending.
 pub(crate) async fn list_generations(store: &Store) -> Result<Vec<Generation>, HistoryError> {
+    with_unlisted(store, listed_generations(store).await?).await
+}
+
+/// Those that are listed, ascending.
+async fn listed_generations(store: &Store) -> Result<Vec<Generation>, HistoryError> {
     let folders = store.list_folders(Key::generations_prefix()).await?;
-    let listed = folders.iter().filter_map(|name| Generation::parse(name)).collect();
-    with_unlisted(store, listed).await
+    let mut listed: Vec<Generation> = folders.iter().filter_map(|name| Generation::parse(name)).collect();
+    listed.sort_unstable();
+    Ok(listed)
 }
 
 /// A store may list late what it has: what was begun right before or after one that it shows is found by name.
@@ -404,17 +476,30 @@ pub(crate) async fn load_generation(
     store: &Store,
     number: Generation,
 ) -> Result<Option<GenerationHistory>, HistoryError> {
+    load(store, number, false).await
+}
+
+async fn load(store: &Store, number: Generation, with_log: bool) -> Result<Option<GenerationHistory>, HistoryError> {
     let key = Key::Generation(number);
+    // Names are listed in their order: the log before the spans that its segments may be merged into, as in `list_log`.
+    let prefix = match with_log {
+        true => Key::generation_prefix(number),
+        false => Key::image_prefix(number),
+    };
+    let (listed, bytes) = join(store.list(&prefix), read_meta(store, key)).await;
+    let listed = listed?;
     let mut images: Vec<Txid> = Vec::new();
-    for (key, _) in store.list(&Key::image_prefix(number)).await? {
+    for (key, _) in &listed {
         if let Key::Image(_, txid) = key {
-            images.push(txid);
+            images.push(*txid);
         }
     }
     images.sort_unstable();
-    let bytes = match size(store, key).await? {
-        Some(len) => read_meta(store, key, len).await?,
-        None => None,
+    let log = with_log.then(|| Listing::new(listed));
+    let bytes = match bytes? {
+        // It may have been stored just before what is listed.
+        None if !images.is_empty() => read_meta(store, key).await?,
+        bytes => bytes,
     };
     let Some(bytes) = bytes else {
         let needed_by = match images.first() {
@@ -440,18 +525,21 @@ pub(crate) async fn load_generation(
         root: GenerationMeta::root(&bytes),
         meta,
         images,
+        log,
     }))
 }
 
-pub(crate) async fn read_meta(store: &Store, key: Key, len: u64) -> Result<Option<bytes::Bytes>, HistoryError> {
-    if len > MAX_META_BYTES as u64 {
+/// One of the JSON objects; `None` when it is not there.
+pub(crate) async fn read_meta(store: &Store, key: Key) -> Result<Option<bytes::Bytes>, HistoryError> {
+    let bytes = read(store, key, MAX_META_BYTES as u64).await?;
+    if bytes.as_ref().is_some_and(|bytes| bytes.len() > MAX_META_BYTES) {
         let problem = format!("it is longer than {MAX_META_BYTES} bytes");
         return Err(HistoryError::format(key)(FormatError::Damaged {
             part: "JSON",
             problem,
         }));
     }
-    read(store, key, MAX_META_BYTES as u64).await
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! From a target to the image and the pieces of the log that lead there. Owns the meaning of "at that time"; leaves reading the pages
 //! to restore.
 
+use futures::future::join;
 use replvfs_vfs::types::{PageSize, Txid, UnixMillis};
 
 use super::error::show_time;
-use super::path::{Listing, LogPath};
+use super::path::{Listing, LogPath, Piece};
 use super::walk::read;
 use super::{GenerationHistory, History, HistoryError, Target, believed};
 use crate::format::{Generation, Key, Manifest, ObjectHash};
@@ -78,6 +79,19 @@ impl History {
             Some(number) => self.generation(number)?,
             None => self.choose(target).await?,
         };
+        let beside = async {
+            match generation.is_none() && target == Target::Newest {
+                true => self.written_beside(found).await,
+                false => Vec::new(),
+            }
+        };
+        let (planned, beside) = join(self.plan_in(found, target), beside).await;
+        let mut plan = planned?;
+        plan.warnings.extend(beside);
+        Ok(plan)
+    }
+
+    async fn plan_in(&self, found: &GenerationHistory, target: Target) -> Result<Plan, HistoryError> {
         if found.images.is_empty() {
             let (generation, left_out) = (found.number(), self.left_out.clone());
             return Err(HistoryError::Generation {
@@ -86,7 +100,14 @@ impl History {
                 left_out,
             });
         }
-        let listing = self.listing(found).await?;
+        let listed;
+        let listing = match &found.log {
+            Some(log) => log,
+            None => {
+                listed = self.listing(found).await?;
+                &listed
+            }
+        };
         let mut broken = Vec::new();
         let (manifest, last) = match target {
             Target::Newest | Target::Txid(_) => {
@@ -103,14 +124,14 @@ impl History {
                     usable.manifest
                 });
                 if let (Some(manifest), Some(txid), true) = (&manifest, last, broken.is_empty()) {
-                    self.require(found, &listing, manifest, txid).await?;
+                    self.require(found, listing, manifest, txid).await?;
                 }
                 (manifest, last)
             }
             Target::At(time) => match self.image_at(found, time).await? {
                 None => (None, None),
                 Some((manifest, next)) => {
-                    let last = self.last_at(found, &listing, &manifest, next, time).await?;
+                    let last = self.last_at(found, listing, &manifest, next, time).await?;
                     (Some(manifest), Some(last))
                 }
             },
@@ -120,15 +141,12 @@ impl History {
         };
         let at_least = broken.first().map_or(manifest.txid, |(newest, _)| *newest);
         let wanted = last.unwrap_or(at_least);
-        if !broken.is_empty() && !self.leads_to(found, &listing, manifest.txid, wanted).await? {
+        if !broken.is_empty() && !self.leads_to(found, listing, manifest.txid, wanted).await? {
             return Err(broken.swap_remove(0).1);
         }
-        let (start, path) = self.path_at(found, &listing, manifest.txid.next()).await?;
+        let (start, path) = self.path_at(found, listing, manifest.txid.next()).await?;
         let mut warnings = self.warnings.clone();
         warnings.extend(self.passed_over(found, manifest.txid, &broken).await?);
-        if generation.is_none() && target == Target::Newest {
-            warnings.extend(self.written_beside(found).await);
-        }
         Ok(Plan {
             generation: found.number(),
             start,
@@ -139,6 +157,18 @@ impl History {
             path,
             manifest,
         })
+    }
+
+    /// What a plan for the newest state is going to read of the log if nothing is wrong with the image, where that can be told without a request: the
+    /// generation, its image, where to begin, and the path from there.
+    pub(crate) fn newest_path(&self) -> Option<(Generation, Txid, Txid, LogPath)> {
+        let found = self.generations.iter().rev().find(|found| !found.images.is_empty())?;
+        let (listing, image) = (found.log.as_ref()?, found.images.last()?);
+        let path = listing.path(image.next());
+        let start = path.start?;
+        let is_sealed = path.pieces.first().is_some_and(Piece::is_seal);
+        let is_told = !is_sealed && listing.in_spans(&path.pieces).is_empty();
+        is_told.then(|| (found.number(), *image, start, path))
     }
 
     async fn choose(&self, target: Target) -> Result<&GenerationHistory, HistoryError> {

@@ -97,6 +97,13 @@ impl<T: Send + 'static> Walk<T> {
         self.peeked = None;
     }
 
+    /// Begins to read ahead, and waits for the first piece.
+    pub(crate) async fn begin(&mut self) {
+        if self.peeked.is_none() {
+            self.peeked = self.ahead.next().await;
+        }
+    }
+
     /// What has ended the log, if the walk came that far.
     pub(crate) fn seal(&self) -> Option<&Seal> {
         self.seal.as_ref()
@@ -189,9 +196,14 @@ async fn fetch_piece<T>(store: Store, key: Key, len: u64, fetch: FetchFn<T>) -> 
 /// The end of what is in a slot; `None` when it is empty.
 pub(crate) async fn slot_end(store: &Store, key: Key) -> Result<Option<Slot<SegmentEnd>>, HistoryError> {
     match size(store, key).await? {
-        Some(len) => fetch_piece(store.clone(), key, len, fetch_end).await,
+        Some(len) => listed_end(store, key, len).await,
         None => Ok(None),
     }
+}
+
+/// The same of what is listed with this length; `None` when it is not there any more.
+pub(super) async fn listed_end(store: &Store, key: Key, len: u64) -> Result<Option<Slot<SegmentEnd>>, HistoryError> {
+    fetch_piece(store.clone(), key, len, fetch_end).await
 }
 
 /// A task that does not outlive the wish for its result.
@@ -257,6 +269,20 @@ pub(crate) struct SegmentEnd {
     pub(crate) index: SegmentIndex,
     /// The bytes of the object from its tables on.
     pub(crate) tail: Bytes,
+    /// All of it, where that came along.
+    pub(crate) object: Option<Bytes>,
+}
+
+impl SegmentEnd {
+    /// What the next one has to name as its predecessor, where that is known.
+    pub(crate) fn hash(&self) -> Option<ObjectHash> {
+        let whole = || {
+            self.object
+                .as_ref()
+                .map(|object| ObjectHash(*blake3::hash(object).as_bytes()))
+        };
+        self.index.chain_hash().or_else(whole)
+    }
 }
 
 /// Reads the end of a segment, in one request unless its tables are large.
@@ -277,7 +303,13 @@ pub(crate) fn fetch_end(store: Store, key: Key, len: u64) -> Fetch<SegmentEnd> {
             },
         };
         let index = SegmentIndex::parse(&footer, &tail).map_err(HistoryError::format(key))?;
-        Ok(Some(SegmentEnd { len, index, tail }))
+        let object = (suffix_start == 0).then_some(suffix);
+        Ok(Some(SegmentEnd {
+            len,
+            index,
+            tail,
+            object,
+        }))
     })
 }
 

@@ -139,7 +139,7 @@ pub(super) fn wait_here(
         let attended = match attend_to(shared, attend).and_then(|attended| can_flush(shared).map(|()| attended)) {
             Ok(attended) => attended,
             // What cannot be given without the store is asked for again when it answers.
-            Err(_) if is_away(shared) && log.wait_asked(before, left()) => continue,
+            Err(refused) if !refused.may_pass() && is_away(shared) && log.wait_asked(before, left()) => continue,
             Err(refused) if refused.may_pass() && !left().is_zero() => {
                 log.wait_asked(before, pause.next().min(left()));
                 continue;
@@ -147,10 +147,15 @@ pub(super) fn wait_here(
             Err(refused) if refused.may_pass() => break (None, Some(refused)),
             Err(refused) => return Err(refused),
         };
-        let target = until.or_else(|| log.final_txid()).filter(|_| attended.is_numbered);
+        // Numbers, and what is acknowledged by them, are of one history for as long as nothing else is asked for.
+        let is_same = || attended.is_numbered && log.asked().0 == attended.asked;
+        let target = until.or_else(|| log.final_txid()).filter(|_| is_same());
         match target {
-            Some(target) if log.wait_acked_or_asked(target, attended.asked, left()) => return Ok(log.acked()),
-            Some(_) => {}
+            Some(target) => {
+                if log.wait_acked_or_asked(target, attended.asked, left()) && is_same() {
+                    return Ok(log.acked());
+                }
+            }
             None if log.is_settled() => {
                 log.wait_asked(attended.asked, pause.next().min(left()));
             }
@@ -191,7 +196,7 @@ pub(super) async fn wait_in_task(shared: &Arc<Shared>, wanted: Wanted) -> Result
         let attended = match attended.and_then(|attended| can_flush(shared).map(|()| attended)) {
             Ok(attended) => attended,
             Err(refused) if (refused.may_pass() || is_away(shared)) && !is_over => {
-                let pause = if is_away(shared) { end } else { soon() };
+                let pause = if refused.may_pass() { soon() } else { end };
                 shared.until(pause, || log.asked().0 > before).await;
                 continue;
             }
@@ -199,12 +204,14 @@ pub(super) async fn wait_in_task(shared: &Arc<Shared>, wanted: Wanted) -> Result
             Err(refused) => return Err(refused),
         };
         let has_failed_or_asked = || log.failure().is_some() || log.asked().0 != attended.asked;
-        let target = until.or_else(|| log.final_txid()).filter(|_| attended.is_numbered);
+        // Numbers, and what is acknowledged by them, are of one history for as long as nothing else is asked for.
+        let is_same = || attended.is_numbered && log.asked().0 == attended.asked;
+        let target = until.or_else(|| log.final_txid()).filter(|_| is_same());
         match target {
             Some(target) => {
                 let acked = || log.acked() >= Some(target);
                 shared.until(end, || acked() || has_failed_or_asked()).await;
-                if acked() {
+                if acked() && is_same() {
                     return Ok(log.acked());
                 }
             }
@@ -236,7 +243,8 @@ fn attend_to(shared: &Shared, attend: Attend<'_>) -> Result<Attended, FlushError
         let ((before, _), was_final) = (log.asked(), is_final());
         attend()?;
         let (asked, answered) = log.asked();
-        let is_numbered = was_final && is_final();
+        // What was captured while something else was asked for is not in the log, whoever has answered since.
+        let is_numbered = was_final && asked == before && is_final();
         // Else it was asked again meanwhile. What the connection finds wrong by itself it asks for, and answers, as well.
         if answered || asked == before {
             return Ok(Attended { asked, is_numbered });

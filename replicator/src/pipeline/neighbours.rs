@@ -8,7 +8,7 @@
 //! whoever may write beside the database may ask.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -36,8 +36,8 @@ const LONGEST_PATH: usize = 103;
 const MANNERS: Duration = Duration::from_secs(5);
 /// The other process may need a little longer than it was given.
 const GRACE: Duration = Duration::from_millis(500);
-/// So many are answered at the same time; others are told to ask again.
-const GUESTS: usize = 4096;
+/// So many are answered at the same time, each of which takes a descriptor of the application's; others ask again.
+const GUESTS: usize = 256;
 
 /// What came of asking the process that replicates the database.
 #[derive(Debug, PartialEq, Eq)]
@@ -204,16 +204,21 @@ fn ask(database: &Path, until: Option<Txid>, timeout: Duration) -> io::Result<As
     let (millis, what) = (timeout.as_millis(), until.map(|txid| format!("wait {txid}")));
     let question = format!("{HELLO}{} {millis}\n", what.as_deref().unwrap_or("flush"));
     stream.write_all(question.as_bytes())?;
-    let mut answer = Vec::new();
-    let limit = u64::try_from(LONGEST_LINE).unwrap_or(u64::MAX);
-    let mut reader = BufReader::new(stream).take(limit);
+    let (mut answer, mut bytes) = (Vec::new(), [0; 512]);
     while !answer.ends_with(b"\n") {
+        // However often it comes in parts, or a signal interrupts it.
         let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         // Zero would be for ever.
-        let left = left.max(Duration::from_millis(1));
-        reader.get_ref().get_ref().set_read_timeout(Some(left))?;
-        if reader.read_until(b'\n', &mut answer)? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        match stream.read(&mut bytes) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) if answer.len() + read > LONGEST_LINE => return Err(io::ErrorKind::InvalidData.into()),
+            Ok(read) => answer.extend_from_slice(&bytes[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
     let answer = String::from_utf8_lossy(&answer);

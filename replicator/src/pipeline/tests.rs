@@ -14,6 +14,7 @@ mod vanishing;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,6 +22,7 @@ use replvfs_vfs::api::SqliteApi;
 use replvfs_vfs::held::DatabaseFile;
 use replvfs_vfs::host::{FlushError, Host, OpenRequest, Replica};
 use replvfs_vfs::log::Log;
+use replvfs_vfs::resume::{Mark, Resume};
 use replvfs_vfs::transaction::Transaction;
 use replvfs_vfs::types::{PageSize, Pgno, Position, Txid};
 
@@ -284,6 +286,45 @@ fn a_flush_brings_what_is_asked_for_meanwhile() {
             .expect_err("refused");
         assert_eq!(refused.to_string(), "not now");
         assert!(shared.waiting() == 0);
+    });
+}
+
+/// As long as nobody has said how the history goes on a connection captures what is dropped, and another one's answer does not bring it back.
+#[test]
+fn what_was_dropped_is_captured_again_before_it_is_waited_for() {
+    let uploader = memory("dropped");
+    let shared = Arc::clone(uploader.shared());
+    let patience = Patience::of(Duration::from_secs(60), Duration::ZERO);
+    let replica = DatabaseReplica::new(Arc::clone(&shared), patience, None);
+    let log = &shared.log;
+    let push = |index| log.push_transaction(Arc::into_inner(transactions(2, 1).remove(index)).expect("mine"));
+    log.settle(0);
+    push(0);
+    log.resume_from(Resume {
+        stored: Mark {
+            txid: Txid(1),
+            position: Position::default(),
+        },
+        left: None,
+    });
+    let attended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !attended.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+            assert!(log.answer_for_test(Err(Txid(1))));
+            log.acknowledge(Txid(1));
+        });
+        let flushed = replica.flush(&mut || {
+            if log.is_open() && log.last_txid() == Some(Txid(1)) {
+                push(1);
+                log.acknowledge(Txid(2));
+            }
+            attended.store(true, Ordering::Release);
+            Ok(())
+        });
+        assert_eq!(flushed.ok(), Some(Some(Txid(2))));
     });
 }
 

@@ -163,7 +163,7 @@ impl Blocks {
                 let stored = read(&self.0.store, key, max_chunk_bytes(chunk.raw_len)).await?;
                 (key, stored.ok_or(HistoryError::Missing { key, needed_by })?)
             }
-            Source::Block(index, block) => {
+            Source::Block(index, block, _) => {
                 let key = index.key();
                 let stored = read_range(&self.0.store, key, index.block_range(*block)).await?;
                 (key, stored.ok_or(HistoryError::Missing { key, needed_by: key })?)
@@ -171,7 +171,7 @@ impl Blocks {
         };
         let decoded = tokio::task::spawn_blocking(move || match source {
             Source::Chunk(chunk) => decode_chunk(chunk.name.hash, chunk.raw_len, &stored),
-            Source::Block(index, block) => SegmentReader::new()?.take_block(&index, block, &stored),
+            Source::Block(index, block, _) => SegmentReader::new()?.take_block(&index, block, &stored),
         });
         let decoded = decoded.await.map_err(|died| HistoryError::Task {
             key,

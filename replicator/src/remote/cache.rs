@@ -3,6 +3,7 @@
 //! What was fetched is kept as a whole as long as there is room: its pages are neighbours, and are often wanted together. Of what has to go the pages that were
 //! read stay a while longer by themselves, if they are few: scattered reads of a large database need a page here and there.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use lru::LruCache;
@@ -13,6 +14,9 @@ use super::line::SourceId;
 /// What the books of one entry take in memory, about.
 const ENTRY_BYTES: u64 = 128;
 
+/// Sources that may be on their way at once, with room to spare.
+const AWAITED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(255);
+
 /// The pages of one replica.
 pub(super) struct Cache {
     limit: u64,
@@ -20,6 +24,8 @@ pub(super) struct Cache {
     whole_bytes: u64,
     single: LruCache<(SourceId, usize), Box<[u8]>>,
     single_bytes: u64,
+    /// Pages that were asked for and not here: what is fetched for them was read by that.
+    awaited: LruCache<SourceId, Vec<usize>>,
 }
 
 struct Whole {
@@ -27,6 +33,16 @@ struct Whole {
     page_size: usize,
     /// A bit for each page that was read.
     touched: Vec<u64>,
+}
+
+impl Whole {
+    /// The page at this byte was read.
+    fn touch(&mut self, at: usize) {
+        let number = at / self.page_size;
+        if let Some(bits) = self.touched.get_mut(number / 64) {
+            *bits |= 1 << (number % 64);
+        }
+    }
 }
 
 impl std::fmt::Debug for Cache {
@@ -45,6 +61,7 @@ impl Cache {
             whole_bytes: 0,
             single: LruCache::unbounded(),
             single_bytes: 0,
+            awaited: LruCache::new(AWAITED),
         }
     }
 
@@ -69,24 +86,31 @@ impl Cache {
     /// Fills `page` with what is at this byte; `false` if it is not here.
     pub(super) fn read(&mut self, id: SourceId, at: usize, page: &mut [u8]) -> bool {
         if let Some(whole) = self.whole.get_mut(&id) {
-            let number = at / whole.page_size;
-            if let Some(bits) = whole.touched.get_mut(number / 64) {
-                *bits |= 1 << (number % 64);
-            }
+            whole.touch(at);
             return copy(&whole.raw, at, page);
         }
-        self.single.get(&(id, at)).is_some_and(|kept| copy(kept, 0, page))
+        let found = self.single.get(&(id, at)).is_some_and(|kept| copy(kept, 0, page));
+        if !found {
+            let awaited = self.awaited.get_or_insert_mut(id, Vec::new);
+            if !awaited.contains(&at) {
+                awaited.push(at);
+            }
+        }
+        found
     }
 
     /// Keeps what was fetched, and lets go of what is not used.
     pub(super) fn insert(&mut self, id: SourceId, raw: Arc<Vec<u8>>, page_size: PageSize) {
         let page_size = page_size.as_usize();
         self.whole_bytes += raw.len() as u64 + ENTRY_BYTES;
-        let whole = Whole {
+        let mut whole = Whole {
             touched: vec![0; raw.len().div_ceil(page_size).div_ceil(64)],
             raw,
             page_size,
         };
+        for at in self.awaited.pop(&id).unwrap_or_default() {
+            whole.touch(at);
+        }
         if let Some(old) = self.whole.put(id, whole) {
             self.whole_bytes -= old.raw.len() as u64 + ENTRY_BYTES;
         }
@@ -209,6 +233,23 @@ mod tests {
         }
         assert!(!read(&mut cache, 0, 8));
         assert!(read(&mut cache, 99, 8));
+    }
+
+    #[test]
+    fn the_page_for_which_it_was_fetched_counts_as_read() {
+        let mut cache = cache(8);
+        for token in 0..100 {
+            assert!(!read(&mut cache, token, 7));
+            insert(&mut cache, token);
+        }
+        for token in 0..100 {
+            assert!(read(&mut cache, token, 7), "{token}");
+        }
+        assert_eq!(cache.awaited.len(), 0);
+        for token in 1000..2000 {
+            assert!(!read(&mut cache, token, 7));
+        }
+        assert_eq!(cache.awaited.len(), AWAITED.get(), "those that never come");
     }
 
     #[test]

@@ -8,9 +8,10 @@ use replvfs_vfs::types::Pgno;
 
 use super::ahead::Ahead;
 use super::blocks::FetchError;
+use super::kept::Kept;
 use super::line::{Place, State};
 use super::replica::{Following, Replica};
-use super::settings;
+use super::settings::{self, Settings};
 use crate::history::{HistoryError, Target};
 use crate::pipeline::waiting::answer;
 
@@ -21,6 +22,7 @@ const AHEAD: usize = 16;
 #[derive(Debug)]
 pub(super) struct Connection {
     replica: Arc<Replica>,
+    kept: Kept,
     timeout: Duration,
     /// How often it looks for what is new when it follows, as it was opened.
     every: Option<Duration>,
@@ -39,12 +41,14 @@ enum ReadError {
 }
 
 impl Connection {
-    pub(super) fn new(replica: Arc<Replica>, state: State, timeout: Duration, every: Option<Duration>) -> Connection {
+    pub(super) fn new(replica: Arc<Replica>, kept: Kept, state: State, settings: &Settings) -> Connection {
+        kept.touch(&replica);
         Connection {
-            following: every.map(|every| replica.follow(every)),
+            following: settings.follow.map(|every| replica.follow(every)),
             replica,
-            timeout,
-            every,
+            kept,
+            timeout: settings.timeout,
+            every: settings.follow,
             state,
             is_reading: false,
             ahead: Ahead::default(),
@@ -119,15 +123,19 @@ impl Connection {
         let found = answer(self.replica.runtime(), self.timeout, |_| async move {
             replica.again(&state).await
         });
-        let found = self.told(found)?;
-        if !found.may_be(&self.state) {
-            return Err(RemoteError(format!(
+        self.state = self.kin(self.told(found)?)?;
+        Ok(())
+    }
+
+    /// A state of the replica that was opened. SQLite takes what it sees next for the same database, with a schema that it may know.
+    fn kin(&self, state: State) -> Result<State, RemoteError> {
+        match state.is_kin(&self.state) {
+            true => Ok(state),
+            false => Err(RemoteError(format!(
                 "the replica {} was begun anew while it was read: open it again",
                 self.replica.store().replica()
-            )));
+            ))),
         }
-        self.state = found;
-        Ok(())
     }
 
     fn told<E: std::fmt::Display>(&self, found: Result<Result<State, HistoryError>, E>) -> Result<State, RemoteError> {
@@ -150,11 +158,11 @@ impl Connection {
         let replica = Arc::clone(&self.replica);
         let found = answer(self.replica.runtime(), self.timeout, |_| async move {
             match target {
-                Target::Newest => replica.look().await,
+                Target::Newest => replica.look_to_open().await,
                 target => replica.state_at(target).await,
             }
         });
-        self.state = self.told(found)?;
+        self.state = self.kin(self.told(found)?)?;
         self.following = match (target, self.every) {
             (Target::Newest, Some(every)) => Some(self.replica.follow(every)),
             _ => None,
@@ -209,6 +217,13 @@ impl Connection {
     }
 }
 
+impl Drop for Connection {
+    /// Not in a child of `fork()`, which leaves what is its parent's alone.
+    fn drop(&mut self) {
+        self.kept.touch(&self.replica);
+    }
+}
+
 impl Remote for Connection {
     fn view(&self) -> View {
         View {
@@ -223,7 +238,9 @@ impl Remote for Connection {
         if self.following.is_some()
             && let Some(newest) = self.replica.published()
         {
-            self.state = newest;
+            self.state = self
+                .kin(newest)
+                .inspect_err(|error| self.problem = Some(error.0.clone()))?;
         }
         self.is_reading = true;
         Ok(self.view())

@@ -8,18 +8,29 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use replvfs_vfs::types::{PageSize, Pgno, Txid, UnixMillis};
 
-use crate::format::{CHUNK_BYTES, ChunkName, Generation, Key, Manifest, SegmentIndex};
+use crate::format::{
+    CHUNK_BYTES, ChunkName, DatabaseId, Generation, GenerationMeta, Key, Manifest, ObjectHash, SegmentIndex,
+};
 use crate::history::path::LogPath;
-use crate::history::walk::{SegmentEnd, Walk, fetch_end};
-use crate::history::{HistoryError, Target};
+use crate::history::walk::{SegmentEnd, Walk, fetch_end, follows};
+use crate::history::{HistoryError, Plan, Target, read_meta};
 use crate::store::Store;
 
 /// Ends of segments and spans that are read at the same time.
 const PARALLEL: usize = 16;
 
+/// Which generation of which replica, by more than its name: of a replica that was deleted and begun anew another one has that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Origin {
+    pub(super) database: DatabaseId,
+    /// The hash of its `generation.json`.
+    pub(super) root: ObjectHash,
+}
+
 /// A generation from one image on.
 #[derive(Debug)]
 pub(super) struct Line {
+    pub(super) origin: Origin,
     pub(super) manifest: Manifest,
     log: RwLock<Log>,
     /// Held by whoever reads on.
@@ -35,7 +46,89 @@ struct Log {
     states: Vec<Moment>,
     /// After which transactions the database had less pages than before, and how many.
     shrunk: Vec<(Txid, u32)>,
+    /// What goes on behind the last transaction names this as its predecessor, where that is known.
+    hash: Option<ObjectHash>,
     is_sealed: bool,
+}
+
+/// The way along a log, as it was listed.
+pub(super) struct Way {
+    start: Txid,
+    path: LogPath,
+    /// What the piece at its start names as its predecessor, where that is known.
+    previous: Option<ObjectHash>,
+    /// Who is on that way already.
+    begun: Option<Walk<SegmentEnd>>,
+}
+
+impl Way {
+    fn unlisted(start: Txid) -> Way {
+        Way {
+            start,
+            path: LogPath::default(),
+            previous: None,
+            begun: None,
+        }
+    }
+
+    /// That of a plan, and a walk that was begun before it was made.
+    pub(super) fn new(plan: &Plan, begun: Option<Begun>) -> Way {
+        let begun = begun.filter(|begun| {
+            let is_same = begun.generation == plan.generation && begun.start == plan.start && begun.path == plan.path;
+            is_same && begun.next == plan.manifest.txid.next()
+        });
+        Way {
+            start: plan.start,
+            path: plan.path.clone(),
+            previous: plan.previous,
+            begun: begun.map(|begun| begun.walk),
+        }
+    }
+
+    /// Where it begins for who knows all before `next`, and who goes along.
+    fn walk(self, store: &Store, generation: Generation, next: Txid, until: Txid) -> (Txid, Walk<SegmentEnd>) {
+        let (at, path) = behind(self.start, self.path, next);
+        let begun = self.begun.filter(|_| until == Txid(u64::MAX));
+        let walk = begun.unwrap_or_else(|| Walk::new(store, generation, path, until, PARALLEL, fetch_end));
+        (at, walk)
+    }
+}
+
+/// What is left of a path for who knows all before `next`.
+fn behind(start: Txid, mut path: LogPath, next: Txid) -> (Txid, LogPath) {
+    if path.pieces.iter().any(|piece| piece.first == next) {
+        path.pieces.retain(|piece| piece.first >= next);
+        return (next, path);
+    }
+    (start, path)
+}
+
+/// A walk along a generation's log from an image on, before its manifest was read.
+pub(super) struct Begun {
+    generation: Generation,
+    start: Txid,
+    path: LogPath,
+    /// The transaction behind the image.
+    next: Txid,
+    walk: Walk<SegmentEnd>,
+}
+
+impl Begun {
+    pub(super) fn new(store: &Store, (generation, image, start, path): (Generation, Txid, Txid, LogPath)) -> Begun {
+        let next = image.next();
+        let (_, left) = behind(start, path.clone(), next);
+        Begun {
+            walk: Walk::new(store, generation, left, Txid(u64::MAX), PARALLEL, fetch_end),
+            generation,
+            start,
+            path,
+            next,
+        }
+    }
+
+    pub(super) async fn begin(&mut self) {
+        self.walk.begin().await;
+    }
 }
 
 /// A page as one transaction wrote it.
@@ -66,7 +159,8 @@ pub(super) enum Place {
 #[derive(Clone, Debug)]
 pub(super) enum Source {
     Chunk(Chunk),
-    Block(Arc<SegmentIndex>, usize),
+    /// Of a segment or span, in the generation with this root.
+    Block(Arc<SegmentIndex>, usize, ObjectHash),
 }
 
 /// A chunk of an image.
@@ -83,29 +177,30 @@ pub(super) struct Chunk {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum SourceId {
     Chunk(ChunkName),
-    /// Its checksum is with it: of a replica that was deleted and begun anew another block may have the same place.
-    Block(Key, usize, u32),
+    /// The root of its generation is with it: of a replica that was deleted and begun anew another block may have the same place.
+    Block(Key, usize, ObjectHash),
 }
 
 impl Source {
     pub(super) fn id(&self) -> SourceId {
         match self {
             Source::Chunk(chunk) => SourceId::Chunk(chunk.name),
-            Source::Block(index, block) => SourceId::Block(index.key(), *block, index.block_crc(*block)),
+            Source::Block(index, block, root) => SourceId::Block(index.key(), *block, *root),
         }
     }
 
     pub(super) fn page_size(&self) -> PageSize {
         match self {
             Source::Chunk(chunk) => chunk.page_size,
-            Source::Block(index, _) => index.header().page_size,
+            Source::Block(index, ..) => index.header().page_size,
         }
     }
 }
 
 impl Line {
-    pub(super) fn new(manifest: Manifest) -> Line {
+    pub(super) fn new(origin: Origin, manifest: Manifest) -> Line {
         Line {
+            origin,
             manifest,
             log: RwLock::default(),
             growing: tokio::sync::Mutex::default(),
@@ -176,7 +271,7 @@ impl Line {
         match log.pieces.get(version.piece as usize) {
             Some(piece) => {
                 let (block, at) = piece.place_of(version.slot);
-                Place::In(Source::Block(Arc::clone(piece), block), at)
+                Place::In(Source::Block(Arc::clone(piece), block, self.origin.root), at)
             }
             None => Place::Nowhere, // versions are only added with their piece
         }
@@ -205,41 +300,68 @@ impl Line {
         }
     }
 
-    /// Reads the log on, at most to the piece that has `until`. What is listed in `path` is read ahead; without one the next slots are asked for by name, with
-    /// one request if nothing is there.
-    pub(super) async fn grow(
-        &self,
-        store: &Store,
-        path: Option<(Txid, LogPath)>,
-        until: Txid,
-    ) -> Result<(), HistoryError> {
+    /// Reads the log on, at most to the piece that has `until`. What is listed is read ahead; without a way the next slots are asked for by name, with one
+    /// request if nothing is there.
+    ///
+    /// # Errors
+    ///
+    /// Also when what is there does not follow from what is known, and then nothing of it is known afterwards.
+    pub(super) async fn grow(&self, store: &Store, way: Option<Way>, until: Txid) -> Result<(), HistoryError> {
         let _alone = self.growing.lock().await;
         let next = self.last().next();
         if next > until || self.is_sealed() {
             return Ok(());
         }
-        let (mut at, mut path) = path
-            .filter(|(start, _)| *start <= next)
-            .unwrap_or_else(|| (next, LogPath::default()));
-        if path.pieces.iter().any(|piece| piece.first == next) {
-            path.pieces.retain(|piece| piece.first >= next);
-            at = next;
-        }
-        let mut walk = Walk::new(store, self.generation(), path, until, PARALLEL, fetch_end);
+        // What the way was listed for was asked which generation it is just before.
+        let is_opening = way.is_some() && next == self.manifest.txid.next();
+        let way = way
+            .filter(|way| way.start <= next)
+            .unwrap_or_else(|| Way::unlisted(next));
+        let (start, first) = (way.start, way.previous);
+        let (mut at, mut walk) = way.walk(store, self.generation(), next, until);
+        let mut previous = first.filter(|_| at == start);
         while at <= until {
             let Some((key, end)) = walk.piece(at).await? else {
                 break;
             };
-            at = end.index.header().last.next();
+            let (header, known) = (*end.index.header(), self.last().next());
+            // A way that began before what is known meets that in the middle of a piece.
+            let met = self.read().hash.filter(|_| at <= known && known <= header.last);
+            let links = [previous.map(|hash| (at, hash)), met.map(|hash| (known, hash))];
+            let mut links = links.into_iter().flatten().peekable();
+            let is_proved = is_opening || header.last < known || links.peek().is_some();
+            let is_broken = links.any(|(slot, hash)| !follows(&header, end.index.merged(), slot, hash));
+            if is_broken || !is_proved && !self.is_there_yet(store).await? {
+                return Err(HistoryError::Misplaced {
+                    key,
+                    found: "one that does not follow from what was read before: it is damaged, or the replica was deleted and begun anew"
+                        .to_owned(),
+                });
+            }
+            at = header.last.next();
+            previous = end.hash();
             self.add(key, end)?;
         }
-        if walk.seal().is_some() {
+        if let Some(seal) = walk.seal() {
+            if previous.or(self.read().hash).is_some_and(|hash| hash != seal.previous) {
+                return Err(HistoryError::Misplaced {
+                    key: Key::Log(seal.generation, seal.slot),
+                    found: "a seal that does not follow from what was read before".to_owned(),
+                });
+            }
             self.write().is_sealed = true;
         }
         Ok(())
     }
 
+    /// Whether the generation is still the one that the line was begun with.
+    pub(super) async fn is_there_yet(&self, store: &Store) -> Result<bool, HistoryError> {
+        let found = read_meta(store, Key::Generation(self.generation())).await?;
+        Ok(found.is_some_and(|bytes| GenerationMeta::root(&bytes) == self.origin.root))
+    }
+
     fn add(&self, key: Key, end: SegmentEnd) -> Result<(), HistoryError> {
+        let hash = end.hash();
         let index = Arc::new(end.index);
         if index.header().page_size != self.page_size() {
             return Err(HistoryError::Misplaced {
@@ -280,6 +402,9 @@ impl Line {
             }
             known = entry.txid;
         }
+        if index.header().last == known {
+            log.hash = hash;
+        }
         log.pieces.push(index);
         Ok(())
     }
@@ -316,13 +441,11 @@ impl State {
         (self.line.generation(), self.txid)
     }
 
-    /// Whether a state of the same name, found at another time, is this one as far as can be seen: not when the replica was deleted and begun anew.
-    pub(super) fn may_be(&self, other: &State) -> bool {
-        let is_logged = |state: &State| state.txid > state.line.manifest.txid;
-        self.line.page_size() == other.line.page_size()
-            && self.moment.page_count == other.moment.page_count
-            // An image has a time of its own.
-            && (!is_logged(self) || !is_logged(other) || self.moment.at == other.moment.at)
+    /// Whether both are states of one replica: not when it was deleted and begun anew between them.
+    pub(super) fn is_kin(&self, other: &State) -> bool {
+        let (ours, theirs) = (&self.line, &other.line);
+        ours.origin.database == theirs.origin.database
+            && (ours.generation() != theirs.generation() || ours.origin.root == theirs.origin.root)
     }
 
     pub(super) fn place(&self, page: Pgno) -> Place {
@@ -339,12 +462,14 @@ mod tests {
     use replvfs_vfs::types::Position;
 
     use super::*;
-    use crate::format::{
-        ChunkHash, ObjectHash, SegmentFooter, SegmentHeader, SegmentWriter, TransactionEntry, TransactionHeader,
-    };
+    use crate::format::{ChunkHash, SegmentFooter, SegmentHeader, SegmentWriter, TransactionEntry, TransactionHeader};
 
     const PAGE: u32 = 65_536;
     const IMAGE: u64 = 7;
+    const ORIGIN: Origin = Origin {
+        database: DatabaseId([3; 16]),
+        root: ObjectHash([4; 32]),
+    };
 
     /// What a transaction does: pages in the database afterwards, and those that it writes, as far as they are in it.
     type Commit = (u32, std::collections::BTreeSet<u32>);
@@ -403,7 +528,14 @@ mod tests {
         let footer = SegmentFooter::parse(&object, len).unwrap();
         let tail = object.slice(footer.tables().start as usize..);
         let index = SegmentIndex::parse(&footer, &tail).unwrap();
-        (index.key(), SegmentEnd { len, index, tail })
+        let object = Some(object);
+        let end = SegmentEnd {
+            len,
+            index,
+            tail,
+            object,
+        };
+        (end.index.key(), end)
     }
 
     fn from(line: &Line, txid: u64, page: u32) -> From {
@@ -416,7 +548,7 @@ mod tests {
                 );
                 From::Image
             }
-            Place::In(Source::Block(index, block), at) => {
+            Place::In(Source::Block(index, block, _), at) => {
                 let slot = block as u32 * 16 + at as u32 / PAGE;
                 assert_eq!(index.pages()[slot as usize].get(), page);
                 let wrote = |entry: &&TransactionEntry| entry.first_slot <= slot;
@@ -433,7 +565,7 @@ mod tests {
         /// The model is the file itself, of which each page remembers who wrote it: what is cut off is gone, and what is added is zeros.
         #[test]
         fn each_page_of_each_state_is_where_it_was_written_last(image in 0..40_u32, segments in commits()) {
-            let line = Line::new(manifest(image));
+            let line = Line::new(ORIGIN, manifest(image));
             let mut file = vec![From::Image; image as usize];
             let mut states = vec![file.clone()];
             for commits in &segments {
@@ -462,7 +594,7 @@ mod tests {
 
     #[test]
     fn what_is_known_is_not_added_twice_and_nothing_is_left_out() {
-        let line = Line::new(manifest(3));
+        let line = Line::new(ORIGIN, manifest(3));
         let commit = |page| (3, [page].into());
         let add = |first, commits: &[Commit]| {
             let (key, end) = segment(first, commits);

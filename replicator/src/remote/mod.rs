@@ -7,9 +7,12 @@ mod ahead;
 mod blocks;
 mod cache;
 mod connection;
+mod kept;
 mod line;
 mod replica;
 mod settings;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -23,6 +26,7 @@ use crate::history::Target;
 use crate::pipeline::waiting::answer;
 use crate::store::{Store, StoreOptions};
 use connection::Connection;
+use kept::Kept;
 use replica::Replica;
 use settings::Settings;
 
@@ -34,8 +38,9 @@ pub(crate) struct ReadingHost {
     config: Config,
     /// Made when it is first needed and never ended.
     runtime: OnceLock<Result<Runtime, String>>,
-    /// By [`Store::place`], and the patience that its requests have. They live as long as a connection.
+    /// By [`Store::place`], and the patience that its requests have. They live as long as a connection, and the last few for a while longer.
     replicas: Mutex<Vec<(Place, Weak<Replica>)>>,
+    kept: Kept,
 }
 
 impl ReadingHost {
@@ -44,6 +49,7 @@ impl ReadingHost {
             config,
             runtime: OnceLock::new(),
             replicas: Mutex::default(),
+            kept: Kept::default(),
         }
     }
 
@@ -66,7 +72,7 @@ impl ReadingHost {
         let (asked, target) = (Arc::clone(&replica), settings.target);
         let found = answer(self.runtime()?, settings.timeout, |_| async move {
             match target {
-                Target::Newest => asked.look().await,
+                Target::Newest => asked.look_to_open().await,
                 target => asked.state_at(target).await,
             }
         });
@@ -76,7 +82,7 @@ impl ReadingHost {
             Ok(Err(error)) => return Err(format!("{}: {error}", of())),
             Err(why) => return Err(format!("{} {why}", of())),
         };
-        Ok(Connection::new(replica, state, settings.timeout, settings.follow))
+        Ok(Connection::new(replica, self.kept.clone(), state, &settings))
     }
 
     fn store(&self, settings: &Settings, name: &str) -> Result<Store, String> {

@@ -4,16 +4,17 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use futures::future::join;
 use replvfs_vfs::types::Txid;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::blocks::Blocks;
-use super::line::{Line, State};
-use crate::format::{Key, Manifest};
+use super::line::{Begun, Line, Origin, State, Way};
+use crate::format::{Generation, Key, Manifest};
 use crate::history::walk::size;
-use crate::history::{History, HistoryError, Target};
+use crate::history::{History, HistoryError, Plan, Target};
 use crate::store::Store;
 
 /// Asking for the next slot is all that a follower does, but for this: as often it looks at the whole replica, for images that are nearer, segments that
@@ -91,52 +92,83 @@ impl Replica {
 
     /// The state that a target names, as the store has it now.
     pub(super) async fn state_at(&self, target: Target) -> Result<State, HistoryError> {
-        let history = History::open(&self.store).await?;
-        let plan = history.plan(target, None).await?;
+        let history = match target {
+            Target::Newest => History::open_newest(&self.store).await?,
+            _ => History::open_to_plan(&self.store).await?,
+        };
+        let ahead = history.newest_path().filter(|_| target == Target::Newest);
+        let ahead = ahead.filter(|(generation, image, ..)| !self.knows(*generation, *image));
+        let mut begun = ahead.map(|ahead| Begun::new(&self.store, ahead));
+        let begin = async {
+            if let Some(begun) = &mut begun {
+                begun.begin().await;
+            }
+        };
+        let (plan, ()) = join(history.plan(target, None), begin).await;
+        let plan = plan?;
         for warning in &plan.warnings {
             tracing::warn!(replica = self.store.replica(), "{warning}");
         }
-        let line = self.line(plan.manifest);
-        let until = plan.last.unwrap_or(Txid(u64::MAX));
-        line.grow(&self.store, Some((plan.start, plan.path)), until).await?;
+        let way = Way::new(&plan, begun);
+        let line = self.line(origin(&history, &plan)?, plan.manifest);
+        line.grow(&self.store, Some(way), plan.last.unwrap_or(Txid(u64::MAX)))
+            .await?;
         State::new(&line, plan.last.unwrap_or_else(|| line.last()))
     }
 
     /// The same state, found again: what it was read from may have been merged since. All that look at it from now on see it there.
     pub(super) async fn again(&self, state: &State) -> Result<State, HistoryError> {
         let (generation, txid) = state.order();
-        let history = History::open(&self.store).await?;
+        let history = History::open_to_plan(&self.store).await?;
         let plan = history.plan(Target::Txid(txid), Some(generation)).await?;
-        let line = Arc::new(Line::new(plan.manifest));
-        line.grow(&self.store, Some((plan.start, plan.path)), txid).await?;
+        let way = Way::new(&plan, None);
+        let line = Arc::new(Line::new(origin(&history, &plan)?, plan.manifest));
+        line.grow(&self.store, Some(way), txid).await?;
+        let found = State::new(&line, txid)?;
         let mut lines = lock(&self.lines);
         lines.retain(|known| known.upgrade().is_some_and(|known| !Arc::ptr_eq(&known, &state.line)));
         lines.push(Arc::downgrade(&line));
         drop(lines);
-        let found = State::new(&line, txid)?;
         let mut newest = lock(&self.newest);
-        if newest
-            .state
-            .as_ref()
-            .is_some_and(|newest| newest.order() == found.order())
+        if let Some(known) = &newest.state
+            && known.order() == found.order()
+            && known.is_kin(&found)
         {
             newest.state = Some(found.clone());
         }
         Ok(found)
     }
 
-    /// One line for all that begin with the same image.
-    fn line(&self, manifest: Manifest) -> Arc<Line> {
+    /// One line for all that begin with the same image of the same generation.
+    fn line(&self, origin: Origin, manifest: Manifest) -> Arc<Line> {
         let mut lines = lock(&self.lines);
         lines.retain(|line| line.strong_count() > 0);
-        // Of a replica that was deleted and begun anew another image may have that name.
-        let same = |line: &Arc<Line>| line.manifest == manifest;
+        let same = |line: &Arc<Line>| line.origin == origin && line.manifest == manifest;
         if let Some(known) = lines.iter().filter_map(Weak::upgrade).find(same) {
             return known;
         }
-        let line = Arc::new(Line::new(manifest));
+        let line = Arc::new(Line::new(origin, manifest));
         lines.push(Arc::downgrade(&line));
         line
+    }
+
+    fn knows(&self, generation: Generation, image: Txid) -> bool {
+        let lines = lock(&self.lines);
+        let mut known = lines.iter().filter_map(Weak::upgrade);
+        known.any(|line| (line.generation(), line.manifest.txid) == (generation, image))
+    }
+
+    /// What is newest for who opens: [`look`](Self::look), and beside it a look whether the replica is still the one that is known. A follower notices that from
+    /// what follows, and one that was deleted and begun anew may have nothing there.
+    pub(super) async fn look_to_open(&self) -> Result<State, HistoryError> {
+        let Some(known) = self.published() else {
+            return self.look().await;
+        };
+        let (looked, is_same) = join(self.look(), known.line.is_there_yet(&self.store)).await;
+        match is_same? {
+            true => looked,
+            false => self.look_at_all().await,
+        }
     }
 
     /// Asks the store for what is new, with one request if nothing is.
@@ -172,26 +204,32 @@ impl Replica {
                 None => Ok(known),
             };
         }
-        line.grow(&self.store, None, Txid(u64::MAX)).await?;
-        Ok(self.publish(State::new(line, line.last())?))
+        match line.grow(&self.store, None, Txid(u64::MAX)).await {
+            Ok(()) => Ok(self.publish(State::new(line, line.last())?, None)),
+            // Of another replica that has the place now.
+            Err(HistoryError::Misplaced { .. }) if !line.is_there_yet(&self.store).await? => self.look_at_all().await,
+            Err(error) => Err(error),
+        }
     }
 
     async fn look_at_all(&self) -> Result<State, HistoryError> {
+        let begun = Instant::now();
         let state = self.state_at(Target::Newest).await?;
-        lock(&self.newest).looked = Some(Instant::now());
-        Ok(self.publish(state))
+        Ok(self.publish(state, Some(begun)))
     }
 
-    /// Never goes back.
-    fn publish(&self, state: State) -> State {
+    /// Never goes back, as long as the replica is the same one; another one is seen by who `looked` at all of it last.
+    fn publish(&self, state: State, looked: Option<Instant>) -> State {
         let mut newest = lock(&self.newest);
-        match &newest.state {
-            Some(known) if known.order() > state.order() => known.clone(),
-            _ => {
-                newest.state = Some(state.clone());
-                state
-            }
-        }
+        let known = newest.state.clone().filter(|known| match known.is_kin(&state) {
+            true => known.order() > state.order(),
+            false => looked.is_none_or(|looked| newest.looked.is_some_and(|at| at > looked)),
+        });
+        newest.looked = newest.looked.max(looked);
+        known.unwrap_or_else(|| {
+            newest.state = Some(state.clone());
+            state
+        })
     }
 
     /// From here on what is new is looked for as often as this, or more often.
@@ -229,6 +267,13 @@ impl Replica {
         let newest = lock(&self.newest);
         status.insert("last_error".into(), newest.problem.clone().into());
     }
+}
+
+fn origin(history: &History, plan: &Plan) -> Result<Origin, HistoryError> {
+    Ok(Origin {
+        database: history.meta().database_id,
+        root: history.generation(plan.generation)?.root(),
+    })
 }
 
 async fn run(replica: Weak<Replica>) {

@@ -156,7 +156,7 @@ async fn attempt(store: &Store, out: &Path, options: &RestoreOptions, look: Look
         force: Some(options.force),
     };
     let target = place.create().await?;
-    let history = History::open(store).await?;
+    let history = History::open_to_plan(store).await?;
     let plan = history.plan(options.target, options.generation).await?;
     fill_by(store, &history, &plan, target, &place, options.progress.clone(), look).await
 }

@@ -38,6 +38,8 @@ pub(crate) struct Replica {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) store: Store,
     pub(crate) generation: Generation,
+    /// When its generations were begun: of two replicas that are else the same.
+    pub(crate) begun: UnixMillis,
     page_size: PageSize,
     database: Vec<Vec<u8>>,
     pub(crate) txid: u64,
@@ -74,6 +76,7 @@ impl Replica {
             folder,
             store,
             generation: Generation(0),
+            begun: UnixMillis(0),
             page_size: PageSize::new(page_size).unwrap(),
             database: Vec::new(),
             txid: 0,
@@ -127,7 +130,7 @@ impl Replica {
             parent,
             page_size: self.page_size.get(),
             writer: "test".to_owned(),
-            created_at: UnixMillis(0),
+            created_at: self.begun,
             first_image: Txid(self.txid),
         };
         let bytes = meta.to_bytes().unwrap();

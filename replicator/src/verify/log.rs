@@ -186,7 +186,7 @@ fn whole(key: Key, object: &Bytes) -> Result<Checked, RestoreError> {
 }
 
 async fn large(store: &Store, key: Key, end: SegmentEnd) -> Result<Checked, RestoreError> {
-    let SegmentEnd { index, tail, len } = end;
+    let SegmentEnd { index, tail, len, .. } = end;
     let index = Arc::new(index);
     let start = read_part(store, key, 0..SegmentIndex::START_LEN).await?;
     index.check_start(&start).map_err(RestoreError::format(key))?;

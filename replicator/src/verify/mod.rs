@@ -18,7 +18,6 @@ use replvfs_vfs::types::{Txid, UnixMillis};
 
 use crate::format::{ChunkName, Generation, Key, ObjectHash, Parent, ReplicaMeta};
 use crate::history::path::Listing;
-use crate::history::walk::size;
 use crate::history::{GenerationHistory, HistoryError, list_generations, list_log, load_generation, read_meta};
 use crate::restore::RestoreError;
 use crate::store::{Store, StoreError};
@@ -305,14 +304,10 @@ impl Run {
 
     async fn replica(&mut self, empty: bool) -> Result<(), HistoryError> {
         let key = Key::Replica;
-        let bytes = match size(&self.store, key).await? {
-            Some(len) => read_meta(&self.store, key, len).await.map(Some),
-            None => Ok(None),
-        };
-        let problem = match bytes {
-            Ok(None | Some(None)) if empty => return Err(HistoryError::NoReplica),
-            Ok(None | Some(None)) => MISSING.to_owned(),
-            Ok(Some(Some(bytes))) => {
+        let problem = match read_meta(&self.store, key).await {
+            Ok(None) if empty => return Err(HistoryError::NoReplica),
+            Ok(None) => MISSING.to_owned(),
+            Ok(Some(bytes)) => {
                 self.counted.add(bytes.len() as u64);
                 match ReplicaMeta::from_bytes(&bytes) {
                     Ok(_) => return Ok(()),

@@ -331,6 +331,7 @@ impl Database {
     /// [`Database::way_was_made`].
     pub(crate) fn make_way(&self, state: &mut ConnectionState) {
         self.making_way.fetch_add(1, Ordering::AcqRel);
+        drop(self.settling.lock().unwrap_or_else(PoisonError::into_inner));
         self.release_file(state);
         let own = usize::from(state.file_lock != ffi::SQLITE_LOCK_NONE);
         if self.holders.load(Ordering::Acquire) > own {

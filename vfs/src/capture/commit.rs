@@ -401,7 +401,7 @@ impl Database {
             return Synced::Elsewhere;
         }
         let proved = self.settle_unlocked(&mut state);
-        if self.wal_connections.load(Ordering::Acquire) > 0 && self.replica.owns() {
+        if self.has_wal() && self.replica.owns() {
             return self.sync_pinned(proved);
         }
         if proved { Synced::Proved } else { Synced::Unproved }

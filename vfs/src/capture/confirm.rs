@@ -3,6 +3,7 @@
 //! Owns what has to be captured before the replica is asked to wait, and which transactions could not be told that they are not confirmed. Leaves
 //! the waiting to the [`Replica`](crate::host::Replica).
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use libsqlite3_sys as ffi;
@@ -154,7 +155,9 @@ impl Database {
         if !self.replica.owns() {
             return Err(FlushError::new(cannot("another process replicates it")));
         }
-        let is_open = self.wal_connections.load(Ordering::Acquire) > 0 || self.pinned.load(Ordering::Acquire);
+        // A connection that has read nothing has no WAL open, and other processes may.
+        let may_open = self.connections.load(Ordering::Acquire) > 0 && is_wal_beside(&self.path);
+        let is_open = self.has_wal() || may_open;
         let proved = match is_open {
             true => self.is_pinned_in_its_place()? && self.sync_by_pin() == Some(true),
             false => self.settle_alone()?,
@@ -192,6 +195,11 @@ impl Database {
             FlushError::passing(cannot(&format!("opening it again failed with SQLite code {code}")))
         })?;
         let mut state = ConnectionState::new(self, Some(file.as_ref()));
+        let _alone = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        // A connection of this process must not meet a lock of ours.
+        if self.making_way.load(Ordering::Acquire) > 0 {
+            return Ok(false);
+        }
         let settled = self.settle_unlocked(&mut state);
         // Somebody may have begun one since.
         Ok(settled && !is_wal_beside(&self.path))

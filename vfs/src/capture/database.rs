@@ -53,6 +53,8 @@ pub(crate) struct Database {
     pub(super) holders: AtomicUsize,
     /// Connections that are about to ask for the file for themselves.
     pub(super) making_way: AtomicUsize,
+    /// While the file is locked without a connection. Those that are about to ask for it wait for that.
+    pub(super) settling: Mutex<()>,
     /// What keeps the WAL.
     pub(super) pin: Mutex<Option<Pin>>,
     /// The pin's slot is held.
@@ -290,6 +292,7 @@ impl Database {
             connections: AtomicUsize::new(0),
             wal_connections: AtomicUsize::new(0),
             making_way: AtomicUsize::new(0),
+            settling: Mutex::default(),
             pin: Mutex::default(),
             pinned: AtomicBool::new(false),
             unbroken: AtomicBool::new(false),
@@ -309,6 +312,11 @@ impl Database {
 
     pub(super) fn capture(&self) -> MutexGuard<'_, Capture> {
         self.capture.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a connection has a WAL open, or the pin has: of one that has closed it the pin may stay.
+    pub(super) fn has_wal(&self) -> bool {
+        self.wal_connections.load(Ordering::Acquire) > 0 || self.pinned.load(Ordering::Acquire)
     }
 
     /// A base is wanted, or the cursor is to be proved.

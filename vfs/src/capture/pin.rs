@@ -239,7 +239,7 @@ impl Capturing for Database {
             }
             return;
         }
-        if self.wal_connections.load(Ordering::Acquire) == 0 {
+        if !self.has_wal() {
             return;
         }
         self.take_pin();

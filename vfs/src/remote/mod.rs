@@ -12,7 +12,7 @@ mod vfs;
 
 use std::sync::Arc;
 
-pub use vfs::{RemoteRegistration, register};
+pub use vfs::{Registered, RemoteRegistration, register};
 
 use crate::host::OpenError;
 use crate::types::{PageSize, Pgno, Txid};

@@ -93,12 +93,31 @@ impl RemoteVfs {
     }
 }
 
-/// Registers the VFS; files that are no main databases go to the one that is the default now. It stays for the life of the process.
+/// A VFS that was registered just now.
+#[derive(Debug)]
+#[must_use]
+pub struct Registered {
+    api: SqliteApi,
+    vfs: *mut ffi::sqlite3_vfs,
+}
+
+impl Registered {
+    /// Takes it back: nobody finds it any more, and its name is free. Connections that have found it already go on.
+    pub fn take_back(self) {
+        // SAFETY: `register` made and leaked it, and SQLite has taken it.
+        unsafe { self.api.vfs_unregister(self.vfs) };
+    }
+
+    /// It stays for the life of the process.
+    pub fn stay(self) {}
+}
+
+/// Registers the VFS; files that are no main databases go to the one that is the default now.
 ///
 /// # Errors
 ///
 /// When a VFS of that name exists, or SQLite refuses.
-pub fn register(api: SqliteApi, registration: RemoteRegistration) -> Result<(), RegisterError> {
+pub fn register(api: SqliteApi, registration: RemoteRegistration) -> Result<Registered, RegisterError> {
     let name = CString::new(registration.name.as_str())
         .map_err(|_| RegisterError("a VFS name cannot have a NUL in it".into()))?;
     if !api.vfs_find(Some(&name)).is_null() {
@@ -128,7 +147,7 @@ pub fn register(api: SqliteApi, registration: RemoteRegistration) -> Result<(), 
     }));
     // SAFETY: the structure, its name and its data are leaked, so they live as long as the process.
     match unsafe { api.vfs_register(vfs, false) } {
-        ffi::SQLITE_OK => Ok(()),
+        ffi::SQLITE_OK => Ok(Registered { api, vfs }),
         code => Err(RegisterError(format!("sqlite3_vfs_register failed with code {code}"))),
     }
 }

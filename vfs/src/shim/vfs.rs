@@ -136,7 +136,7 @@ pub fn register(api: SqliteApi, registration: Registration) -> Result<(), Regist
         );
     }
     let _alone = ADDING.lock().unwrap_or_else(PoisonError::into_inner);
-    let app = Box::leak(Box::new(Vfs {
+    let added: *mut Vfs = Box::leak(Box::new(Vfs {
         base: BaseVfs { raw: base, api },
         memory: registration.transaction_memory,
         memory_of_all: registration.memory,
@@ -144,11 +144,10 @@ pub fn register(api: SqliteApi, registration: Registration) -> Result<(), Regist
         state: AtomicPtr::new(State::leak(registration.host, registration.memory)),
         before: NEWEST.load(Ordering::Acquire),
     }));
-    let added: *mut Vfs = app;
     // SAFETY: base is a registered VFS.
     let like = unsafe { *base };
     let file_size = usize::try_from(like.szOsFile).unwrap_or(0) + REAL_OFFSET;
-    let vfs = Box::leak(Box::new(structure(&like, name.into_raw(), app, file_size, open)));
+    let vfs = Box::leak(Box::new(structure(&like, name.into_raw(), added, file_size, open)));
     // SAFETY: the structure, its name and its data are leaked, so they live as long as the process.
     match unsafe { api.vfs_register(vfs, registration.make_default) } {
         ffi::SQLITE_OK => {

@@ -367,12 +367,6 @@ impl SegmentIndex {
             .map_or(0..0, |block| block.offset..block.offset + u64::from(block.stored_len))
     }
 
-    /// The CRC-32 of a block as it is stored; 0 for a block that is not there.
-    #[must_use]
-    pub fn block_crc(&self, block: usize) -> u32 {
-        self.blocks.get(block).map_or(0, |block| block.crc)
-    }
-
     /// The blocks that hold pages of these transactions.
     #[must_use]
     pub fn blocks_of(&self, transactions: RangeInclusive<Txid>) -> Range<usize> {
