@@ -127,3 +127,26 @@ fn the_journal_cannot_be_ended() {
     live("NORMAL", "DELETE", first(Method::Delete, Kind::Journal));
     live("NORMAL", "TRUNCATE", first(Method::Truncate, Kind::Journal));
 }
+
+/// Else it would be gone after a power failure, and nothing tell that it was confirmed.
+#[test]
+fn what_is_confirmed_is_on_the_disk() {
+    vfs::register();
+    let scratch = Scratch::in_memory();
+    let run = Arc::new(Run::default());
+    vfs::assign(&scratch.path().canonicalize().unwrap(), &run);
+    let uri = scratch
+        .uri_with("&flush_interval=1h&durability=strict&timeout=60s")
+        .replace("vfs=replvfs&", "vfs=probe-replvfs&");
+    let connection = open(&uri).unwrap();
+    connection
+        .execute_batch("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+        .unwrap();
+    insert(&connection, 0).unwrap();
+    run.arm(None);
+    insert(&connection, 1).unwrap();
+    let own = run.own_calls();
+    let last = |method| own.iter().rposition(|call| *call == (method, Kind::Wal));
+    assert!(last(Method::Write).is_some(), "the header of the commit frame: {own:?}");
+    assert!(last(Method::Sync) > last(Method::Write), "{own:?}");
+}

@@ -316,6 +316,19 @@ impl FileRef {
         }
     }
 
+    /// `xSync`, as for `synchronous=FULL`.
+    ///
+    /// # Safety
+    ///
+    /// As for [`FileRef::read`].
+    pub(crate) unsafe fn sync(self) -> Result<(), Code> {
+        // SAFETY: the file is open (caller).
+        unsafe {
+            let sync = (*(*self.0).pMethods).xSync.ok_or(Code(ffi::SQLITE_IOERR_FSYNC))?;
+            check(sync(self.0, ffi::SQLITE_SYNC_NORMAL))
+        }
+    }
+
     /// `xLock`.
     ///
     /// # Safety

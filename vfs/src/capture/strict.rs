@@ -181,7 +181,11 @@ impl Connection {
             page_size: held.wal.page_size,
             big_endian: held.wal.big_endian,
         });
-        if !is_ok(code) {
+        // With synchronous=NORMAL SQLite does not sync it. After a power failure it would be missing, though it was confirmed, and be taken for one that never
+        // was committed.
+        // SAFETY: the connection's WAL, on its thread.
+        let is_there = is_ok(code) && state.wal.is_some_and(|wal| unsafe { wal.sync() }.is_ok());
+        if !is_there {
             self.database.abandon_confirmed(&mut state);
             state.mirror.clear();
             return ffi::SQLITE_IOERR_WRITE;
