@@ -328,10 +328,11 @@ impl Settings {
         let target = match (&uri.replica, &config.operator, &config.given.replica) {
             (None, Some(operator), _) => Target::Operator(operator.clone()),
             (Some(replica), _, _) | (None, None, Some(replica)) => Target::Uri(fill_in_name(replica, path)?),
-            (None, None, None) if uri.durability == Some(Durability::Remote) => {
-                return fail(
-                    "durability=remote has no replica to wait for: add replica=s3://bucket/app (or another store) to the URI".to_owned(),
-                );
+            (None, None, None) if uri.durability.unwrap_or_default() != Durability::Async => {
+                let level = uri.durability.unwrap_or_default().name();
+                return fail(format!(
+                    "durability={level} has no replica to wait for: add replica=s3://bucket/app (or another store) to the URI"
+                ));
             }
             (None, None, None) => return Ok(None),
         };

@@ -51,8 +51,11 @@ fn the_defaults() {
             .expect("valid")
             .is_none()
     );
-    let in_vain = resolve(&Config::default(), "durability=remote").expect_err("nothing to wait for");
-    assert!(in_vain.to_string().contains("no replica to wait for"), "{in_vain}");
+    for level in ["remote", "strict"] {
+        let in_vain = resolve(&Config::default(), &format!("durability={level}")).expect_err("nothing to wait for");
+        let says = format!("durability={level} has no replica to wait for");
+        assert!(in_vain.to_string().contains(&says), "{in_vain}");
+    }
 }
 
 #[test]
