@@ -600,3 +600,26 @@ fn a_journal_that_is_switched_off_for_all_is_missed() {
     drop(all);
     goes_on(&world, &connection, "attached");
 }
+
+/// The image of a database that is not read at once waits for the store to answer, which nobody asks after the upload was given up.
+#[test]
+fn a_large_database_goes_on_after_the_store_was_away() {
+    for (locking, journal) in every_mode() {
+        let what = format!("{locking} {journal}");
+        let world = World::new(&format!("large-{locking}-{journal}"));
+        let connection = world.open_in(locking, journal);
+        connection
+            .execute_batch("INSERT INTO t VALUES(1, randomblob(3000000))")
+            .unwrap();
+        world.storm(0, Trouble::Temporary);
+        let error = insert(&connection, 2).unwrap_err();
+        assert!(is_an_io_error(&error), "{what}: {error}");
+        world.store.weather.clear_up_and_lose_connections();
+        let flush = || connection.query_row("PRAGMA replvfs_flush", [], |_| Ok(()));
+        // Who keeps the file for itself brings the image with its next write.
+        let is_over = || status(&connection)["last_error"]["over"] == true;
+        let has_answered = (0..30).any(|_| flush().is_ok() || is_over());
+        assert!(has_answered, "{what}: {}", status(&connection));
+        goes_on(&world, &connection, &what);
+    }
+}

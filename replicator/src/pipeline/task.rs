@@ -248,8 +248,9 @@ impl Task {
             }
             shared.let_go_if_closed();
         }
-        if shared.log.is_suspended() {
-            // Nothing else is asked of the store now. Its answer lets the capture go on.
+        let awaits_image = shared.log.base_wanted() && shared.status.current_trouble().is_some();
+        if shared.log.is_suspended() || awaits_image {
+            // Nothing else is asked of the store now. Its answer lets the capture go on, or bring an image that would have been in the way for long.
             generation::look(&self.uploader).await?;
         }
         shared.wake.notified().await;
