@@ -623,3 +623,127 @@ fn a_large_database_goes_on_after_the_store_was_away() {
         goes_on(&world, &connection, &what);
     }
 }
+
+/// What has returned is here and there, and what failed is nowhere, whatever the store does.
+#[test]
+fn whatever_the_store_does() {
+    use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+    let seconds = replvfs_tests::number("REPLVFS_STRICT_SECONDS").unwrap_or(2);
+    let modes = [
+        ("NORMAL", "WAL"),
+        ("NORMAL", "DELETE"),
+        ("EXCLUSIVE", "WAL"),
+        ("EXCLUSIVE", "DELETE"),
+        ("LATER", "WAL"),
+        ("NORMAL", "PERSIST"),
+    ];
+    std::thread::scope(|outer| {
+        for (locking, journal) in modes {
+            outer.spawn(move || {
+                let what = format!("{locking} {journal}");
+                let world = World::with(
+                    &format!("stress-{locking}-{journal}"),
+                    Duration::from_millis(60),
+                    OnFenced::Continue,
+                );
+                let connection = world.open_in(locking, journal);
+                insert(&connection, 0).unwrap();
+                let (stop, next) = (AtomicBool::new(false), AtomicI64::new(1));
+                let ok = Mutex::new(BTreeSet::from([0_i64]));
+                let failed = Mutex::new(BTreeSet::new());
+                let seed = AtomicI64::new(what.len() as i64 * 7919 + std::process::id() as i64);
+                let random = |n: i64| {
+                    let x = seed.fetch_add(0x9E3779B9, Ordering::Relaxed) as u64;
+                    let x = (x ^ (x >> 15)).wrapping_mul(0x2545F4914F6CDD1D);
+                    ((x >> 33) as i64) % n
+                };
+                let write = |connection: &Connection| {
+                    let row = next.fetch_add(1, Ordering::Relaxed);
+                    let size = if random(4) == 0 { 400_000 } else { 3000 };
+                    let done = connection.execute_batch(&format!("INSERT INTO t VALUES({row}, randomblob({size}))"));
+                    match done {
+                        Ok(()) => {
+                            ok.lock().unwrap().insert(row);
+                        }
+                        Err(error) => {
+                            if !connection.is_autocommit() {
+                                let _ = connection.execute_batch("ROLLBACK");
+                            }
+                            failed.lock().unwrap().insert((row, error.to_string()));
+                        }
+                    }
+                };
+                std::thread::scope(|scope| {
+                    scope.spawn(|| {
+                        while !stop.load(Ordering::Relaxed) {
+                            let trouble =
+                                [Trouble::Hang, Trouble::Lost, Trouble::Temporary, Trouble::Lost][random(4) as usize];
+                            world.store.weather.storm(Some(Storm {
+                                at: random(6) as usize,
+                                trouble,
+                                lasting: random(2) == 0,
+                            }));
+                            std::thread::sleep(Duration::from_millis(random(150) as u64));
+                            world.store.weather.clear_up_and_lose_connections();
+                            std::thread::sleep(Duration::from_millis(random(120) as u64));
+                        }
+                    });
+                    if locking == "NORMAL" {
+                        scope.spawn(|| {
+                            let other = world.open();
+                            other.busy_timeout(Duration::from_millis(200)).unwrap();
+                            while !stop.load(Ordering::Relaxed) {
+                                write(&other);
+                            }
+                        });
+                        scope.spawn(|| {
+                            let reader = world.open();
+                            while !stop.load(Ordering::Relaxed) {
+                                let _ = reader.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0));
+                                std::thread::sleep(Duration::from_millis(1));
+                            }
+                        });
+                    }
+                    let end = std::time::Instant::now() + Duration::from_secs(seconds);
+                    connection.busy_timeout(Duration::from_millis(200)).unwrap();
+                    while std::time::Instant::now() < end {
+                        write(&connection);
+                    }
+                    stop.store(true, Ordering::Relaxed);
+                });
+                world.store.weather.clear_up_and_lose_connections();
+                connection.busy_timeout(Duration::from_secs(20)).unwrap();
+                let mut tries = 0;
+                let last = loop {
+                    let row = next.fetch_add(1, Ordering::Relaxed);
+                    tries += 1;
+                    match insert(&connection, row) {
+                        Ok(()) => break row,
+                        Err(error) if tries > 100 => panic!("{what}: {error} {}", status(&connection)),
+                        Err(_) => {}
+                    }
+                };
+                let mut ok = ok.into_inner().unwrap();
+                ok.insert(last);
+                let here = rows_of(&connection);
+                let failed = failed.into_inner().unwrap();
+                let odd: Vec<_> = here.symmetric_difference(&ok).collect();
+                let why: Vec<_> = failed.iter().filter(|(row, _)| odd.contains(&row)).collect();
+                assert!(odd.is_empty(), "{what} here: {odd:?} {why:?}");
+                let there = world.restore(None).unwrap();
+                let odd: Vec<_> = there.symmetric_difference(&ok).collect();
+                assert!(odd.is_empty(), "{what} there: {odd:?}");
+                let newest = pragma_number(&connection, "replvfs_txid").unwrap();
+                for txid in (0..=newest).rev().take(60) {
+                    if let Some(rows) = world.restore(Some(txid)) {
+                        assert!(
+                            rows.is_subset(&ok),
+                            "{what} {txid}: {:?}",
+                            rows.difference(&ok).collect::<Vec<_>>()
+                        );
+                    }
+                }
+            });
+        }
+    });
+}
