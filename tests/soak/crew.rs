@@ -9,7 +9,7 @@ use std::time::Instant;
 use replvfs_tests::writers::content::{Newest, raise};
 use replvfs_tests::writers::process::{Process, SILENCE, Said};
 use replvfs_tests::writers::replica::{Restorer, remove};
-use replvfs_tests::writers::{Job, Journal, LAST_WRITER};
+use replvfs_tests::writers::{Job, Journal, LAST_WRITER, Level};
 use replvfs_tests::{Rng, Scratch};
 use rusqlite::Connection;
 
@@ -130,7 +130,11 @@ impl Crew<'_> {
             },
             id: index.try_into().unwrap(),
             plain,
-            waits: !plain && rng.one_in(3),
+            level: if !plain && rng.one_in(3) {
+                Level::Remote
+            } else {
+                Level::Async
+            },
             pragmas: Job::draw_pragmas(rng, false),
             journal: self.journal,
             mode: self.journal.mode(rng),
@@ -366,7 +370,7 @@ impl Crew<'_> {
         let job = Job {
             uri: self.scratch.uri_with("&timeout=120s"),
             id: LAST_WRITER,
-            waits: false,
+            level: Level::Async,
             mode,
             page_size: 4096,
             deletes_merged: false,
