@@ -684,9 +684,11 @@ impl Log {
         inner.last.filter(|_| inner.settled && inner.is_open())
     }
 
-    /// Whether what is captured is kept: nothing was asked for that has not been answered, and the store is not given up.
-    pub fn is_open(&self) -> bool {
-        self.lock().is_open()
+    /// Whether what is captured is kept, by numbers that are final; then how often anything of it was dropped. As long as that stays the same, all that was captured
+    /// since is in the log, and numbers are of one history.
+    pub fn standing(&self) -> Option<u64> {
+        let inner = self.lock();
+        (inner.settled && inner.is_open()).then_some(inner.question)
     }
 
     /// The newest transaction that is known to be restorable from the store.

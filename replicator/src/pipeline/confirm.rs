@@ -147,8 +147,8 @@ pub(super) fn wait_here(
             Err(refused) if refused.may_pass() => break (None, Some(refused)),
             Err(refused) => return Err(refused),
         };
-        // Numbers, and what is acknowledged by them, are of one history for as long as nothing else is asked for.
-        let is_same = || attended.is_numbered && log.asked().0 == attended.asked;
+        // Numbers, and what is acknowledged by them, are of one history for as long as nothing is dropped.
+        let is_same = || attended.standing.is_some() && log.standing() == attended.standing;
         let target = until.or_else(|| log.final_txid()).filter(|_| is_same());
         match target {
             Some(target) => {
@@ -204,8 +204,8 @@ pub(super) async fn wait_in_task(shared: &Arc<Shared>, wanted: Wanted) -> Result
             Err(refused) => return Err(refused),
         };
         let has_failed_or_asked = || log.failure().is_some() || log.asked().0 != attended.asked;
-        // Numbers, and what is acknowledged by them, are of one history for as long as nothing else is asked for.
-        let is_same = || attended.is_numbered && log.asked().0 == attended.asked;
+        // Numbers, and what is acknowledged by them, are of one history for as long as nothing is dropped.
+        let is_same = || attended.standing.is_some() && log.standing() == attended.standing;
         let target = until.or_else(|| log.final_txid()).filter(|_| is_same());
         match target {
             Some(target) => {
@@ -230,29 +230,28 @@ pub(super) async fn wait_in_task(shared: &Arc<Shared>, wanted: Wanted) -> Result
 struct Attended {
     /// How often the log had asked for something until then.
     asked: u64,
-    /// All that was committed before is in the log, or was, by numbers that are final.
-    is_numbered: bool,
+    /// [`Log::standing`](replvfs_vfs::log::Log::standing) all the time: then all that was committed before is in the log, or was.
+    standing: Option<u64>,
 }
 
 /// Lets the connection that waits give what the log asks for.
 fn attend_to(shared: &Shared, attend: Attend<'_>) -> Result<Attended, FlushError> {
     let log = &shared.log;
-    let is_final = || log.is_settled() && log.is_open();
     let mut attempt = 1;
     loop {
-        let ((before, _), was_final) = (log.asked(), is_final());
+        let ((before, _), standing) = (log.asked(), log.standing());
         attend()?;
         let (asked, answered) = log.asked();
-        // What was captured while something else was asked for is not in the log, whoever has answered since.
-        let is_numbered = was_final && asked == before && is_final();
+        // What was captured while something was dropped is not in the log, whoever has answered since.
+        let standing = standing.filter(|standing| log.standing() == Some(*standing));
         // Else it was asked again meanwhile. What the connection finds wrong by itself it asks for, and answers, as well.
         if answered || asked == before {
-            return Ok(Attended { asked, is_numbered });
+            return Ok(Attended { asked, standing });
         }
         if attempt == ATTEMPTS {
             return Ok(Attended {
                 asked: before,
-                is_numbered,
+                standing,
             });
         }
         attempt += 1;

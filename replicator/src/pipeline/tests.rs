@@ -317,7 +317,7 @@ fn what_was_dropped_is_captured_again_before_it_is_waited_for() {
             log.acknowledge(Txid(1));
         });
         let flushed = replica.flush(&mut || {
-            if log.is_open() && log.last_txid() == Some(Txid(1)) {
+            if log.standing().is_some() && log.last_txid() == Some(Txid(1)) {
                 push(1);
                 log.acknowledge(Txid(2));
             }
