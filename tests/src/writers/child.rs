@@ -261,7 +261,6 @@ impl Child {
             }
             None => {}
         }
-        self.wait_at_commits(self.job.waits);
         if !self.job.plain
             && let Some(txid) = pragma_number(self.connection(), "replvfs_txid")
         {
@@ -271,6 +270,8 @@ impl Child {
 
     /// Whether the commit will wait. Through a rollback journal only the process that replicates can do so.
     fn begin(&self) -> bool {
+        // The one before may have begun without, and was rolled back.
+        self.wait_at_commits(self.job.waits);
         match self.connection().execute_batch("BEGIN IMMEDIATE") {
             Ok(()) => self.job.waits,
             Err(error) if self.job.waits && error.sqlite_error_code() == Some(ErrorCode::ReadOnly) => {
