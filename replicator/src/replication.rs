@@ -1,7 +1,6 @@
 //! The replication of a database that this process has open, for programs that have no connection at hand, or an executor that must not wait.
 
 use std::path::Path;
-use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use replvfs_vfs::shim;
@@ -120,15 +119,8 @@ impl Replication {
         }
     }
 
-    /// Not by an executor of this thread: it may be one on which nobody may wait.
     fn blocking(&self, until: Option<Txid>) -> Result<Option<Txid>, FlushError> {
         self.is_here()?;
-        let (done, result) = channel();
-        self.replica.wait_then(until, self.timeout, move |waited| {
-            let _ = done.send(waited);
-        });
-        result
-            .recv()
-            .unwrap_or_else(|_| Err(FlushError::new("the wait died, which is a bug in replvfs")))
+        self.replica.wait_blocking(until, self.timeout)
     }
 }

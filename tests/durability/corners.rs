@@ -133,7 +133,7 @@ fn an_answer_that_does_not_end_is_not_waited_for() {
 /// With WAL what comes later in SQLite's order is committed before the first one is waited for.
 #[test]
 fn over_two_databases_with_wals_both_stay() {
-    let (scratch, store, uri) = super::with_a_faulty_store("both-stay", replvfs::config::OnTimeout::Error);
+    let (scratch, store, uri) = super::with_a_faulty_store("both-stay", replvfs::config::OnTimeout::Error, super::SOON);
     let connection = open(&uri).unwrap();
     let other = scratch.file("other.db");
     let plain = Connection::open(&other).unwrap();

@@ -121,7 +121,7 @@ fn one_unimportant_write_need_not_wait() {
 }
 
 /// A database of its own, in a store that fails on demand.
-fn with_a_faulty_store(name: &str, on_timeout: OnTimeout) -> (Scratch, FaultyStore, String) {
+fn with_a_faulty_store(name: &str, on_timeout: OnTimeout, timeout: Duration) -> (Scratch, FaultyStore, String) {
     let (scratch, store) = (Scratch::in_memory(), FaultyStore::new(true));
     let config = Config::default()
         .vfs_name(name)
@@ -129,7 +129,7 @@ fn with_a_faulty_store(name: &str, on_timeout: OnTimeout) -> (Scratch, FaultySto
         .durability(Durability::Remote)
         .on_timeout(on_timeout)
         .flush_interval(Duration::from_secs(3600))
-        .timeout(Duration::from_millis(500));
+        .timeout(timeout);
     replvfs::register(config).unwrap();
     let uri = format!("file:{}?vfs={name}", scratch.database().display());
     let connection = open(&uri).unwrap();
@@ -139,6 +139,9 @@ fn with_a_faulty_store(name: &str, on_timeout: OnTimeout) -> (Scratch, FaultySto
         .unwrap();
     (scratch, store, uri)
 }
+
+/// A patience for who waits in vain.
+const SOON: Duration = Duration::from_millis(500);
 
 fn rows_here(connection: &Connection) -> i64 {
     connection
@@ -159,7 +162,7 @@ fn storm(trouble: Trouble) -> Option<Storm> {
 fn what_cannot_be_confirmed_in_time_is_an_error_and_stays() {
     for (name, trouble) in [("hangs", Trouble::Hang), ("refuses", Trouble::Temporary)] {
         for journal in ["WAL", "DELETE", "PERSIST"] {
-            let (scratch, store, uri) = with_a_faulty_store(&format!("{name}-{journal}"), OnTimeout::Error);
+            let (scratch, store, uri) = with_a_faulty_store(&format!("{name}-{journal}"), OnTimeout::Error, SOON);
             let connection = open(&uri).unwrap();
             connection
                 .execute_batch(&format!("PRAGMA journal_mode={journal}; INSERT INTO t(b) VALUES(0)"))
@@ -188,7 +191,7 @@ fn what_cannot_be_confirmed_in_time_is_an_error_and_stays() {
 
 #[test]
 fn with_continue_a_commit_returns_when_the_time_is_over() {
-    let (_scratch, store, uri) = with_a_faulty_store("goes-on", OnTimeout::Continue);
+    let (_scratch, store, uri) = with_a_faulty_store("goes-on", OnTimeout::Continue, SOON);
     let connection = open(&uri).unwrap();
     store.weather.storm(storm(Trouble::Hang));
     connection.execute_batch("INSERT INTO t(b) VALUES(1)").unwrap();
@@ -203,20 +206,8 @@ fn with_continue_a_commit_returns_when_the_time_is_over() {
 #[test]
 fn those_that_wait_share_an_upload() {
     const WRITERS: usize = 16;
-    let name = "gather";
-    let (scratch, store) = (Scratch::in_memory(), FaultyStore::new(true));
-    let config = Config::default()
-        .vfs_name(name)
-        .operator(store.faulty.clone())
-        .durability(Durability::Remote)
-        .flush_interval(Duration::from_secs(3600));
-    replvfs::register(config).unwrap();
-    let uri = format!("file:{}?vfs={name}", scratch.database().display());
+    let (_scratch, store, uri) = with_a_faulty_store("gather", OnTimeout::Error, Duration::from_secs(30));
     let connection = open(&uri).unwrap();
-    use_wal(&connection);
-    connection
-        .execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
-        .unwrap();
     let before = pragma_number(&connection, "replvfs_txid").unwrap();
     store.weather.storm(storm(Trouble::Hang));
     let begin = Barrier::new(WRITERS);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use replvfs_vfs::host::FlushError;
+use replvfs_vfs::log::Log;
 use replvfs_vfs::types::Txid;
 
 use super::neighbours::Asked;
@@ -147,12 +148,10 @@ pub(super) fn wait_here(
             Err(refused) if refused.may_pass() => break (None, Some(refused)),
             Err(refused) => return Err(refused),
         };
-        // Numbers, and what is acknowledged by them, are of one history for as long as nothing is dropped.
-        let is_same = || attended.standing.is_some() && log.standing() == attended.standing;
-        let target = until.or_else(|| log.final_txid()).filter(|_| is_same());
+        let target = attended.target(log, until);
         match target {
             Some(target) => {
-                if log.wait_acked_or_asked(target, attended.asked, left()) && is_same() {
+                if log.wait_acked_or_asked(target, attended.asked, left()) && attended.holds(log) {
                     return Ok(log.acked());
                 }
             }
@@ -204,14 +203,12 @@ pub(super) async fn wait_in_task(shared: &Arc<Shared>, wanted: Wanted) -> Result
             Err(refused) => return Err(refused),
         };
         let has_failed_or_asked = || log.failure().is_some() || log.asked().0 != attended.asked;
-        // Numbers, and what is acknowledged by them, are of one history for as long as nothing is dropped.
-        let is_same = || attended.standing.is_some() && log.standing() == attended.standing;
-        let target = until.or_else(|| log.final_txid()).filter(|_| is_same());
+        let target = attended.target(log, until);
         match target {
             Some(target) => {
                 let acked = || log.acked() >= Some(target);
                 shared.until(end, || acked() || has_failed_or_asked()).await;
-                if acked() && is_same() {
+                if acked() && attended.holds(log) {
                     return Ok(log.acked());
                 }
             }
@@ -230,8 +227,20 @@ pub(super) async fn wait_in_task(shared: &Arc<Shared>, wanted: Wanted) -> Result
 struct Attended {
     /// How often the log had asked for something until then.
     asked: u64,
-    /// [`Log::standing`](replvfs_vfs::log::Log::standing) all the time: then all that was committed before is in the log, or was.
+    /// [`Log::standing`] all the time: then all that was committed before is in the log, or was.
     standing: Option<u64>,
+}
+
+impl Attended {
+    /// Numbers, and what is acknowledged by them, are of one history for as long as nothing is dropped.
+    fn holds(&self, log: &Log) -> bool {
+        self.standing.is_some() && log.standing() == self.standing
+    }
+
+    /// What has to be acknowledged. `None` as long as that cannot be told.
+    fn target(&self, log: &Log, until: Option<Txid>) -> Option<Txid> {
+        until.or_else(|| log.final_txid()).filter(|_| self.holds(log))
+    }
 }
 
 /// Lets the connection that waits give what the log asks for.
@@ -242,16 +251,13 @@ fn attend_to(shared: &Shared, attend: Attend<'_>) -> Result<Attended, FlushError
         let ((before, _), standing) = (log.asked(), log.standing());
         attend()?;
         let (asked, answered) = log.asked();
-        // What was captured while something was dropped is not in the log, whoever has answered since.
-        let standing = standing.filter(|standing| log.standing() == Some(*standing));
         // Else it was asked again meanwhile. What the connection finds wrong by itself it asks for, and answers, as well.
-        if answered || asked == before {
-            return Ok(Attended { asked, standing });
-        }
-        if attempt == ATTEMPTS {
+        let is_all = answered || asked == before;
+        if is_all || attempt == ATTEMPTS {
             return Ok(Attended {
-                asked: before,
-                standing,
+                asked: if is_all { asked } else { before },
+                // What was captured while something was dropped is not in the log, whoever has answered since.
+                standing: standing.filter(|standing| log.standing() == Some(*standing)),
             });
         }
         attempt += 1;

@@ -1,7 +1,7 @@
 //! What the connections of a database see of its replication. Its methods run on the application's threads.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use replvfs_vfs::host::{Durability, FlushError, Replica};
@@ -86,8 +86,17 @@ impl DatabaseReplica {
         waited.await.unwrap_or_else(|_| Err(died()))
     }
 
-    /// The same; `then` gets the result, on a thread of ours, unless the wait is aborted.
-    pub(crate) fn wait_then(
+    /// The same on a thread that may wait, be it one of an executor's.
+    pub(crate) fn wait_blocking(&self, until: Option<Txid>, timeout: Duration) -> Result<Option<Txid>, FlushError> {
+        let (done, waited) = mpsc::channel();
+        self.wait_then(until, timeout, move |result| {
+            let _ = done.send(result);
+        });
+        waited.recv().unwrap_or_else(|_| Err(died()))
+    }
+
+    /// `then` gets the result, on a thread of ours, unless the wait is aborted.
+    fn wait_then(
         &self,
         until: Option<Txid>,
         timeout: Duration,

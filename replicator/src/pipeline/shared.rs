@@ -216,24 +216,24 @@ impl Shared {
 
     /// Lets another process take over.
     pub(super) fn let_go(&self) {
-        self.local.release(|| {
-            self.upkeep.pause();
-            self.neighbours.close();
-            self.owner.store(false, Ordering::Release);
-            true
-        });
+        self.let_go_if(|| true);
     }
 
     /// The same, unless somebody has opened the database since.
     pub(super) fn let_go_if_closed(&self) {
+        self.let_go_if(|| !self.is_open());
+    }
+
+    /// `may` is asked while nobody can become the owner.
+    fn let_go_if(&self, may: impl FnOnce() -> bool) {
         self.local.release(|| {
-            let closed = !self.is_open();
-            if closed {
+            let lets_go = may();
+            if lets_go {
                 self.upkeep.pause();
                 self.neighbours.close();
                 self.owner.store(false, Ordering::Release);
             }
-            closed
+            lets_go
         });
     }
 

@@ -273,7 +273,6 @@ impl Child {
             }
             None => {}
         }
-        self.wait_at_commits(self.job.level);
         if !self.job.plain
             && let Some(txid) = pragma_number(self.connection(), "replvfs_txid")
         {
@@ -283,7 +282,9 @@ impl Child {
 
     /// When the commit will return. Through a rollback journal only the process that replicates can wait.
     fn begin(&self) -> Option<Level> {
+        // The one before may have begun without, and was rolled back.
         let level = self.job.level;
+        self.wait_at_commits(level);
         let Err(error) = self.connection().execute_batch("BEGIN IMMEDIATE") else {
             return Some(level);
         };

@@ -10,13 +10,11 @@ use libsqlite3_sys as ffi;
 
 use super::commit::Synced;
 use super::continuity::is_wal_beside;
-use super::database::{Connection, ConnectionState, Database};
+use super::database::{Connection, ConnectionState, Database, MOVED};
 use crate::api::report;
 use crate::base::Code;
 use crate::host::{Durability, FlushError};
 use crate::types::Txid;
-
-const MOVED: &str = "the database file was renamed or replaced while a connection has it open";
 
 fn cannot(reason: &str) -> String {
     format!("cannot flush: {reason}")

@@ -27,6 +27,9 @@ use crate::spill::Spill;
 use crate::transaction::{Counted, WalRange, WalReader};
 use crate::types::{PageSize, Position, Salts, Txid};
 
+/// Why what is committed through a connection is not this database's any more.
+pub(super) const MOVED: &str = "the database file was renamed or replaced while a connection has it open";
+
 /// One database that is open in this process through the shim.
 pub(crate) struct Database {
     pub(crate) path: PathBuf,
@@ -363,7 +366,7 @@ impl Database {
                 Synced::Behind => {
                     Some("another connection is writing it, or what it has written cannot be read; try again")
                 }
-                Synced::Elsewhere => Some("the database file was renamed or replaced while a connection has it open"),
+                Synced::Elsewhere => Some(MOVED),
                 Synced::Proved | Synced::Unproved => None,
             };
             if let Some(reason) = reason {

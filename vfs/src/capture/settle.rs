@@ -13,7 +13,7 @@ use libsqlite3_sys as ffi;
 
 use super::attach::Found;
 use super::continuity::{Fingerprint, is_wal_beside};
-use super::database::{Capture, Connection, ConnectionState, Cursor, Database};
+use super::database::{Capture, Connection, ConnectionState, Cursor, Database, MOVED};
 use super::header::DatabaseHeader;
 use crate::base::{Code, FileRef};
 use crate::log::Wanted;
@@ -128,7 +128,7 @@ impl Database {
         // SAFETY: as promised by the caller.
         let moved = unsafe { file.has_moved() };
         if moved {
-            capture.trouble = Some("the database file was renamed or replaced while a connection has it open".into());
+            capture.trouble = Some(MOVED.into());
         }
         moved
     }

@@ -6,7 +6,7 @@ use libsqlite3_sys as ffi;
 
 use super::file::{Methods, ShimFile, forward, forwarded};
 use super::pragma;
-use super::wal_file::{is_refusing, observe, refuses};
+use super::wal_file::{asked, is_refusing, observe, refuses};
 use crate::base::{CHECKPOINT_SLOT, FIRST_READ_SLOT, FileRef, IndexRegion, WRITE_SLOT};
 use crate::capture::{Connection, is_ok};
 use crate::guard::guard;
@@ -153,7 +153,8 @@ unsafe extern "C" fn lock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
     let connection = unsafe { connection(file) };
     if let Some(connection) = connection
         && level == ffi::SQLITE_LOCK_RESERVED
-        && (refuses("xLock", connection, || connection.refuses()) || refuses_journal(connection))
+        && (refuses("xLock", connection, || connection.refuses())
+            || asked("xLock", connection, || connection.refuses_journal()))
     {
         return ffi::SQLITE_READONLY;
     }
@@ -195,12 +196,6 @@ unsafe extern "C" fn lock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
         });
     }
     code
-}
-
-fn refuses_journal(connection: &Connection) -> bool {
-    let mut refused = false;
-    observe("xLock", connection, || refused = connection.refuses_journal());
-    refused
 }
 
 unsafe extern "C" fn unlock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {

@@ -166,22 +166,21 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int 
 
 /// Whether write transactions are refused, asked once for all that depends on the answer.
 pub(super) fn is_refusing(callback: &'static str, connection: &Connection) -> bool {
-    let mut refusing = false;
-    observe(callback, connection, || {
-        refusing = connection.database.replica.refuses_writes();
-    });
-    refusing
+    asked(callback, connection, || connection.database.replica.refuses_writes())
+}
+
+/// As [`asked`], where write transactions are refused.
+pub(super) fn refuses(callback: &'static str, connection: &Connection, body: impl FnOnce() -> bool) -> bool {
+    asked(callback, connection, || {
+        connection.database.replica.refuses_writes() && body()
+    })
 }
 
 /// As [`observe`], for a question that is answered "no" when it cannot be told.
-pub(super) fn refuses(callback: &'static str, connection: &Connection, body: impl FnOnce() -> bool) -> bool {
-    let mut refused = false;
-    observe(callback, connection, || {
-        if connection.database.replica.refuses_writes() {
-            refused = body();
-        }
-    });
-    refused
+pub(super) fn asked(callback: &'static str, connection: &Connection, body: impl FnOnce() -> bool) -> bool {
+    let mut answer = false;
+    observe(callback, connection, || answer = body());
+    answer
 }
 
 /// Runs replication's part of a callback. If it panics, SQLite goes on, and replication of this database does not.

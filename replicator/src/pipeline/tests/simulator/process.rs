@@ -181,19 +181,13 @@ impl Process {
         let Process {
             shared, task, waits, ..
         } = self;
-        for wait in waits {
-            wait.abort();
-            if let Err(error) = wait.await
+        for task in waits.into_iter().chain([task]) {
+            task.abort();
+            if let Err(error) = task.await
                 && error.is_panic()
             {
-                sim.violated(format!("a wait panicked: {error}"));
+                sim.violated(format!("a task panicked: {error}"));
             }
-        }
-        task.abort();
-        if let Err(error) = task.await
-            && error.is_panic()
-        {
-            sim.violated(format!("a task panicked: {error}"));
         }
         let shared = {
             let weak = Arc::downgrade(&shared);
