@@ -22,7 +22,6 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode};
-use tracing::Level;
 
 use super::content::{self, Newest, SCHEMA};
 use super::{FIRST_STRICT, Job, Journal, LAST_WRITER, Level};
@@ -92,7 +91,7 @@ pub fn run_if_asked() {
 fn log_to(path: &str) {
     let file = File::options().create(true).append(true).open(path);
     tracing_subscriber::fmt()
-        .with_max_level(Level::DEBUG)
+        .with_max_level(tracing::Level::DEBUG)
         .with_ansi(false)
         .with_writer(Mutex::new(file.expect("the file of the log")))
         .init();
