@@ -23,11 +23,6 @@ impl DatabaseHeader {
         Ok(whole.then_some(DatabaseHeader(bytes)))
     }
 
-    #[cfg(test)]
-    pub(super) fn for_test() -> DatabaseHeader {
-        DatabaseHeader([0; BYTES])
-    }
-
     /// `None` for what SQLite would not open.
     pub(super) fn page_size(&self) -> Option<PageSize> {
         PageSize::from_header_field(u16::from_be_bytes([self.0[16], self.0[17]]))

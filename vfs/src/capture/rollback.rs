@@ -18,11 +18,14 @@ use crate::pages::{Collector, Pages};
 use crate::transaction::{Frames, Transaction};
 use crate::types::{PageSize, Pgno, Position, Txid};
 
+const UNKNOWN: &str = "what was there before it is not known; try again";
+
 /// What a connection without a WAL does to the database file.
 #[derive(Debug, Default)]
 pub(crate) struct RollbackState {
     /// Since the last commit.
     written: Option<Written>,
+    began: Beginning,
     /// It wrote something since it got the EXCLUSIVE lock.
     changed: bool,
     /// It asks for the EXCLUSIVE lock, or has it.
@@ -37,16 +40,28 @@ impl RollbackState {
 
     /// The connection asks how long the file is: to play its journal back, or because it grows.
     pub(crate) fn asks_for_size(&mut self) {
-        if let Some(Written::Pages(written)) = &mut self.written {
-            written.asked_for_size = true;
-        }
+        self.began.asked_for_size = true;
     }
 
     /// Its journal was played back, and it may keep its lock.
     pub(super) fn is_rolled_back(&mut self) {
-        if let Some(Written::Pages(written)) = &mut self.written {
-            written.rolled_back = true;
-        }
+        self.began.rolled_back = true;
+    }
+
+    /// Whether the next write is the first one of a transaction.
+    pub(super) fn is_to_begin(&self) -> bool {
+        self.written.is_none() || self.began.rolled_back
+    }
+
+    /// Nothing is written yet. Returns what was written and taken back before, if the lock was kept.
+    pub(super) fn begins(&mut self) -> Option<Written> {
+        self.began = Beginning::default();
+        self.written.take()
+    }
+
+    /// What was taken back is looked at once more at the commit, which costs little.
+    pub(super) fn goes_on(&mut self, rolled_back: Option<Written>) {
+        self.written = rolled_back.filter(|written| matches!(written, Written::Pages(_)));
     }
 }
 
@@ -64,32 +79,47 @@ impl ConnectionState {
     ///
     /// `file` is the connection's open file, on its thread.
     pub(super) unsafe fn commits(&mut self, file: FileRef) -> Result<bool, &'static str> {
-        let written = match &mut self.rollback.written {
+        let rollback = &mut self.rollback;
+        match &rollback.written {
             None => return Ok(false),
-            Some(_) if self.writes.finishes() => return Ok(false),
+            Some(_) if self.writes.finishes() => {
+                rollback.began.rolled_back = true;
+                return Ok(false);
+            }
             // Nobody sees a database before it is one. Its base is waited for.
             Some(Written::Unlogged { is_new: true }) => return Ok(false),
-            Some(Written::Unlogged { is_new: false }) => {
-                return Err("what was there before it is not known; try again");
-            }
-            Some(Written::Elsewhere) => {
-                return Err("the database file was renamed or replaced while a connection has it open");
-            }
-            Some(Written::Pages(written)) => written,
-        };
+            Some(_) => {}
+        }
         // SAFETY: as promised by the caller.
         let Ok(Some(now)) = (unsafe { DatabaseHeader::read(file) }) else {
             return Err("the database file cannot be read");
         };
-        let before = &written.before;
-        let commits = now.is_changed_since(before) || !written.asked_for_size || now.is_resized_since(before);
-        written.rolled_back = !commits;
-        Ok(commits)
+        let began = &mut rollback.began;
+        let is_changed = |before: &DatabaseHeader| now.is_changed_since(before) || now.is_resized_since(before);
+        let commits = !began.asked_for_size || began.header.as_ref().is_some_and(is_changed);
+        began.rolled_back = !commits;
+        match rollback.written {
+            _ if !commits => Ok(false),
+            Some(Written::Unlogged { .. }) => Err(UNKNOWN),
+            Some(Written::Elsewhere) => Err("the database file was renamed or replaced while a connection has it open"),
+            _ => Ok(true),
+        }
     }
 }
 
+/// How a transaction began.
+#[derive(Debug, Default)]
+struct Beginning {
+    /// What the file had before.
+    header: Option<DatabaseHeader>,
+    asked_for_size: bool,
+    /// The journal was played back, and the lock kept: what is written next is another transaction.
+    rolled_back: bool,
+}
+
+/// What a connection has written since the last commit.
 #[derive(Debug)]
-enum Written {
+pub(super) enum Written {
     /// What was there before is not in the log; `is_new`: nothing was.
     Unlogged {
         is_new: bool,
@@ -100,12 +130,8 @@ enum Written {
 }
 
 #[derive(Debug, Clone)]
-struct WrittenPages {
+pub(super) struct WrittenPages {
     page_size: PageSize,
-    before: DatabaseHeader,
-    asked_for_size: bool,
-    /// The journal was played back, and the lock kept: what is written next is another transaction.
-    rolled_back: bool,
     /// The fewest pages that the database had since: all behind them are new, also where nothing was written.
     kept: u32,
     pages: PageSet,
@@ -126,30 +152,6 @@ impl WrittenPages {
 }
 
 impl Database {
-    /// A connection with `durability=strict` that keeps the file for itself is about to write it. If that is the beginning of a transaction, there is no other
-    /// opportunity for a base before the commit, which cannot be held back without one.
-    pub(crate) fn before_strict_write(&self, state: &mut ConnectionState) {
-        if state.writes.finishes() {
-            return; // What is in the file is not the database.
-        }
-        let mut before = None;
-        if let Some(Written::Pages(written)) = &mut state.rollback.written
-            && std::mem::take(&mut written.rolled_back)
-        {
-            written.asked_for_size = false;
-            before = state.rollback.written.take();
-        }
-        if self.log.base_wanted() {
-            self.settle(state);
-            if !self.log.base_wanted() {
-                return; // It has what these pages are now.
-            }
-        }
-        if before.is_some() {
-            state.rollback.written = before;
-        }
-    }
-
     /// A connection without a WAL is about to write the bytes `from..to` of the database file, or to cut them off (`None`).
     ///
     /// # Safety
@@ -158,8 +160,16 @@ impl Database {
     pub(crate) unsafe fn rollback_write(&self, state: &mut ConnectionState, file: FileRef, from: u64, to: Option<u64>) {
         let mut written = match state.rollback.written.take() {
             Some(written) => written,
-            // SAFETY: as promised by the caller.
-            None => unsafe { self.first_write(state, file) },
+            None => {
+                // SAFETY: as promised by the caller.
+                let header = unsafe { DatabaseHeader::read(file) };
+                state.rollback.began = Beginning {
+                    header: header.ok().flatten(),
+                    ..Beginning::default()
+                };
+                // SAFETY: as above.
+                unsafe { self.first_write(state, file) }
+            }
         };
         if let Written::Pages(pages) = &mut written {
             pages.note(from, to);
@@ -189,16 +199,12 @@ impl Database {
             return Written::Unlogged { is_new };
         };
         // SAFETY: as above.
-        let found = unsafe { DatabaseHeader::read(file).and_then(|header| Ok((header, file.size()?))) };
-        if let Ok((Some(header), bytes)) = found
+        if let (Some(header), Ok(bytes)) = (state.rollback.began.header, unsafe { file.size() })
             && let Some(page_size) = header.page_size()
             && cursor.page_size.is_none_or(|known| known == page_size)
         {
             return Written::Pages(WrittenPages {
                 page_size,
-                before: header,
-                asked_for_size: false,
-                rolled_back: false,
                 kept: header.page_count(bytes, page_size),
                 pages: PageSet::default(),
             });
@@ -339,7 +345,6 @@ impl Database {
         capture: &Capture,
         state: &ConnectionState,
     ) -> Result<Transaction, &'static str> {
-        const UNKNOWN: &str = "what was there before it is not known; try again";
         let (Some(Written::Pages(written)), Some(file)) = (&state.rollback.written, state.file) else {
             return Err(UNKNOWN);
         };
@@ -387,9 +392,6 @@ mod tests {
     fn writes_and_cuts_become_pages() {
         let mut written = WrittenPages {
             page_size: PageSize::new(512).unwrap(),
-            before: DatabaseHeader::for_test(),
-            asked_for_size: false,
-            rolled_back: false,
             kept: 10,
             pages: PageSet::default(),
         };

@@ -31,6 +31,10 @@ pub(crate) struct StrictState {
     confirmed: Option<Confirmed>,
     /// All that this commit is has been confirmed.
     done: bool,
+    /// A transaction is about to be written through a journal: up to now the file is the database, with its lock, whatever its header says.
+    pub(super) begins: bool,
+    /// Why that transaction will not be committed.
+    unready: Option<String>,
 }
 
 /// A commit frame that is not in the file.
@@ -113,6 +117,11 @@ impl Connection {
         let message =
             format!("a transaction is rolled back, since it cannot be confirmed (durability=strict): {reason}");
         self.refused(ffi::SQLITE_IOERR, &message);
+    }
+
+    fn refuse_now(&self, reason: &str) -> bool {
+        self.refuse(reason);
+        false
     }
 
     /// A write to the WAL that is not simply forwarded: its result code.
@@ -240,6 +249,29 @@ impl Connection {
         }
     }
 
+    /// Before each write of the database file. If a transaction begins with it, there is no other opportunity for a base before the commit, which cannot be
+    /// held back without one.
+    pub(crate) fn before_strict_write(&self) {
+        let mut state = self.lock();
+        let begins = state.wal.is_none() && state.is_exclusive() && self.is_strict() && state.rollback.is_to_begin();
+        // Who finishes what another one began has no database yet.
+        if !begins || state.writes.finishes() {
+            return;
+        }
+        let database = &self.database;
+        let rolled_back = state.rollback.begins();
+        state.strict.unready = None;
+        if !database.is_ready() && state.has_content() && database.replica.owns() {
+            state.strict.begins = true;
+            drop(state);
+            let ready = database.replica.flush(&mut || database.attend(self));
+            state = self.lock();
+            state.strict.begins = false;
+            state.strict.unready = ready.err().map(|error| error.to_string());
+        }
+        state.rollback.goes_on(rolled_back);
+    }
+
     /// `SQLITE_FCNTL_SYNC` on a connection without a WAL: whether it may go on. If not, SQLite plays its journal back.
     pub(crate) fn may_commit(&self) -> bool {
         let mut state = self.lock();
@@ -253,14 +285,14 @@ impl Connection {
             return true;
         };
         // SAFETY: the connection's file, on its thread.
-        match unsafe { state.commits(file) } {
-            Ok(false) => return true,
-            Ok(true) => drop(state),
-            Err(reason) => {
-                drop(state);
-                self.refuse(reason);
-                return false;
-            }
+        let commits = unsafe { state.commits(file) };
+        let unready = state.strict.unready.take();
+        drop(state);
+        match (commits, unready) {
+            (Ok(false), _) => return true,
+            (Ok(true), None) => {}
+            (_, Some(reason)) => return self.refuse_now(&reason),
+            (Err(reason), None) => return self.refuse_now(reason),
         }
         let mut page_size = None;
         let mut propose = || {
@@ -284,7 +316,20 @@ impl Connection {
     }
 }
 
+impl ConnectionState {
+    fn has_content(&self) -> bool {
+        // SAFETY: the connection's file, on its thread.
+        self.file
+            .is_some_and(|file| unsafe { file.size() }.is_ok_and(|bytes| bytes > 0))
+    }
+}
+
 impl Database {
+    /// Whether a transaction can begin that is held back at its end.
+    fn is_ready(&self) -> bool {
+        self.log.is_settled() && !self.log.base_wanted() && self.capture().cursor.is_some()
+    }
+
     /// The connection is about to publish what is confirmed, or something else.
     pub(super) fn finish_confirmed(&self, capture: &mut Capture, state: &mut ConnectionState, header: &IndexHeader) {
         let Some(confirmed) = state.strict.confirmed.take() else {

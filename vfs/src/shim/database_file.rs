@@ -133,12 +133,10 @@ fn before_change(connection: &Connection, real: FileRef, refusing: bool, from: i
     let (Ok(from), Ok(to)) = (u64::try_from(from), to.map(u64::try_from).transpose()) else {
         return; // The base VFS refuses it.
     };
-    let mut state = connection.lock();
-    if state.wal.is_none() && state.is_exclusive() && connection.is_strict() {
-        database.before_strict_write(&mut state);
-    }
+    connection.before_strict_write();
     // SAFETY: the connection's own file, on its thread (the callers).
     unsafe { database.before_change(real, from, to.unwrap_or(i64::MAX as u64)) };
+    let mut state = connection.lock();
     if state.wal.is_none() {
         if !refusing {
             state.writes.wrote_file();
