@@ -38,6 +38,11 @@ impl DatabaseHeader {
         self.0[28..32] != before.0[28..32]
     }
 
+    /// The file is no database yet, though it has grown already: SQLite says how long it will be before it writes it.
+    pub(super) fn is_blank(&self) -> bool {
+        self.0.iter().all(|byte| *byte == 0)
+    }
+
     /// Whoever reads the database opens its WAL.
     pub(super) fn is_wal(&self) -> bool {
         self.0[19] == WAL_FORMAT

@@ -82,8 +82,11 @@ impl Connection {
 
     /// Without a WAL a commit, a rollback and a recovery have all in the file, also where nothing is synced.
     pub(crate) fn synced(&self) {
-        let writes = &mut self.lock().writes;
-        writes.file = match writes.file {
+        let mut state = self.lock();
+        if state.writes.finishes() {
+            state.rollback.is_finished();
+        }
+        state.writes.file = match state.writes.file {
             FileWrites::Changes | FileWrites::Synced => FileWrites::Synced,
             FileWrites::Nothing | FileWrites::Finishes => FileWrites::Nothing,
         };

@@ -35,7 +35,19 @@ pub(crate) struct RollbackState {
 impl RollbackState {
     /// It is in the middle of a transaction.
     pub(super) fn is_writing(&self) -> bool {
-        self.written.is_some()
+        self.written.is_some() && !self.began.rolled_back
+    }
+
+    /// What is being written is no database before that.
+    fn is_new(&self) -> bool {
+        self.began.header.is_none_or(|header| header.is_blank())
+    }
+
+    /// A journal was played back that was there when the connection came, and it may keep its lock: the file is the database now.
+    pub(super) fn is_finished(&mut self) {
+        if !matches!(self.written, Some(Written::Pages(_))) {
+            self.written = None;
+        }
     }
 
     /// The connection asks how long the file is: to play its journal back, or because it grows.
@@ -91,12 +103,18 @@ impl ConnectionState {
             Some(_) => {}
         }
         // SAFETY: as promised by the caller.
-        let Ok(Some(now)) = (unsafe { DatabaseHeader::read(file) }) else {
+        let Ok(now) = (unsafe { DatabaseHeader::read(file) }) else {
             return Err("the database file cannot be read");
         };
         let began = &mut rollback.began;
-        let is_changed = |before: &DatabaseHeader| now.is_changed_since(before) || now.is_resized_since(before);
-        let commits = !began.asked_for_size || began.header.as_ref().is_some_and(is_changed);
+        let is_changed = |now: DatabaseHeader, before: DatabaseHeader| {
+            now.is_changed_since(&before) || now.is_resized_since(&before)
+        };
+        let is_changed = now
+            .zip(began.header)
+            .is_some_and(|(now, before)| is_changed(now, before));
+        // No commit leaves an empty file.
+        let commits = now.is_some() && (!began.asked_for_size || is_changed);
         began.rolled_back = !commits;
         match rollback.written {
             _ if !commits => Ok(false),
@@ -194,9 +212,9 @@ impl Database {
         // SAFETY: as above.
         unsafe { self.prove_file(&mut capture, file) };
         let Some(cursor) = capture.cursor else {
-            // SAFETY: as above.
-            let is_new = matches!(unsafe { file.size() }, Ok(0));
-            return Written::Unlogged { is_new };
+            return Written::Unlogged {
+                is_new: state.rollback.is_new(),
+            };
         };
         // SAFETY: as above.
         if let (Some(header), Ok(bytes)) = (state.rollback.began.header, unsafe { file.size() })

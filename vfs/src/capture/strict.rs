@@ -4,19 +4,31 @@
 //! Before that the WAL has no commit frame, on disk and after a crash. Without a WAL the moment is `SQLITE_FCNTL_SYNC`: all pages are in the
 //! file, and the journal, which takes them back, is still there. Owns holding back, and what is abandoned. Leaves waiting to the replica.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use libsqlite3_sys as ffi;
 
 use super::database::{Capture, Connection, ConnectionState, Cursor, Database};
+use super::header::DatabaseHeader;
 use super::is_ok;
-use crate::base::FileRef;
+use crate::base::{Code, FileRef};
 use crate::host::{Durability, FlushError};
 use crate::transaction::{Frames, Transaction, WalRange};
 use crate::types::{PageSize, Position, Txid};
 use crate::wal::{
     FRAME_HEADER_BYTES, FrameHeader, HEADER_BYTES, IndexHeader, WalHeader, checksum, frame_bytes, frame_offset,
 };
+
+thread_local! {
+    /// The journal that this thread ends next is the one of a commit that was confirmed.
+    static ENDS_CONFIRMED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a journal is deleted that must not come back after a power failure: SQLite syncs its folder with `synchronous=EXTRA` only.
+pub(crate) fn ends_confirmed() -> bool {
+    ENDS_CONFIRMED.try_with(Cell::get).unwrap_or(false)
+}
 
 /// How much of a WAL is copied at once.
 const COPIED_BYTES: u64 = 1 << 20;
@@ -274,6 +286,26 @@ impl Connection {
 
     /// `SQLITE_FCNTL_SYNC` on a connection without a WAL: whether it may go on. If not, SQLite plays its journal back.
     pub(crate) fn may_commit(&self) -> bool {
+        let may = self.is_confirmed_first();
+        let ends = may && self.is_strict() && self.lock().wal.is_none();
+        let _ = ENDS_CONFIRMED.try_with(|confirmed| confirmed.set(ends));
+        may
+    }
+
+    /// The journal has ended. SQLite leaves it to the system, up to `synchronous=FULL`, when that is on the disk.
+    pub(crate) fn journal_ended(&self) {
+        if !ENDS_CONFIRMED.try_with(Cell::take).unwrap_or(false) {
+            return;
+        }
+        let database = &self.database;
+        if let Err(Code(code)) = database.vfs.sync_journal(&database.c_path) {
+            database.warn(&format!(
+                "the end of the journal could not be synced (SQLite code {code}): a power failure may take back here what is in the replica"
+            ));
+        }
+    }
+
+    fn is_confirmed_first(&self) -> bool {
         let mut state = self.lock();
         if state.strict.confirmed.is_some() {
             // A journal was played back after all.
@@ -317,10 +349,11 @@ impl Connection {
 }
 
 impl ConnectionState {
+    /// Whether the file is a database by now.
     fn has_content(&self) -> bool {
         // SAFETY: the connection's file, on its thread.
-        self.file
-            .is_some_and(|file| unsafe { file.size() }.is_ok_and(|bytes| bytes > 0))
+        let header = self.file.map(|file| unsafe { DatabaseHeader::read(file) });
+        !matches!(header, None | Some(Ok(None))) && !matches!(header, Some(Ok(Some(header))) if header.is_blank())
     }
 }
 

@@ -295,6 +295,7 @@ unsafe extern "C" fn file_control(file: *mut ffi::sqlite3_file, op: c_int, argum
     match op {
         ffi::SQLITE_FCNTL_COMMIT_PHASETWO => {
             observe("xFileControl", connection, || {
+                connection.journal_ended();
                 let mut state = connection.lock();
                 match (state.wal, state.region) {
                     (Some(_), None) => connection.database.heap_commit(&mut state),
