@@ -198,6 +198,18 @@ impl Log {
         dropped
     }
 
+    /// As the capture does when it was committed.
+    #[doc(hidden)]
+    pub fn finish_for_test(&self, txid: Txid) {
+        self.finish(txid);
+    }
+
+    /// As the capture does when it was not.
+    #[doc(hidden)]
+    pub fn abandon_for_test(&self, txid: Txid) {
+        self.abandon(txid);
+    }
+
     /// The transaction that may be in the store and was not committed, if it is the newest number but for bases.
     pub fn abandoned(&self) -> Option<Txid> {
         self.lock().abandoned
