@@ -41,9 +41,10 @@ pub enum Withdrawn {
 }
 
 impl Inner {
-    /// What is cleared away may have been on its way to the store.
+    /// What is cleared away may have been on its way to the store. What has arrived is committed in a moment, and known to be there.
     pub(super) fn clear_held(&mut self) {
-        if let Some(held) = self.held.take()
+        let arrived = |held: &mut Held| self.acked >= Some(held.txid);
+        if let Some(held) = self.held.take_if(|held| !arrived(held))
             && held.offered
         {
             self.forsake_number(held.txid);

@@ -60,6 +60,12 @@ impl Process {
             return;
         };
         let timeout = sim.rng().delay(60_000);
+        sim.trace(|| {
+            format!(
+                "machine {}: process {} commits strictly, within {timeout:?}",
+                self.capture.machine, self.number
+            )
+        });
         let writer = Writer {
             sim: Arc::clone(sim),
             shared: Arc::clone(&self.shared),
@@ -183,12 +189,20 @@ impl Capture {
         });
         let proposed = transaction(sim, state, Txid(0), disk.wal_end());
         let end = proposed.end;
-        Some(self.log.push_tentative(proposed).ok().map(|txid| (txid, end)))
+        let pushed = self.log.push_tentative(proposed).ok();
+        sim.trace(|| format!("machine {}: state {state} is proposed as {pushed:?}", self.machine));
+        Some(pushed.map(|txid| (txid, end)))
     }
 
     fn roll_back(&self, sim: &Sim) {
         let mut inner = self.inner.lock().unwrap();
         let (abandoned, last) = (self.log.abandoned(), self.log.last_txid());
+        sim.trace(|| {
+            format!(
+                "machine {}: rolled back; {abandoned:?} is abandoned, {last:?} the newest",
+                self.machine
+            )
+        });
         if abandoned.is_some() && abandoned == last && !inner.broken {
             inner.broken = true;
             inner.numbered.push(ABANDONED);
