@@ -43,8 +43,8 @@ pub enum Withdrawn {
 impl Inner {
     /// What is cleared away may have been on its way to the store. What has arrived is committed in a moment, and known to be there.
     pub(super) fn clear_held(&mut self) {
-        let arrived = |held: &mut Held| self.acked >= Some(held.txid);
-        if let Some(held) = self.held.take_if(|held| !arrived(held))
+        let acked = self.acked;
+        if let Some(held) = self.held.take_if(|held| acked < Some(held.txid))
             && held.offered
         {
             self.forsake_number(held.txid);

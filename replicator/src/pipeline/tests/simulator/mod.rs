@@ -160,6 +160,7 @@ fn a_rule_that_is_broken_is_noticed() {
         (Rule::Compare, 5000),
         (Rule::Named, 5000),
         (Rule::Young, 5000),
+        (Rule::LeaveAside, 2000),
     ];
     for (rule, within) in rules {
         let (found, counts) = run(0, within, 1, Some(rule));
