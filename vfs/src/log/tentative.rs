@@ -221,3 +221,148 @@ impl Log {
         self.lock().dropping
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::{Base, Batch, Continuity};
+    use crate::snapshot::Snapshot;
+    use crate::types::{PageSize, Pgno, Position};
+
+    const NOW: Duration = Duration::ZERO;
+
+    fn size() -> PageSize {
+        PageSize::new(512).unwrap()
+    }
+
+    fn transaction(txid: u64) -> Transaction {
+        let pages = [(Pgno::new(1).unwrap(), vec![7; 512])];
+        Transaction::for_test(Txid(txid), size(), 1, &pages, Position::NONE)
+    }
+
+    fn base(txid: u64, continuity: Continuity) -> Base {
+        Base {
+            txid: Txid(txid),
+            position: Position::NONE,
+            taken_at: crate::types::UnixMillis(0),
+            continuity,
+            snapshot: Snapshot::for_test(size(), vec![0; 512]),
+        }
+    }
+
+    /// With a base that is in the store.
+    fn log() -> Arc<Log> {
+        let log = Log::new();
+        assert!(log.answer_for_test(Ok(base(0, Continuity::First))));
+        log.settle(0);
+        assert!(matches!(log.take(u64::MAX), Some(Batch::Base(_))));
+        log.acknowledge(Txid::ZERO);
+        log
+    }
+
+    fn taken(log: &Log) -> Arc<Transaction> {
+        match log.take(u64::MAX) {
+            Some(Batch::Transactions(mut taken)) => taken.pop().unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn its_number_counts_when_it_is_committed() {
+        let log = log();
+        assert_eq!(log.push_tentative(transaction(0)).unwrap(), Txid(1));
+        assert_eq!(log.last_txid(), Some(Txid::ZERO));
+        assert_eq!(log.wait_tentative(Txid(1), NOW), Awaited::Waiting);
+        assert!(log.offer(&taken(&log)));
+        log.acknowledge(Txid(1));
+        assert_eq!(log.wait_tentative(Txid(1), NOW), Awaited::Acknowledged);
+        assert_eq!(log.last_txid(), Some(Txid::ZERO));
+        log.finish(Txid(1));
+        assert_eq!((log.last_txid(), log.acked()), (Some(Txid(1)), Some(Txid(1))));
+        assert_eq!(log.abandoned(), None);
+    }
+
+    /// Nothing of it can be in the store before it is offered, and what was taken back is not offered.
+    #[test]
+    fn what_was_not_offered_is_withdrawn_without_a_trace() {
+        let log = log();
+        let txid = log.push_tentative(transaction(0)).unwrap();
+        let first = taken(&log);
+        assert_eq!(log.withdraw(txid), Withdrawn::Cleanly);
+        assert_eq!((log.last_txid(), log.abandoned()), (Some(Txid::ZERO), None));
+        assert!(!log.offer(&first));
+        // Its number is the next one's, and its body is not.
+        assert_eq!(log.push_tentative(transaction(0)).unwrap(), txid);
+        assert!(!log.offer(&first));
+        assert!(log.offer(&taken(&log)));
+    }
+
+    #[test]
+    fn what_was_offered_and_taken_back_leaves_its_number_behind() {
+        let log = log();
+        let txid = log.push_tentative(transaction(0)).unwrap();
+        assert!(log.offer(&taken(&log)));
+        assert_eq!(log.withdraw(txid), Withdrawn::Abandoned);
+        assert_eq!((log.last_txid(), log.abandoned()), (Some(txid), Some(txid)));
+        assert!(log.base_wanted());
+        log.acknowledge(txid);
+        assert_eq!(log.acked(), Some(Txid::ZERO), "nobody committed it");
+        assert!(log.push_tentative(transaction(0)).is_err(), "a base comes first");
+        assert!(log.answer_for_test(Ok(base(2, Continuity::Broken))));
+        assert!(matches!(log.take(u64::MAX), Some(Batch::Base(_))));
+        log.acknowledge(Txid(2));
+        assert_eq!(log.push_tentative(transaction(0)).unwrap(), Txid(3));
+    }
+
+    #[test]
+    fn it_is_alone() {
+        let log = log();
+        log.push_transaction(transaction(1));
+        assert!(
+            log.push_tentative(transaction(0)).is_err(),
+            "one before it is not stored"
+        );
+        let before = taken(&log);
+        log.acknowledge(Txid(1));
+        log.stored(Txid(1));
+        drop(before);
+        assert_eq!(log.push_tentative(transaction(0)).unwrap(), Txid(2));
+        assert!(log.push_tentative(transaction(0)).is_err(), "another one is held");
+        assert!(!log.push_image(base(1, Continuity::Continued)));
+        log.push_transaction(transaction(2));
+        assert!(
+            log.failure().is_some(),
+            "it was captured while another one has the write lock"
+        );
+    }
+
+    /// The moment between the store's yes and the commit frame.
+    #[test]
+    fn what_has_arrived_stays_while_all_else_is_dropped() {
+        let log = log();
+        let txid = log.push_tentative(transaction(0)).unwrap();
+        assert!(log.offer(&taken(&log)));
+        log.acknowledge(txid);
+        log.suspend();
+        assert_eq!(log.abandoned(), None);
+        log.finish(txid);
+        assert_eq!((log.last_txid(), log.acked()), (Some(txid), Some(txid)));
+
+        let log = self::log();
+        let txid = log.push_tentative(transaction(0)).unwrap();
+        assert!(log.offer(&taken(&log)));
+        log.suspend();
+        assert_eq!(log.abandoned(), Some(txid));
+    }
+
+    #[test]
+    fn what_is_declined_may_be_proposed_again() {
+        let log = log();
+        let txid = log.push_tentative(transaction(0)).unwrap();
+        drop(taken(&log));
+        log.decline();
+        assert_eq!(log.wait_tentative(txid, NOW), Awaited::Gone);
+        assert_eq!(log.withdraw(txid), Withdrawn::Cleanly);
+        assert_eq!(log.push_tentative(transaction(0)).unwrap(), txid);
+    }
+}
