@@ -72,6 +72,7 @@ fn state(written: &Written) -> LocalState {
         }),
         if_wal: written.if_wal.map(|[salt1, salt2]| Salts(salt1, salt2)),
         fenced: written.fenced,
+        unfinished: None,
         restored: written.restored,
     }
 }

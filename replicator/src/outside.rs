@@ -186,6 +186,8 @@ pub(crate) mod simulated {
         Named,
         /// What is young stays.
         Young,
+        /// A transaction that was rolled back is in no history that goes on.
+        LeaveAside,
     }
 
     thread_local! {

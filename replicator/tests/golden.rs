@@ -123,6 +123,7 @@ fn state() {
             }),
             if_wal: None,
             fenced: false,
+            unfinished: None,
             restored: None,
         });
     let written: Vec<u8> = states.iter().flat_map(|state| state.to_slot().unwrap()).collect();

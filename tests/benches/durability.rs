@@ -16,7 +16,11 @@ use replvfs_tests::{Scratch, flush, open, use_wal};
 const DISTANCE: Duration = Duration::from_millis(20);
 const TIME: Duration = Duration::from_secs(3);
 const WRITERS: [usize; 4] = [1, 4, 16, 64];
-const LEVELS: [(&str, Durability); 2] = [("async", Durability::Async), ("remote", Durability::Remote)];
+const LEVELS: [(&str, Durability); 3] = [
+    ("async", Durability::Async),
+    ("remote", Durability::Remote),
+    ("strict", Durability::Strict),
+];
 
 /// What came of one run.
 struct Outcome {

@@ -36,6 +36,15 @@ pub(crate) struct Campaign<'a> {
     counts: &'a mut Counts,
 }
 
+impl Drop for Campaign<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.scratch.keep();
+            eprintln!("what is left of it: {}", self.scratch.path().display());
+        }
+    }
+}
+
 impl Campaign<'_> {
     pub(crate) fn new(mut rng: Rng, counts: &mut Counts) -> Campaign<'_> {
         let mut campaign = Campaign {
@@ -71,6 +80,8 @@ impl Campaign<'_> {
         let most = self.counts.merged;
         self.counts.merged = (most.0.max(spans), most.1.max(gone));
         self.counts.rounds += 1;
+        // It is for the round that fails.
+        fs::remove_file(self.scratch.file("log")).unwrap();
         self.counts.restores += std::mem::take(&mut self.restorer.restores);
     }
 
@@ -87,6 +98,7 @@ impl Campaign<'_> {
         self.counts.writers += writers.len() as u64;
         for writer in &mut writers {
             writer.job.page_size = self.page_size;
+            writer.job.log = self.scratch.file("log").display().to_string();
             writer.job.uri = if writer.job.plain {
                 format!("file:{}", self.scratch.database().display())
             } else {

@@ -22,6 +22,8 @@ pub(crate) struct Counts {
     acknowledged: u64,
     /// Commits that waited, of processes that replicated the database, and of others.
     confirmed: (u64, u64),
+    /// Commits that nobody saw before.
+    confirmed_strictly: u64,
     kills: u64,
     /// By the event that they followed.
     by_event: Tally,
@@ -46,9 +48,13 @@ impl Counts {
     pub(crate) fn heard(&mut self, heard: &Heard) {
         self.commits += heard.done.len() as u64;
         self.acknowledged += heard.acked.len() as u64;
-        let owners = heard.confirmed.iter().filter(|owner| **owner).count() as u64;
-        self.confirmed.0 += owners;
-        self.confirmed.1 += heard.confirmed.len() as u64 - owners;
+        for confirmed in &heard.confirmed {
+            match confirmed {
+                (_, true) => self.confirmed_strictly += 1,
+                (true, _) => self.confirmed.0 += 1,
+                (false, _) => self.confirmed.1 += 1,
+            }
+        }
         for killed in &heard.killed {
             self.kills += 1;
             add(&mut self.by_event, killed.trigger);
@@ -119,7 +125,8 @@ impl Counts {
             (self.disks_lost < enough(1), "lost disks"),
             (self.commits < enough(100), "commits"),
             (self.acknowledged < enough(30), "acknowledgements"),
-            (self.confirmed.0 < enough(20), "commits that wait"),
+            (self.confirmed.0 < enough(10), "commits that wait"),
+            (self.confirmed_strictly < enough(5), "commits that nobody sees before"),
             (
                 rounds >= ENOUGH && self.confirmed.1 < 10,
                 "commits that wait in a process that stands by",
@@ -135,13 +142,14 @@ impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} rounds, {} writers, {} killed; {} commits, {} times some were acknowledged, {:?} that waited in owners and others; {} hot journals; {} disks lost; {} restores; at most {} spans after a round, and {} without their segments",
+            "{} rounds, {} writers, {} killed; {} commits, {} times some were acknowledged, {:?} that waited in owners and others, {} that nobody saw before; {} hot journals; {} disks lost; {} restores; at most {} spans after a round, and {} without their segments",
             self.rounds,
             self.writers,
             self.kills,
             self.commits,
             self.acknowledged,
             self.confirmed,
+            self.confirmed_strictly,
             self.hot_journals,
             self.disks_lost,
             self.restores,

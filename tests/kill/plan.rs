@@ -1,7 +1,7 @@
 //! What is drawn from the seed: how the writers of a round are set up, and when they are killed.
 
 pub(crate) use replvfs_tests::Rng;
-use replvfs_tests::writers::{Job, Journal, LAST_WRITER};
+use replvfs_tests::writers::{FIRST_STRICT, Job, Journal, LAST_WRITER, Level};
 
 use crate::objects::Kind;
 
@@ -125,11 +125,19 @@ impl Writer {
             rng.of(&["64KiB", "4MiB"])
         );
         let steps = 4 + rng.below(28);
+        let level = match rng.below(4) {
+            // The last one may find a WAL that no image can be made beside, and makes the schema.
+            _ if plain || id == LAST_WRITER => Level::Async,
+            0 => Level::Remote,
+            // Without a journal it is refused.
+            1 if journal != Journal::Memory => Level::Strict,
+            _ => Level::Async,
+        };
         let job = Job {
             uri: String::new(),
-            id,
+            id: if level == Level::Strict { FIRST_STRICT + id } else { id },
             plain,
-            waits: !plain && rng.one_in(2),
+            level,
             pragmas,
             journal,
             mode: journal.mode(rng),

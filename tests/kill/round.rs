@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use replvfs_tests::writers::process::{Process, SILENCE, Said};
-use replvfs_tests::writers::{Journal, LAST_WRITER};
+use replvfs_tests::writers::{Journal, LAST_WRITER, Level};
 
 use crate::objects::Objects;
 use crate::plan::{Kill, When, Writer};
@@ -34,8 +34,8 @@ pub(crate) struct Heard {
     /// The same for what is in the replica.
     pub(crate) acked: Vec<(i64, i64)>,
     pub(crate) killed: Vec<Killed>,
-    /// Commits that waited until they were in the replica: whether the process replicated it.
-    pub(crate) confirmed: Vec<bool>,
+    /// Commits that waited until they were in the replica: whether the process replicated it, and whether nobody saw them before.
+    pub(crate) confirmed: Vec<(bool, bool)>,
     /// Flushes, and such commits, that were refused.
     pub(crate) refused: Vec<String>,
 }
@@ -157,7 +157,10 @@ fn take(runners: &mut [Runner], (index, line): Said, heard: &mut Heard) {
                 process.end();
             }
         }
-        "confirmed" => heard.confirmed.push(process.heard().owns),
+        "confirmed" => {
+            let is_strict = process.job().level == Level::Strict;
+            heard.confirmed.push((process.heard().owns, is_strict));
+        }
         "refused" | "unconfirmed" => heard.refused.push(line.rest),
         "pause" => runner.paused = true,
         _ => {}

@@ -380,9 +380,15 @@ impl Scene<'_> {
         match opened() {
             Ok((found, Some(more))) => {
                 let (expected, comparable) = (self.run.expected(self.events), self.run.comparable(&found));
+                let is_expected = expected.iter().any(|state| state.image == comparable);
                 assert!(
-                    self.may_be_damaged() || expected.iter().any(|state| state.image == comparable),
+                    self.may_be_damaged() || is_expected,
                     "SQLite alone finds a state that it should not: the simulated disk is wrong"
+                );
+                // Damage that does not show is no state of the script.
+                assert!(
+                    !self.run.setup.strict || is_expected || !self.run.was_committed(&found),
+                    "SQLite finds an older state than what was confirmed"
                 );
                 Local {
                     images: Some((found, more)),
@@ -410,8 +416,10 @@ impl Scene<'_> {
         let connection = self.run.setup.open(&self.database(), &self.replica());
         let arrive = |after_commit: bool| {
             for object in late.objects.iter().filter(|_| late.after_commit == after_commit) {
-                // Whoever was first has the name.
-                create_object(&self.replica(), object);
+                // Whoever was first has the name. The one behind it was only sent after it.
+                if !create_object(&self.replica(), object) {
+                    break;
+                }
             }
         };
         let outcome = connection.and_then(|mut connection| {

@@ -39,6 +39,8 @@ pub(crate) struct Setup {
     /// `locking_mode=EXCLUSIVE` before anything else. WAL on a disk without shared memory needs it.
     pub(crate) exclusive: bool,
     pub(crate) synchronous: Synchronous,
+    /// `durability=strict`: what has returned is on the disk as well, whatever SQLite syncs.
+    pub(crate) strict: bool,
     /// Steps of the script.
     pub(crate) steps: usize,
 }
@@ -47,6 +49,9 @@ impl Setup {
     /// Opens the database through replvfs, as each process of the application does.
     pub(crate) fn open(&self, database: &Path, replica: &Path) -> rusqlite::Result<Connection> {
         let connection = self.medium.open(database, replica)?;
+        if self.strict {
+            connection.execute_batch("PRAGMA replvfs_durability = strict")?;
+        }
         if self.exclusive {
             connection.execute_batch("PRAGMA locking_mode = EXCLUSIVE")?;
         }
@@ -370,7 +375,8 @@ impl Run {
         let newest = &self.states[last].image;
         // The first commit to the WAL syncs the folder. Before it even the journal of the switch to WAL may come back.
         let in_wal = |state: &State| state.image.get(18) == Some(&2) && state.image != *newest;
-        let certain = self.setup.synchronous == Synchronous::Full && self.states[..last].iter().any(in_wal);
+        let synced = self.setup.synchronous == Synchronous::Full && self.states[..last].iter().any(in_wal);
+        let certain = synced || self.setup.strict;
         let first = if certain { last } else { 0 };
         // The step that was under way may be in it.
         &self.states[first..(last + 2).min(self.states.len())]

@@ -423,6 +423,7 @@ mod tests {
             left: None,
             if_wal: None,
             fenced: false,
+            unfinished: None,
             restored: None,
         }
     }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use replvfs_tests::writers::content::{Newest, raise};
 use replvfs_tests::writers::process::{Process, SILENCE, Said};
 use replvfs_tests::writers::replica::{Restorer, remove};
-use replvfs_tests::writers::{Job, Journal, LAST_WRITER};
+use replvfs_tests::writers::{FIRST_STRICT, Job, Journal, LAST_WRITER, Level};
 use replvfs_tests::{Rng, Scratch};
 use rusqlite::Connection;
 
@@ -122,15 +122,22 @@ impl Crew<'_> {
             rng.of(&["10ms", "100ms", "1s"]),
             rng.of(&["64KiB", "4MiB"])
         );
+        let level = match rng.below(6) {
+            _ if plain => Level::Async,
+            0 | 1 => Level::Remote,
+            2 => Level::Strict,
+            _ => Level::Async,
+        };
+        let id: i64 = index.try_into().unwrap();
         Job {
             uri: if plain {
                 format!("file:{}", self.scratch.database().display())
             } else {
                 self.scratch.uri_with(&parameters)
             },
-            id: index.try_into().unwrap(),
+            id: if level == Level::Strict { FIRST_STRICT + id } else { id },
             plain,
-            waits: !plain && rng.one_in(3),
+            level,
             pragmas: Job::draw_pragmas(rng, false),
             journal: self.journal,
             mode: self.journal.mode(rng),
@@ -366,7 +373,7 @@ impl Crew<'_> {
         let job = Job {
             uri: self.scratch.uri_with("&timeout=120s"),
             id: LAST_WRITER,
-            waits: false,
+            level: Level::Async,
             mode,
             page_size: 4096,
             deletes_merged: false,

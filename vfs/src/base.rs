@@ -65,14 +65,7 @@ impl BaseVfs {
         let Ok(path) = with_suffix(database, b"-journal") else {
             return true;
         };
-        let mut exists = 0;
-        // SAFETY: raw is a registered VFS, path a string; exists has room for the answer.
-        let asked = unsafe {
-            (*self.raw).xAccess.map_or(ffi::SQLITE_OK, |access| {
-                access(self.raw, path.as_ptr(), ffi::SQLITE_ACCESS_EXISTS, &raw mut exists)
-            })
-        };
-        if asked == ffi::SQLITE_OK && exists == 0 {
+        if self.is_missing(&path) {
             return false;
         }
         let flags = ffi::SQLITE_OPEN_READONLY | ffi::SQLITE_OPEN_MAIN_JOURNAL;
@@ -85,6 +78,28 @@ impl BaseVfs {
             Ok(whole) => whole && first != [0],
             Err(_) => true,
         }
+    }
+
+    /// Syncs the journal beside the database, if there is one.
+    pub(crate) fn sync_journal(&self, database: &CStr) -> Result<(), Code> {
+        let path = with_suffix(database, b"-journal")?;
+        if self.is_missing(&path) {
+            return Ok(());
+        }
+        let journal = self.open(&path, &[], ffi::SQLITE_OPEN_READWRITE | ffi::SQLITE_OPEN_MAIN_JOURNAL)?;
+        // SAFETY: just opened, and used here only.
+        unsafe { journal.as_ref().sync() }
+    }
+
+    fn is_missing(&self, path: &CStr) -> bool {
+        let mut exists = 0;
+        // SAFETY: raw is a registered VFS, path a string; exists has room for the answer.
+        let asked = unsafe {
+            (*self.raw).xAccess.map_or(ffi::SQLITE_OK, |access| {
+                access(self.raw, path.as_ptr(), ffi::SQLITE_ACCESS_EXISTS, &raw mut exists)
+            })
+        };
+        asked == ffi::SQLITE_OK && exists == 0
     }
 
     /// Random bytes, as SQLite takes them for salts.
@@ -313,6 +328,19 @@ impl FileRef {
         unsafe {
             let read = (*(*self.0).pMethods).xRead.ok_or(Code(ffi::SQLITE_IOERR_READ))?;
             check(read(self.0, buffer.as_mut_ptr().cast(), amount, offset))
+        }
+    }
+
+    /// `xSync`, as for `synchronous=FULL`.
+    ///
+    /// # Safety
+    ///
+    /// As for [`FileRef::read`].
+    pub(crate) unsafe fn sync(self) -> Result<(), Code> {
+        // SAFETY: the file is open (caller).
+        unsafe {
+            let sync = (*(*self.0).pMethods).xSync.ok_or(Code(ffi::SQLITE_IOERR_FSYNC))?;
+            check(sync(self.0, ffi::SQLITE_SYNC_NORMAL))
         }
     }
 

@@ -96,6 +96,9 @@ pub enum Durability {
     /// When the transaction is in the store. It is committed on this machine before: others see it while it is waited for, and when it could not be
     /// confirmed in time, the statement fails with `SQLITE_IOERR`, and the transaction stays.
     Remote,
+    /// When the transaction is in the store, and nobody sees it before. When that cannot be had in time, the statement fails with `SQLITE_IOERR`, and the
+    /// transaction is rolled back.
+    Strict,
 }
 
 impl Durability {
@@ -105,13 +108,14 @@ impl Durability {
         match self {
             Durability::Async => "async",
             Durability::Remote => "remote",
+            Durability::Strict => "strict",
         }
     }
 
     /// The level of that name, in any case; `None` if there is none.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Durability> {
-        let all = [Durability::Async, Durability::Remote];
+        let all = [Durability::Async, Durability::Remote, Durability::Strict];
         all.into_iter().find(|level| level.name().eq_ignore_ascii_case(name))
     }
 }
@@ -148,6 +152,23 @@ pub trait Replica: Any + Send + Sync {
     fn confirm(&self, attend: &mut dyn FnMut() -> Result<(), FlushError>) -> Result<(), FlushError> {
         self.flush(attend).map(|_| ())
     }
+
+    /// Waits until a transaction that is not committed yet is in the store, alone: all before it is first. `propose` puts it into the log
+    /// ([`Log::push_tentative`]), or tells that this cannot be now; it may be called again. Returns its number: from then on the caller commits it, or abandons it.
+    ///
+    /// # Errors
+    ///
+    /// The transaction is to be rolled back. It may be in the store all the same: then [`Log::abandoned`] names it.
+    fn hold(
+        &self,
+        _attend: &mut dyn FnMut() -> Result<(), FlushError>,
+        _propose: &mut dyn FnMut() -> Result<Option<Txid>, FlushError>,
+    ) -> Result<Txid, FlushError> {
+        Err(FlushError::new("its replica cannot hold commits back"))
+    }
+
+    /// What [`Replica::hold`] waited for was committed: to be remembered before it returns, without a sync. Called with locks of the capture held.
+    fn finished(&self) {}
 
     /// Waits until this transaction is in the store, and hurries nothing. As for [`Replica::flush`] otherwise.
     ///

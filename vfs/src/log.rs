@@ -4,6 +4,8 @@
 //! Owns the numbering of transactions and the acknowledged txid. Leaves to the capture what a commit is,
 //! and to the replica when and how to upload.
 
+mod tentative;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -14,6 +16,8 @@ use crate::resume::Resume;
 use crate::snapshot::Snapshot;
 use crate::transaction::Transaction;
 use crate::types::{Position, Txid, UnixMillis};
+use tentative::Held;
+pub use tentative::{Awaited, Withdrawn};
 
 /// Where a history, or a part of it, starts: the whole database at one txid.
 #[derive(Debug)]
@@ -126,8 +130,12 @@ struct Inner {
     taken_bytes: u64,
     /// WAL bytes of all transactions ever pushed.
     pushed_bytes: u64,
+    /// The newest that is committed.
     last: Option<Txid>,
     acked: Option<Txid>,
+    held: Option<Held>,
+    /// It may be in the store, and was rolled back here.
+    abandoned: Option<Txid>,
     /// What is up to here is not waited for: the history was taken up behind it.
     taken_up: Txid,
     /// Txids are final: the store was asked how the history goes on, or the database proved to continue it.
@@ -154,11 +162,21 @@ impl Inner {
     /// Empties the queue. Bases and ranges of the WAL close files when they go: not under the lock.
     #[must_use]
     fn clear(&mut self) -> (VecDeque<Item>, VecDeque<Arc<Transaction>>) {
+        self.clear_held();
         self.wal_bytes = 0;
         self.taken_bytes = 0;
         self.urgent = 0;
         self.images = 0;
         (std::mem::take(&mut self.queue), std::mem::take(&mut self.taken))
+    }
+
+    /// Whether the replica is to be told of what was appended.
+    fn is_to_wake(&mut self) -> bool {
+        let due = self.armed.is_some_and(|armed| self.due(armed));
+        if due {
+            self.armed = None;
+        }
+        due
     }
 
     fn is_open(&self) -> bool {
@@ -217,6 +235,15 @@ impl Log {
     fn push(&self, item: Item, txid: Txid, wal_bytes: u64, answers: Option<Question>) -> bool {
         let wake = {
             let mut inner = self.lock();
+            if inner.held.is_some() {
+                // It comes next, or not at all, and who is about to commit it has the write lock.
+                if matches!(item, Item::Transaction(_)) {
+                    let bug = "a transaction was captured beside one that was not committed, which is a bug in replvfs";
+                    inner.failure.get_or_insert_with(|| bug.to_owned());
+                    self.tell();
+                }
+                return false;
+            }
             match answers {
                 Some(Question(question)) if question != inner.question || inner.suspended => return false,
                 Some(_) => {
@@ -243,11 +270,7 @@ impl Log {
             inner.queue.push_back(item);
             inner.wal_bytes += wal_bytes;
             inner.pushed_bytes += wal_bytes;
-            let due = inner.armed.is_some_and(|armed| inner.due(armed));
-            if due {
-                inner.armed = None;
-            }
-            due
+            inner.is_to_wake()
         };
         if wake && let Some(replica) = self.replica() {
             replica.wake();
@@ -397,6 +420,7 @@ impl Log {
     /// Forgets what was captured: another process replicates it.
     pub fn forget(&self) {
         let dropped = self.lock().clear();
+        self.tell();
         drop(dropped);
     }
 
@@ -412,7 +436,9 @@ impl Log {
                 inner.dropping = true;
                 self.ask(&mut inner);
             }
-            inner.clear()
+            let dropped = inner.clear();
+            inner.abandoned = None;
+            dropped
         };
         drop(dropped);
     }
@@ -476,7 +502,9 @@ impl Log {
             inner.settled = false;
             inner.acked = None;
             self.ask(&mut inner);
-            inner.clear()
+            let dropped = inner.clear();
+            inner.abandoned = None;
+            dropped
         };
         drop(dropped);
     }
@@ -541,6 +569,7 @@ impl Log {
         let dropped = {
             let mut inner = self.lock();
             inner.suspended = true;
+            self.tell();
             inner.clear()
         };
         drop(dropped);
@@ -680,10 +709,12 @@ impl Log {
     pub fn acknowledge(&self, txid: Txid) {
         let mut inner = self.lock();
         debug_assert!(
-            Some(txid) <= inner.last,
+            Some(txid) <= inner.last || inner.held.is_some(),
             "acknowledged a transaction that was never logged"
         );
-        if inner.failure.is_none() && inner.acked < Some(txid) {
+        // What it stands for is not what was committed here.
+        let is_abandoned = inner.abandoned.is_some_and(|abandoned| txid <= abandoned);
+        if inner.failure.is_none() && !is_abandoned && inner.acked < Some(txid) {
             inner.acked = Some(txid);
             self.tell();
         }

@@ -259,6 +259,7 @@ fn decode(record: &[u8; RECORD_BYTES], file: &Arc<File>, frames_at: u64) -> Opti
         page_count: word(20),
         start,
         end,
+        held: false,
         big_endian: word(64) != 0,
         frames: Transaction::frames_in_file(Arc::clone(file), frames_at, start, wal_bytes, page_size),
     })

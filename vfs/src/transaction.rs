@@ -36,6 +36,8 @@ pub struct Transaction {
     pub start: Position,
     /// The place in the WAL behind its commit frame; [`Position::NONE`] as well.
     pub end: Position,
+    /// It is in the log before it is committed: it may be put into the store only after [`Log::offer`](crate::log::Log::offer).
+    pub held: bool,
     /// Whether the WAL's checksums are over big-endian words.
     pub(crate) big_endian: bool,
     pub(crate) frames: Frames,
@@ -110,6 +112,7 @@ impl Transaction {
                 frame,
                 checksum: sum,
             },
+            held: false,
             big_endian: false,
             frames: Frames::Memory(Buffer::new(bytes, None)),
         }

@@ -198,19 +198,14 @@ impl Given {
         match name {
             "replica" if value.is_empty() => return fail(format!("{at} is empty: give a URI such as s3://bucket/app")),
             "replica" => self.replica = Some(value.to_owned()),
-            "durability" if value == "strict" => {
-                return fail(format!(
-                    "{at}=strict is not built into this version yet: use async or remote, or leave it out"
-                ));
-            }
-            "durability" => match ["async", "remote"]
+            "durability" => match ["async", "remote", "strict"]
                 .contains(&value)
                 .then(|| Durability::from_name(value))
             {
                 Some(level) => self.durability = level,
                 None => {
                     return fail(format!(
-                        "{at}={value} is not understood: this version accepts async and remote"
+                        "{at}={value} is not understood: this version accepts async, remote and strict"
                     ));
                 }
             },
@@ -333,10 +328,11 @@ impl Settings {
         let target = match (&uri.replica, &config.operator, &config.given.replica) {
             (None, Some(operator), _) => Target::Operator(operator.clone()),
             (Some(replica), _, _) | (None, None, Some(replica)) => Target::Uri(fill_in_name(replica, path)?),
-            (None, None, None) if uri.durability == Some(Durability::Remote) => {
-                return fail(
-                    "durability=remote has no replica to wait for: add replica=s3://bucket/app (or another store) to the URI".to_owned(),
-                );
+            (None, None, None) if uri.durability.unwrap_or_default() != Durability::Async => {
+                let level = uri.durability.unwrap_or_default().name();
+                return fail(format!(
+                    "durability={level} has no replica to wait for: add replica=s3://bucket/app (or another store) to the URI"
+                ));
             }
             (None, None, None) => return Ok(None),
         };

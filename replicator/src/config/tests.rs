@@ -51,8 +51,11 @@ fn the_defaults() {
             .expect("valid")
             .is_none()
     );
-    let in_vain = resolve(&Config::default(), "durability=remote").expect_err("nothing to wait for");
-    assert!(in_vain.to_string().contains("no replica to wait for"), "{in_vain}");
+    for level in ["remote", "strict"] {
+        let in_vain = resolve(&Config::default(), &format!("durability={level}")).expect_err("nothing to wait for");
+        let says = format!("durability={level} has no replica to wait for");
+        assert!(in_vain.to_string().contains(&says), "{in_vain}");
+    }
 }
 
 #[test]
@@ -184,10 +187,9 @@ fn errors_of_a_uri() {
             "memory_limit=1GiB",
             "for the whole process; set it in the program or as REPLVFS_MEMORY_LIMIT",
         ),
-        ("durability=strict", "not built into this version yet"),
         (
             "durability=full",
-            "durability=full is not understood: this version accepts async and remote",
+            "durability=full is not understood: this version accepts async, remote and strict",
         ),
         (
             "on_timeout=retry",
@@ -227,7 +229,7 @@ fn errors_of_the_environment() {
             "REPLVFS_MEMORY_LIMIT=1KiB",
             "REPLVFS_MEMORY_LIMIT=1KiB is out of bounds: from 1MiB",
         ),
-        ("REPLVFS_DURABILITY=strict", "REPLVFS_DURABILITY=strict is not built"),
+        ("REPLVFS_DURABILITY=all", "REPLVFS_DURABILITY=all is not understood"),
         ("REPLVFS_ON_TIMEOUT=fail", "REPLVFS_ON_TIMEOUT=fail is not understood"),
     ] {
         let error = environment(variables).expect_err(variables).to_string();

@@ -21,7 +21,7 @@ pub use segment::{
     TransactionEntry, TransactionHeader,
 };
 pub(crate) use segment::{SPAN_PAGES, SPAN_TRANSACTIONS};
-pub use state::{LocalState, Place, STATE_SLOT_BYTES};
+pub use state::{LocalState, Place, STATE_SLOT_BYTES, Unfinished};
 
 /// The version of every object in a replica. A reader refuses any other.
 pub const FORMAT_VERSION: u32 = 1;

@@ -17,7 +17,7 @@ pub const STATE_SLOT_BYTES: usize = 4096;
 const VERSION: u32 = 1;
 const PART: &str = "state";
 /// The replica's name is for people. With every byte escaped it still leaves room for the rest.
-const MAX_REPLICA_BYTES: usize = 512;
+const MAX_REPLICA_BYTES: usize = 448;
 /// Numbers after it must exist, whatever is added to them.
 const MAX_TXID: u64 = u64::MAX >> 1;
 
@@ -67,9 +67,20 @@ pub struct LocalState {
     pub if_wal: Option<Salts>,
     /// Another machine has taken over: what was committed here since is not a part of the history.
     pub fenced: bool,
+    /// A segment behind `stored` that was about to be put into the store, while its transaction was not committed yet: perhaps it never was.
+    pub unfinished: Option<Unfinished>,
     /// A restore ended with `stored`, and nothing was stored from here since: no WAL of this machine goes on at that position. `None` in what an older
     /// release wrote, which did not say.
     pub restored: Option<bool>,
+}
+
+/// A segment of one transaction, by its slot and what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// The transaction.
+    pub slot: Txid,
+    /// Of the segment.
+    pub hash: ObjectHash,
 }
 
 #[derive(Deserialize)]
@@ -98,7 +109,15 @@ struct StateJson {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     fenced: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    unfinished: Option<UnfinishedJson>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     restored: Option<bool>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct UnfinishedJson {
+    slot: u64,
+    hash: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -201,6 +220,10 @@ impl LocalState {
             left,
             if_wal: self.if_wal.map(|salts| [salts.0, salts.1]),
             fenced: self.fenced,
+            unfinished: self.unfinished.map(|unfinished| UnfinishedJson {
+                slot: unfinished.slot.0,
+                hash: unfinished.hash.to_string(),
+            }),
             restored: self.restored,
         })?;
         if slot.len() > STATE_SLOT_BYTES {
@@ -242,6 +265,14 @@ impl LocalState {
         }
         let left = json.left.map(|left| from_json(left, stored.txid)).transpose()?;
         let hex = |problem: &'static str| move || damaged(problem);
+        let unfinished = match json.unfinished {
+            Some(noted) if noted.slot <= stored.txid.0 => return Err(damaged("what is unfinished is stored")),
+            Some(noted) => Some(Unfinished {
+                slot: txid(noted.slot)?,
+                hash: ObjectHash(parse_bytes(&noted.hash).ok_or_else(hex("unfinished is not 64 hex digits"))?),
+            }),
+            None => None,
+        };
         Ok(LocalState {
             sequence: json.sequence,
             replica: json.replica,
@@ -260,6 +291,7 @@ impl LocalState {
             left,
             if_wal: json.if_wal.map(|[salt1, salt2]| Salts(salt1, salt2)),
             fenced: json.fenced,
+            unfinished,
             restored: json.restored,
         })
     }
@@ -369,6 +401,7 @@ mod tests {
             left: left.map(|next| Left { mark: mark(41), next }),
             if_wal: None,
             fenced: false,
+            unfinished: None,
             restored: None,
         }
     }
@@ -388,9 +421,13 @@ mod tests {
         for left in [None, Some(Next::Wal(Salts(u32::MAX, 0))), Some(print())] {
             let mut state = state(5, left);
             // The longest that a URI may make it.
-            state.replica = "\u{1}".repeat(512);
+            state.replica = "\u{1}".repeat(MAX_REPLICA_BYTES);
             state.if_wal = Some(Salts(u32::MAX, u32::MAX));
             state.restored = Some(true);
+            state.unfinished = Some(Unfinished {
+                slot: Txid(41),
+                hash: ObjectHash([255; 32]),
+            });
             let slot = state.to_slot().unwrap();
             assert_eq!(slot.len(), STATE_SLOT_BYTES);
             assert_eq!(LocalState::from_slot(&slot).unwrap(), state);
@@ -398,7 +435,7 @@ mod tests {
         let mut long = state(5, None);
         long.replica = "é".repeat(5000);
         let read = LocalState::from_slot(&long.to_slot().unwrap()).unwrap();
-        assert_eq!(read.replica, "é".repeat(256));
+        assert_eq!(read.replica, "é".repeat(MAX_REPLICA_BYTES / 2));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use replvfs_vfs::types::{PageSize, Position, Txid};
 use super::Stopped;
 use super::generation;
 use super::local::{Start, Stored};
+use super::strict::is_unfinished;
 use super::uploader::Uploader;
 use crate::format::{Generation, Key, LocalState, Manifest, Parent, Seal};
 use crate::history::find::{Found, FoundSegment, find};
@@ -34,6 +35,8 @@ pub(super) struct End {
     pub(super) parent: Option<Generation>,
     /// No segment can follow any more.
     pub(super) sealed: bool,
+    /// What is behind it is a transaction of this machine that may never have been committed.
+    pub(super) unfinished: bool,
 }
 
 impl End {
@@ -242,6 +245,7 @@ async fn compare_with(
             newest_image: ours.images().last().copied(),
             parent: ours.meta().parent.map(|parent| parent.generation),
             sealed: behind.sealed,
+            unfinished: behind.unfinished,
         }),
     })
 }
@@ -265,6 +269,8 @@ async fn goes_on_behind(
 struct Behind {
     last: Txid,
     sealed: bool,
+    /// It is what was noted before it was committed.
+    unfinished: bool,
     /// What comes next, if anything does, begins at the place in a WAL where this machine's next transaction began, and so on: it is what was on its
     /// way when the process ended. Another machine has another WAL. What was merged since, and is in its slot no more, has been there for long, and
     /// cannot be adopted from a slot. Nor is it ours when something is listed that it does not lead to: then the history has gone past it.
@@ -277,6 +283,7 @@ async fn last_behind(store: &Store, known: &LocalState, may_be_free: bool) -> Re
     let mut behind = Behind {
         last: stored.txid,
         sealed: false,
+        unfinished: false,
         is_ours: true,
     };
     let mut place = stored.position;
@@ -284,7 +291,9 @@ async fn last_behind(store: &Store, known: &LocalState, may_be_free: bool) -> Re
     loop {
         match find(store, known.generation, behind.last.next()).await? {
             Some(Found::Segment(segment)) => {
-                behind.is_ours &= goes_on_here(known, place, &segment);
+                let unfinished = is_unfinished(store, known, &segment).await?;
+                behind.is_ours &= unfinished || goes_on_here(known, place, &segment);
+                behind.unfinished |= unfinished;
                 behind.last = segment.last();
                 place = segment.end();
                 continue;
@@ -380,6 +389,7 @@ pub(super) async fn end_of(store: &Store, found: &GenerationHistory) -> Result<E
         newest_image: found.images().last().copied(),
         parent: meta.parent.map(|parent| parent.generation),
         sealed,
+        unfinished: false,
     })
 }
 

@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 
 use super::missing::{Opening, is_new};
 use super::owner::{Ownership, lock_file};
+use super::strict::has_landed;
 use super::waiting::{Alive, answer};
 use crate::format::{LocalState, Place};
 use crate::history::find::{Found, find as find_segment};
@@ -82,11 +83,17 @@ pub(super) fn forward_if_behind(
     }
     let asked = answer(runtime, timeout, |alive| {
         let (store, known) = (store.clone(), known.clone());
-        async move { look(&store, &known, standing, &alive).await }
+        async move {
+            let ahead = look(&store, &known, standing, &alive).await?;
+            Ok(match ahead {
+                Some(ahead) => Some((ahead, has_landed(&store, &known).await?)),
+                None => None,
+            })
+        }
     });
     let asked = asked.map_err(|why| advice(store, &why.to_string()))?;
-    let ahead = match asked {
-        Ok(Some(ahead)) => ahead,
+    let (ahead, has_landed) = match asked {
+        Ok(Some(found)) => found,
         Ok(None) | Err(HistoryError::NoReplica | HistoryError::Empty { .. }) => return Ok(()),
         Err(error) => return Err(advice(store, &format!("cannot be read: {error}"))),
     };
@@ -97,6 +104,10 @@ pub(super) fn forward_if_behind(
     let (newest, is_newer) = (aside.restored(), aside.restored().txid > from);
     if newest.page_count == 0 || !(is_newer || newest.generation > known.generation) {
         return Ok(());
+    }
+    let unfinished = known.unfinished.filter(|_| has_landed);
+    if unfinished.is_some_and(|own| (newest.generation, newest.txid) == (known.generation, own.slot)) {
+        return Ok(()); // It was never committed, and perhaps rolled back. If somebody had gone on from it, it would be.
     }
     let mut held = hold(file, store, timeout)?;
     if stand(file, &known)? != standing {
@@ -349,6 +360,7 @@ mod tests {
             }),
             if_wal: None,
             fenced: false,
+            unfinished: None,
             restored: None,
         }
     }

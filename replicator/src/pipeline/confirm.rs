@@ -121,7 +121,12 @@ fn nobody(shared: &Shared, wanted: Wanted, why: &str) -> FlushError {
 }
 
 /// In the process that replicates the database.
-fn wait_here(shared: &Shared, wanted: Wanted, end: Instant, attend: Attend<'_>) -> Result<Option<Txid>, FlushError> {
+pub(super) fn wait_here(
+    shared: &Shared,
+    wanted: Wanted,
+    end: Instant,
+    attend: Attend<'_>,
+) -> Result<Option<Txid>, FlushError> {
     let (log, until) = (&shared.log, wanted.until);
     let left = || end.saturating_duration_since(Instant::now());
     // From here on a store that was away is asked soon.

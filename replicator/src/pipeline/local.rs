@@ -12,7 +12,7 @@ use replvfs_vfs::resume::{Left, Mark};
 use replvfs_vfs::types::{PageSize, Txid};
 
 use super::owner::{self, Ownership};
-use crate::format::{DatabaseId, Generation, LocalState, ObjectHash, Place};
+use crate::format::{DatabaseId, Generation, LocalState, ObjectHash, Place, Unfinished};
 use crate::local_state::{self, StateError};
 use crate::store::Store;
 
@@ -36,6 +36,8 @@ struct Inner {
     sequence: u64,
     /// The newest note, as long as there is no state to keep it in.
     left: Option<Left>,
+    /// It is in the store, and not committed yet.
+    held: Option<Stored>,
     /// The database file is new: what the state beside it said then is of another one.
     is_new: bool,
     before: Option<LocalState>,
@@ -217,6 +219,7 @@ impl Local {
         let mut inner = self.lock();
         let left = inner.known.as_ref().and_then(|known| known.left).or(inner.left.take());
         inner.is_new = false;
+        inner.held = None;
         let state = LocalState {
             sequence: 0,
             replica: self.replica.clone(),
@@ -230,6 +233,7 @@ impl Local {
             left: left.filter(|left| left.mark.txid >= stored.mark.txid),
             if_wal: None,
             fenced: false,
+            unfinished: None,
             restored: Some(false),
         };
         self.write_synced(inner, state)
@@ -245,9 +249,35 @@ impl Local {
         state.slot = stored.slot;
         state.previous = stored.previous;
         state.restored = Some(false);
+        state.unfinished = None;
         // What ended before it is not needed to find what follows it.
         state.left = state.left.filter(|left| left.mark.txid >= stored.mark.txid);
         self.write(&mut inner, state)
+    }
+
+    /// A segment is about to be put into the store whose transaction is not committed yet.
+    pub(super) fn unfinished(&self, unfinished: Unfinished, durably: bool) -> Result<(), Problem> {
+        let mut inner = self.lock();
+        inner.held = None;
+        let Some(mut state) = inner.known.clone() else {
+            return Ok(());
+        };
+        state.unfinished = Some(unfinished).filter(|unfinished| unfinished.slot > state.stored.txid);
+        match durably {
+            true => self.write_synced(inner, state),
+            false => self.write(&mut inner, state),
+        }
+    }
+
+    /// It is there. That is noted when it is committed: a process that comes before has to know that it may not be.
+    pub(super) fn hold(&self, stored: Stored) {
+        self.lock().held = Some(stored);
+    }
+
+    /// It is committed.
+    pub(super) fn finished(&self) -> Result<(), Problem> {
+        let held = self.lock().held.take();
+        held.map_or(Ok(()), |stored| self.stored(stored))
     }
 
     /// Another machine has taken over. No process of this one goes on by itself. Blocks until that is on disk.

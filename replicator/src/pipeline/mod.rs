@@ -13,6 +13,7 @@
 //!
 //! Between processes: [`local`] keeps, with [`owner`], what this machine knows of the replica, [`attach`] compares it with what
 //! is there, and [`adopt`] takes over what an earlier process had uploaded. [`fenced`] is what follows when another writer has the history.
+//! [`strict`] is what there is to transactions that are in the store before they are committed.
 //!
 //! [`confirm`] waits until what is committed is in the store; where another process replicates the database that one is asked, by [`neighbours`].
 //!
@@ -45,6 +46,7 @@ mod seal;
 mod sealer;
 mod shared;
 mod status;
+mod strict;
 mod task;
 mod turn;
 pub(crate) mod upkeep;

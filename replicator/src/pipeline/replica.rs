@@ -59,6 +59,10 @@ impl DatabaseReplica {
         }
     }
 
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     pub(crate) fn timeout(&self) -> Duration {
         self.patience.timeout
     }
@@ -160,6 +164,20 @@ impl Replica for DatabaseReplica {
                 Ok(())
             }
             (confirmed, _) => confirmed,
+        }
+    }
+
+    fn hold(
+        &self,
+        attend: Attend<'_>,
+        propose: &mut dyn FnMut() -> Result<Option<Txid>, FlushError>,
+    ) -> Result<Txid, FlushError> {
+        super::strict::hold(self, attend, propose)
+    }
+
+    fn finished(&self) {
+        if let Err(problem) = self.shared.local.finished() {
+            self.shared.trouble(&problem);
         }
     }
 

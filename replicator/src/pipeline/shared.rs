@@ -35,6 +35,8 @@ pub(super) struct Shared {
     pub(super) open_again: Notify,
     /// Ends a pause before the store is asked again.
     pub(super) hurry: Notify,
+    /// A transaction that may be on its way to the store was not committed.
+    pub(super) given_up: Notify,
     /// What a task waits for in the log may have come.
     pub(super) progress: Notify,
     pub(super) neighbours: Neighbours,
@@ -80,6 +82,7 @@ impl Shared {
             wake: Notify::new(),
             open_again: Notify::new(),
             hurry: Notify::new(),
+            given_up: Notify::new(),
             progress: Notify::new(),
             neighbours: Neighbours::default(),
             waiting: AtomicUsize::new(0),

@@ -3,11 +3,13 @@
 //! Owns the state of the generation that is being written, and the decisions: a new generation, another image, a gap, the end. At
 //! rest it waits to be woken: no timer runs and no request is made.
 
+mod beginning;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use replvfs_vfs::log::{Base, Batch, Continuity};
+use replvfs_vfs::log::Batch;
 use replvfs_vfs::resume::Mark;
 use replvfs_vfs::transaction::Transaction;
 use replvfs_vfs::types::{PageSize, Txid};
@@ -19,21 +21,21 @@ use super::attach::{self, End, Verdict};
 use super::changed::Touched;
 use super::due::Rule;
 use super::fenced::{self, fenced};
-use super::generation::{self, Ended};
-use super::image::State;
+use super::generation;
 use super::images::{Beginning, Images};
 use super::local::{Identity, Stored};
-use super::making::{Maker, Making};
+use super::making::Making;
 use super::pace::{self, Company, Situation};
 use super::progress::Progress;
-use super::seal::{self as ending, Tail};
+use super::seal::Tail;
 use super::sealer::{self, SealError, Segment};
 use super::shared::Shared;
 use super::status::Image;
+use super::strict::{Doubt, Doubts};
 use super::turn::{self, Before, Turn};
 use super::upkeep::Schedule;
 use super::uploader::{Backoff, Uploader};
-use crate::format::{Generation, Key, ObjectHash, Parent};
+use crate::format::{Generation, Key, ObjectHash, Parent, Unfinished};
 use crate::history::walk::SegmentEnd;
 use crate::outside;
 
@@ -71,6 +73,9 @@ pub(super) struct Task {
     /// What follows is worthless up to the next base, which begins a generation.
     gap: bool,
     gaps_in_a_row: u32,
+    /// It is there only for a transaction of this machine that was never committed.
+    set_aside: bool,
+    doubts: Doubts,
     /// The first generation of this database's history in the replica, begun by an earlier process that did not get as far as an image.
     unfounded: Option<Generation>,
     /// A segment of this process has followed on what it found: from now on nobody else's can be its own of an earlier life.
@@ -146,6 +151,8 @@ impl Task {
             company: Company::default(),
             gap: false,
             gaps_in_a_row: 0,
+            set_aside: false,
+            doubts: Doubts::default(),
             unfounded: None,
             proved: false,
         }
@@ -242,8 +249,9 @@ impl Task {
             }
             shared.let_go_if_closed();
         }
-        if shared.log.is_suspended() {
-            // Nothing else is asked of the store now. Its answer lets the capture go on.
+        let awaits_image = shared.log.base_wanted() && shared.status.current_trouble().is_some();
+        if shared.log.is_suspended() || awaits_image {
+            // Nothing else is asked of the store now. Its answer lets the capture go on, or bring an image that would have been in the way for long.
             generation::look(&self.uploader).await?;
         }
         shared.wake.notified().await;
@@ -263,6 +271,8 @@ impl Task {
         self.ahead = None;
         self.proved = false;
         self.gap = false;
+        self.set_aside = false;
+        self.doubts = Doubts::of(start.known.as_ref());
         self.found = Expected {
             newest: attached.newest,
             ..Expected::default()
@@ -346,6 +356,9 @@ impl Task {
             image: None,
         });
         self.shared.status.generation(end.generation);
+        if end.unfinished {
+            return self.set_aside();
+        }
         if end.sealed {
             // By somebody who did not come to begin another, or by this process's predecessor.
             self.gap = true;
@@ -383,190 +396,12 @@ impl Task {
         Ok(())
     }
 
-    async fn base(&mut self, mut base: Base) -> Result<(), Stopped> {
-        if self.found.must_prove {
-            self.shared.fail(&format!(
-                "the replica {} holds another database's history, or an older state of this one: {} cannot be proved to follow from its newest transaction. Give the database a replica of its own, or restore from the replica first",
-                self.shared.store.replica(),
-                self.shared.database
-            ));
-            return Err(Stopped);
-        }
-        let page_size = base.snapshot.page_size();
-        let goes_on = base.continuity == Continuity::Continued && !self.gap && self.shared.log.is_settled();
-        let mut chain = match self.chain.take() {
-            // A generation has one page size.
-            Some(chain) if goes_on && (chain.last, chain.page_size) == (base.txid, page_size) => chain,
-            mut before => {
-                // Or its image, once stored, would take the generation that begins now for another writer's.
-                if let Some(chain) = &mut before {
-                    chain.image = None;
-                }
-                if self.gap || base.continuity == Continuity::Broken {
-                    self.shared.status.discontinuity();
-                }
-                let parent = before.as_ref().map(Chain::parent);
-                let parent = parent.or_else(|| self.parent_of_what_was_found());
-                let ended = self.end(before.as_ref().map(Chain::tail)).await?;
-                self.settle(&mut base, ended);
-                self.begin(&base, ended, page_size, parent).await?
-            }
-        };
-        self.gap = false;
-        self.found = Expected::default();
-        // The one before, which this one replaces, is over first.
-        chain.image = None;
-        chain.image = self.maker().begin(base, false)?;
-        self.chain = Some(chain);
-        Ok(())
-    }
-
-    /// What an image can be made of that is due.
-    fn image(&mut self, base: Base) -> Result<(), Stopped> {
-        let is_free = !self.gap && !self.images.is_making() && self.progress.has_image();
-        if is_free { self.make(base.into()) } else { Ok(()) }
-    }
-
-    fn make(&mut self, state: State) -> Result<(), Stopped> {
-        let maker = self.maker();
-        if let Some(chain) = &mut self.chain
-            && (chain.last, chain.page_size) == (state.txid, state.page_size)
-        {
-            chain.image = None;
-            chain.image = maker.begin(state, true)?;
-        }
-        Ok(())
-    }
-
-    fn maker(&self) -> Maker {
-        Maker {
-            uploader: self.uploader.clone(),
-            progress: Arc::clone(&self.progress),
-            images: Arc::clone(&self.images),
-            folder: self.plan.folder.clone(),
-        }
-    }
-
-    /// Ends the newest generation, unless that is a successor's: whoever has lost his turn does not get it back by a generation of his own.
-    async fn end(&mut self, tail: Option<Tail>) -> Result<Ended, Stopped> {
-        let Some(tail) = tail.filter(|_| self.proved) else {
-            self.is_still_empty().await?;
-            fenced::is_still_ours(&self.uploader).await?;
-            return generation::end_newest(&self.uploader, tail).await;
-        };
-        match ending::create(&self.uploader, tail).await? {
-            Turn::Ours => Ok(tail.ended()),
-            Turn::Another => {
-                let why = "it was taken before this process could end its generation";
-                Err(fenced(&self.shared, tail.key(), why).await)
-            }
-            Turn::Over(why) => Err(fenced(&self.shared, tail.key(), &why).await),
-        }
-    }
-
-    /// As far as it was when the store was asked.
-    async fn is_still_empty(&self) -> Result<(), Stopped> {
-        match self.unfounded.filter(|_| !self.progress.has_image()) {
-            Some(own) => fenced::is_still_empty(&self.uploader, Some(own)).await,
-            None if self.found.was_empty => fenced::is_still_empty(&self.uploader, None).await,
-            None => Ok(()),
-        }
-    }
-
-    /// The database did not prove to go on from where the replica ends: all that is in that generation came before. If it has proved more than that
-    /// the numbers are final, and what is behind that place is not known to be in it.
-    fn parent_of_what_was_found(&self) -> Option<Parent> {
-        let newest = self.found.newest.filter(|_| !self.shared.log.is_settled());
-        let end = self.found.end.map(|end| Parent {
-            generation: end.generation,
-            txid: newest.unwrap_or_default().max(end.stored.mark.txid),
-        });
-        end.or(self.found.parent)
-    }
-
-    /// Makes the numbers final: higher than those of everything that got into the store before.
-    fn settle(&self, base: &mut Base, ended: Ended) {
-        if self.shared.log.is_settled() {
-            return;
-        }
-        // The slot of a seal is the first number that no transaction of its generation has.
-        let next = self.found.newest.map(Txid::next).max(ended.slot).unwrap_or(Txid::ZERO);
-        let by = next.0.saturating_sub(base.txid.0);
-        self.shared.log.settle(by);
-        base.txid.0 += by;
-    }
-
-    async fn begin(
-        &mut self,
-        base: &Base,
-        ended: Ended,
-        page_size: PageSize,
-        parent: Option<Parent>,
-    ) -> Result<Chain, Stopped> {
-        let database_id = generation::ensure(&self.uploader).await?;
-        let begun = generation::begin(&self.uploader, ended, parent, page_size, base.txid).await?;
-        if begun.generation > Generation(1) {
-            // Whoever stores an image after this finds the number taken, and acknowledges nothing.
-            self.is_still_empty().await?;
-        }
-        let identity = Identity {
-            database_id,
-            generation: begun.generation,
-            page_size,
-        };
-        let stored = Stored {
-            mark: Mark {
-                txid: base.txid,
-                position: base.position,
-            },
-            slot: None,
-            previous: begun.root,
-        };
-        // Before anything is put into it: who finds it empty takes it for what a crash left.
-        self.begun(identity, stored).await?;
-        self.progress.begin(begun.generation, base.txid);
-        self.images.begin(Beginning {
-            generation: begun.generation,
-            parent: parent.map(|parent| parent.generation),
-            page_size,
-            from: base.txid,
-            newest: None,
-        });
-        self.proved = true;
-        Ok(Chain {
-            generation: begun.generation,
-            page_size,
-            last: base.txid,
-            previous: begun.root,
-            before: Before {
-                first: base.txid.next(),
-                slot: None,
-            },
-            image: None,
-        })
-    }
-
-    /// Notes which generation is being written. That this fails is trouble for the next start only.
-    async fn begun(&self, identity: Identity, stored: Stored) -> Result<(), Stopped> {
-        let shared = Arc::clone(&self.shared);
-        let noting = outside::blocking(move || {
-            if let Err(problem) = shared.local.begun(identity, stored) {
-                shared.trouble(&problem);
-            }
-        });
-        noting.await.map_err(|stopped| {
-            self.shared.fail(&format!(
-                "noting the state failed, which is a bug in replvfs: {stopped}"
-            ));
-            Stopped
-        })
-    }
-
     async fn transactions(&mut self, transactions: Vec<Arc<Transaction>>) -> Result<(), Stopped> {
         let Some(first) = transactions.first().map(|first| (first.txid, first.page_size)) else {
             return Ok(());
         };
         if self.gap {
+            self.shared.log.decline();
             return Ok(());
         }
         let follows = self
@@ -591,31 +426,55 @@ impl Task {
     }
 
     async fn upload(&mut self, mut transactions: Vec<Arc<Transaction>>) -> Result<(), Stopped> {
-        while let (Some(chain), Some(first)) = (&mut self.chain, transactions.first()) {
+        while let (Some(chain), Some(oldest)) = (&mut self.chain, transactions.first()) {
             let wal_bytes = transactions.iter().map(|transaction| transaction.wal_bytes()).sum();
-            self.shared.status.uploading(wal_bytes, Some(first.committed_at));
-            let first = first.txid;
+            self.shared.status.uploading(wal_bytes, Some(oldest.committed_at));
+            let first = oldest.txid;
             let segment = match seal(&self.shared, &transactions, chain, &self.plan).await? {
                 Ok(segment) => segment,
                 Err(error) => return self.gap(&error.to_string()),
             };
             let key = Key::Log(chain.generation, first);
             let place = (chain.generation, first);
-            let turn = turn::take(&self.uploader, place, chain.before, &segment.body).await?;
+            let held = transactions.iter().any(|transaction| transaction.held);
+            let turn = match held {
+                true => {
+                    let doubt = Doubt {
+                        generation: chain.generation,
+                        unfinished: Unfinished {
+                            slot: first,
+                            hash: segment.hash,
+                        },
+                    };
+                    let before = chain.before;
+                    let what = (oldest, &segment.body);
+                    match self.doubts.take(&self.uploader, doubt, before, what).await? {
+                        Some(turn) => turn,
+                        None => return self.taken_back(first),
+                    }
+                }
+                false => turn::take(&self.uploader, place, chain.before, &segment.body).await?,
+            };
             if let Turn::Over(why) = turn {
                 return Err(fenced(&self.shared, key, &why).await);
             }
             if turn == Turn::Ours {
                 if let Some(last) = transactions.last() {
                     self.images.logged(&segment.touched, last.page_count);
-                    self.stored(&Stored {
+                    let stored = Stored {
                         mark: Mark {
                             txid: last.txid,
                             position: last.end,
                         },
                         slot: Some(first),
                         previous: segment.hash,
-                    });
+                    };
+                    if held {
+                        self.shared.local.hold(stored);
+                    } else {
+                        self.note(stored);
+                    }
+                    self.stored(&stored);
                 }
                 if !std::mem::replace(&mut self.proved, true) {
                     generation::probe_again(&self.uploader, place.0).await;
@@ -630,11 +489,15 @@ impl Task {
         Ok(())
     }
 
-    /// A segment is in the store, and follows from what was there. Noted on this machine before anything is let go.
-    fn stored(&mut self, stored: &Stored) {
-        if let Err(problem) = self.shared.local.stored(*stored) {
+    /// A segment is in the store. To be called before anything is let go.
+    fn note(&self, stored: Stored) {
+        if let Err(problem) = self.shared.local.stored(stored) {
             self.shared.trouble(&problem);
         }
+    }
+
+    /// A segment is in the store, follows from what was there, and is noted on this machine.
+    fn stored(&mut self, stored: &Stored) {
         if let Some(chain) = &mut self.chain {
             chain.advance(stored);
         }
@@ -670,6 +533,7 @@ impl Task {
                 // As if it had been found at the start.
                 self.gap = true;
                 self.shared.log.request_base();
+                self.shared.log.decline();
                 transactions.clear();
                 return Ok(Ok(()));
             }
@@ -691,7 +555,11 @@ impl Task {
         let page_count = end.index.transactions().last().map(|last| last.header.page_count);
         self.images
             .logged(&Touched::by(&end.index, Txid::ZERO), page_count.unwrap_or(0));
-        transactions.drain(..end.index.transactions().len());
+        let mut done = transactions.drain(..end.index.transactions().len());
+        match done.any(|transaction| transaction.held) {
+            true => self.shared.local.hold(stored),
+            false => self.note(stored),
+        }
         self.stored(&stored);
         Ok(Ok(()))
     }
@@ -715,7 +583,31 @@ impl Task {
         Ok(())
     }
 
+    /// A transaction that may be in the store was not committed, and is to be in no state that follows.
+    fn set_aside(&mut self) -> Result<(), Stopped> {
+        self.set_aside = true;
+        self.gap = true;
+        self.shared.log.request_base();
+        self.shared.log.decline();
+        Ok(())
+    }
+
+    /// It was not committed. If it was on its way, the log asks for a base.
+    fn taken_back(&mut self, txid: Txid) -> Result<(), Stopped> {
+        if self.shared.log.abandoned() == Some(txid) {
+            self.set_aside = true;
+            self.gap = true;
+        }
+        Ok(())
+    }
+
     async fn not_ours(&mut self, key: Key, why: &str) -> Result<(), Stopped> {
+        if let (false, Some(tail)) = (self.proved, self.chain.as_ref().map(Chain::tail))
+            && self.doubts.behind(&self.uploader, tail).await?.is_some()
+        {
+            return self.set_aside();
+        }
+        self.shared.log.decline();
         if !self.proved && !self.shared.refusal.stops() {
             self.diverged(&format!("{key}: {why}"));
             self.gap = true;
@@ -741,6 +633,7 @@ impl Task {
         self.shared.status.trouble(reason);
         self.gap = true;
         self.shared.log.request_base();
+        self.shared.log.decline();
         Ok(())
     }
 }

@@ -35,6 +35,7 @@ pub(super) fn after(store: &Store, database_id: DatabaseId, plan: &Plan, last: T
         left: None,
         if_wal: None,
         fenced: false,
+        unfinished: None,
         restored: Some(true),
     }
 }

@@ -9,7 +9,7 @@
 //! | `open <mode>`, `switched <mode>` | the journal mode that it has now |
 //! | `owner`, `standby`, `takeover` | whether it replicates the database; the last when it did not before |
 //! | `done <writer>:<seq>` | SQLite has committed |
-//! | `confirmed`, `unconfirmed <why>` | the commit waited until it was in the replica, or it is only in the database |
+//! | `confirmed`, `unconfirmed <why>` | the commit waited until it was in the replica; or it is only in the database; or, with `durability=strict`, it is not there either |
 //! | `acked <writer>:<seq>`, `flushed <writer>:<seq>…` | these and all before them are in the replica |
 //! | `refused <why>` | the flush failed |
 //! | `closed` | |
@@ -22,10 +22,9 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode};
-use tracing::Level;
 
 use super::content::{self, Newest, SCHEMA};
-use super::{Job, Journal, LAST_WRITER};
+use super::{FIRST_STRICT, Job, Journal, LAST_WRITER, Level};
 use crate::{Rng, open, pragma_number, status};
 
 /// The environment variable with the job.
@@ -47,6 +46,8 @@ struct Child {
     seq: i64,
     /// Commits of this process that are not acknowledged yet: a txid at which they are in the database, and their number.
     waiting: VecDeque<(u64, i64)>,
+    /// What it has seen of others.
+    seen: Newest,
 }
 
 fn say(line: &str) {
@@ -76,6 +77,7 @@ pub fn run_if_asked() {
         owns: None,
         seq: 0,
         waiting: VecDeque::new(),
+        seen: Newest::new(),
     };
     child.open();
     if child.job.id == LAST_WRITER {
@@ -89,7 +91,7 @@ pub fn run_if_asked() {
 fn log_to(path: &str) {
     let file = File::options().create(true).append(true).open(path);
     tracing_subscriber::fmt()
-        .with_max_level(Level::DEBUG)
+        .with_max_level(tracing::Level::DEBUG)
         .with_ansi(false)
         .with_writer(Mutex::new(file.expect("the file of the log")))
         .init();
@@ -132,7 +134,7 @@ impl Child {
             all_rows(&connection, pragma).unwrap_or_else(|error| panic!("{pragma}: {error}"));
         }
         self.connection = Some(connection);
-        self.wait_at_commits(self.job.waits);
+        self.wait_at_commits(self.job.level);
         if self.job.id == LAST_WRITER {
             self.make_the_database();
         } else {
@@ -214,6 +216,7 @@ impl Child {
             }
             _ => self.transaction(true),
         }
+        self.see();
         if !self.job.plain {
             self.acknowledged();
             self.ownership();
@@ -235,7 +238,7 @@ impl Child {
             self.pause();
         }
         say("begin");
-        let waits = self.begin();
+        let Some(level) = self.begin() else { return };
         let connection = self.connection.as_ref().expect("it is open");
         content::write(connection, self.job.id, self.seq + 1, &mut self.rng).expect("writing");
         if !commit {
@@ -245,17 +248,25 @@ impl Child {
         say("commit");
         let unconfirmed = match self.connection().execute_batch("COMMIT") {
             Ok(()) => None,
-            // It is committed all the same.
-            Err(error) if waits && error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) => Some(error),
+            // With remote it is committed all the same.
+            Err(error) if level != Level::Async && error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) => {
+                Some(error)
+            }
             Err(error) => panic!("COMMIT: {error}"),
         };
         assert!(self.connection().is_autocommit(), "a transaction is open after COMMIT");
+        if let (Some(error), Level::Strict) = (&unconfirmed, level) {
+            say(&format!("unconfirmed {error}"));
+            let newest = content::newest(self.connection()).expect("reading the newest transactions");
+            assert!(newest.get(&self.job.id) <= Some(&self.seq), "what was refused is there");
+            return self.wait_at_commits(self.job.level);
+        }
         self.seq += 1;
         let this = format!("{}:{}", self.job.id, self.seq);
         say(&format!("done {this}"));
         match unconfirmed {
             Some(error) => say(&format!("unconfirmed {error}")),
-            None if waits => {
+            None if level != Level::Async => {
                 say(&format!("acked {this}"));
                 say("confirmed");
             }
@@ -268,29 +279,43 @@ impl Child {
         }
     }
 
-    /// Whether the commit will wait. Through a rollback journal only the process that replicates can do so.
-    fn begin(&self) -> bool {
+    /// When the commit will return. Through a rollback journal only the process that replicates can wait.
+    fn begin(&self) -> Option<Level> {
         // The one before may have begun without, and was rolled back.
-        self.wait_at_commits(self.job.waits);
-        match self.connection().execute_batch("BEGIN IMMEDIATE") {
-            Ok(()) => self.job.waits,
-            Err(error) if self.job.waits && error.sqlite_error_code() == Some(ErrorCode::ReadOnly) => {
-                assert_ne!(self.mode, "wal", "{error}");
-                self.connection()
-                    .execute_batch("PRAGMA replvfs_durability=async; BEGIN IMMEDIATE")
-                    .expect("BEGIN IMMEDIATE");
-                false
-            }
-            Err(error) => panic!("BEGIN IMMEDIATE: {error}"),
+        let level = self.job.level;
+        self.wait_at_commits(level);
+        let Err(error) = self.connection().execute_batch("BEGIN IMMEDIATE") else {
+            return Some(level);
+        };
+        let may_be = level != Level::Async && error.sqlite_error_code() == Some(ErrorCode::ReadOnly);
+        assert!(may_be && self.mode != "wal", "BEGIN IMMEDIATE: {error}");
+        if level == Level::Strict {
+            say(&format!("unconfirmed {error}"));
+            return None;
+        }
+        self.wait_at_commits(Level::Async);
+        self.connection()
+            .execute_batch("BEGIN IMMEDIATE")
+            .expect("BEGIN IMMEDIATE");
+        Some(Level::Async)
+    }
+
+    fn wait_at_commits(&self, level: Level) {
+        if !self.job.plain {
+            let set = format!("PRAGMA replvfs_durability={}", level.name());
+            self.connection().execute_batch(&set).expect("the durability");
         }
     }
 
-    fn wait_at_commits(&self, waits: bool) {
-        if !self.job.plain {
-            let level = if waits { "remote" } else { "async" };
-            let set = format!("PRAGMA replvfs_durability={level}");
-            self.connection().execute_batch(&set).expect("the durability");
+    /// Says what it sees of those who commit with `durability=strict`: all of it is in the replica, whoever dies now.
+    fn see(&mut self) {
+        let newest = content::newest(self.connection()).expect("reading the newest transactions");
+        for (writer, seq) in newest.range(FIRST_STRICT..) {
+            if self.seen.get(writer) < Some(seq) {
+                say(&format!("acked {writer}:{seq}"));
+            }
         }
+        self.seen = newest;
     }
 
     /// Says which commits of its own can be restored from the replica, according to `replvfs_acked`.

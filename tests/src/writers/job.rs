@@ -7,6 +7,30 @@ use crate::Rng;
 /// The writer that ends a round, and makes the database if it is the first.
 pub const LAST_WRITER: i64 = 9;
 
+/// Writers from here on commit with `durability=strict`: what anybody sees of them is in the replica.
+pub const FIRST_STRICT: i64 = 20;
+
+/// When the commits of a writer return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// When SQLite says so.
+    Async,
+    /// When they are in the replica.
+    Remote,
+    /// The same, and nobody sees them before.
+    Strict,
+}
+
+impl Level {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Level::Async => "async",
+            Level::Remote => "remote",
+            Level::Strict => "strict",
+        }
+    }
+}
+
 /// How the writers of a round keep what they overwrite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Journal {
@@ -54,8 +78,8 @@ pub struct Job {
     pub id: i64,
     /// It opens the database without replvfs.
     pub plain: bool,
-    /// Its commits wait until they are in the replica.
-    pub waits: bool,
+    /// When its commits return.
+    pub level: Level,
     /// Before anything else, before the schema is looked at; the wal-index of an exclusive one is then on the heap.
     pub pragmas: Vec<String>,
     /// Of its round.
@@ -97,7 +121,7 @@ impl Job {
 
     pub(super) fn encode(&self) -> String {
         json!({
-            "uri": self.uri, "id": self.id, "plain": self.plain, "waits": self.waits, "pragmas": self.pragmas, "mode": self.mode,
+            "uri": self.uri, "id": self.id, "plain": self.plain, "level": self.level.name(), "pragmas": self.pragmas, "mode": self.mode,
             "journal": format!("{:?}", self.journal), "seed": self.seed, "steps": self.steps, "until_owner": self.until_owner,
             "patient": self.patient, "page_size": self.page_size,
             "deletes_merged": self.deletes_merged, "log": self.log,
@@ -115,12 +139,15 @@ impl Job {
             .into_iter()
             .find(|journal| format!("{journal:?}") == text("journal"));
         let journal = journal.expect("a known journal");
+        let level = [Level::Async, Level::Remote, Level::Strict]
+            .into_iter()
+            .find(|level| level.name() == text("level"));
         let pragmas = job["pragmas"].as_array().expect("a list").iter();
         Job {
             uri: text("uri").to_owned(),
             id: job["id"].as_i64().expect("a number"),
             plain: flag("plain"),
-            waits: flag("waits"),
+            level: level.expect("a known level"),
             pragmas: pragmas.map(|pragma| pragma.as_str().expect("SQL").to_owned()).collect(),
             journal,
             mode: text("mode").to_owned(),

@@ -8,4 +8,4 @@ mod job;
 pub mod process;
 pub mod replica;
 
-pub use job::{Job, Journal, LAST_WRITER};
+pub use job::{FIRST_STRICT, Job, Journal, LAST_WRITER, Level};

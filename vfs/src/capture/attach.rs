@@ -210,8 +210,10 @@ impl Database {
 
     pub(super) fn log_base(&self, capture: &mut Capture, found: Found, question: Question) {
         let known = capture.unproved.or_else(|| self.log.last_txid());
+        // It is abandoned in the log first, and then here.
+        let is_abandoned = |last| self.log.abandoned() == Some(last);
         let (continuity, txid) = match known {
-            Some(last) if capture.broken => (Continuity::Broken, last.next()),
+            Some(last) if capture.broken || is_abandoned(last) => (Continuity::Broken, last.next()),
             Some(last) => (Continuity::Continued, last),
             None => (Continuity::First, crate::types::Txid::ZERO),
         };

@@ -44,6 +44,7 @@ impl Database {
     /// The connection has just got the WAL's write lock: what others committed since is logged before anything of ours.
     pub(crate) fn write_lock_taken(&self, state: &mut ConnectionState) {
         state.mirror.clear();
+        state.strict.is_done();
         let (Some(region), Some(wal)) = (state.region, state.wal) else {
             return;
         };
@@ -180,6 +181,7 @@ impl Database {
             page_count: commit.page_count,
             start,
             end: commit.position,
+            held: false,
             big_endian,
             frames,
         });
@@ -223,6 +225,7 @@ impl Database {
 
     /// This connection takes the database from the cursor to `header`.
     fn transition(&self, capture: &mut Capture, state: &mut ConnectionState, header: &IndexHeader, wal: FileRef) {
+        self.finish_confirmed(capture, state, header);
         let Some(cursor) = capture.cursor else {
             state.mirror.clear();
             return;
@@ -339,6 +342,7 @@ impl Database {
     /// A commit on a connection in heap mode: nothing but the frames themselves tells what it was.
     pub(crate) fn heap_commit(&self, state: &mut ConnectionState) {
         let Some(wal) = state.wal else { return };
+        self.finish_unseen(&mut self.capture(), state);
         if state.mirror.is_empty() {
             return; // Nothing was written: whatever stands in the WAL is no part of this commit.
         }

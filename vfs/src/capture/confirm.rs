@@ -53,7 +53,7 @@ impl Connection {
         true
     }
 
-    fn refused(&self, code: i32, message: &str) {
+    pub(super) fn refused(&self, code: i32, message: &str) {
         let path = self.database.path.display();
         tracing::warn!(database = %path, "{message}");
         report(code, &format!("replvfs: {path}: {message}"));
@@ -61,11 +61,17 @@ impl Connection {
 
     /// Waits until what it has just committed is in the store, if it is to. `false`: that is not known.
     pub(crate) fn is_confirmed(&self) -> bool {
-        if self.durability() == Durability::Async {
+        let level = self.durability();
+        if self.lock().strict.is_done() || level == Durability::Async {
             return true;
         }
         let database = &self.database;
-        let confirmed = self.in_its_place(|| database.replica.confirm(&mut || database.attend_own(self)));
+        let mut attend = || database.attend_own(self);
+        let confirmed = self.in_its_place(|| match level {
+            // What could not be held back, as that which makes a database of an empty file.
+            Durability::Strict => database.replica.flush(&mut attend).map(|_| ()),
+            _ => database.replica.confirm(&mut attend),
+        });
         if let Err(error) = &confirmed {
             self.refused(
                 ffi::SQLITE_IOERR,
@@ -117,7 +123,7 @@ impl Database {
     /// # Errors
     ///
     /// Why it would wait in vain.
-    fn attend(&self, connection: &Connection) -> Result<(), FlushError> {
+    pub(super) fn attend(&self, connection: &Connection) -> Result<(), FlushError> {
         self.attend_after(self.sync(connection), connection)
     }
 

@@ -16,6 +16,7 @@ use super::pin::Pin;
 use super::refusal::WriteState;
 use super::rollback::RollbackState;
 use super::settle::Known;
+use super::strict::StrictState;
 use crate::api::report;
 use crate::base::{BaseVfs, FileRef, IndexRegion};
 use crate::buffer::Budget;
@@ -149,6 +150,10 @@ pub(crate) struct ConnectionState {
     pub(crate) checkpointing: bool,
     /// A PRAGMA was seen that ends WAL mode.
     pub(crate) leaving_wal: bool,
+    /// A PRAGMA was seen after which there is no journal.
+    pub(crate) without_journal: bool,
+    /// A PRAGMA was seen that keeps the journal in memory.
+    pub(crate) journal_in_memory: bool,
     /// A PRAGMA was seen that takes the file for this connection alone.
     pub(crate) taking_exclusive: bool,
     /// The upload was waited for, in vain, before the file was taken to be closed.
@@ -158,6 +163,8 @@ pub(crate) struct ConnectionState {
     /// What it does while it has no WAL.
     pub(crate) rollback: RollbackState,
     pub(crate) writes: WriteState,
+    /// What it is about to commit, with `durability=strict`.
+    pub(crate) strict: StrictState,
 }
 
 // SAFETY: the file and region pointers are used only by the thread that SQLite lets use the connection, under the mutex.
@@ -175,11 +182,14 @@ impl ConnectionState {
             too_large: false,
             checkpointing: false,
             leaving_wal: false,
+            without_journal: false,
+            journal_in_memory: false,
             taking_exclusive: false,
             waited: false,
             keeps_wal: false,
             rollback: RollbackState::default(),
             writes: WriteState::default(),
+            strict: StrictState::default(),
         }
     }
 
@@ -230,7 +240,9 @@ impl Connection {
     }
 
     pub(crate) fn wal_closed(&self) {
-        if self.lock().wal.take().is_some() {
+        let mut state = self.lock();
+        self.database.roll_back_confirmed(&mut state);
+        if state.wal.take().is_some() {
             self.database.wal_connections.fetch_sub(1, Ordering::AcqRel);
         }
     }

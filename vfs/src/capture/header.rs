@@ -28,6 +28,21 @@ impl DatabaseHeader {
         PageSize::from_header_field(u16::from_be_bytes([self.0[16], self.0[17]]))
     }
 
+    /// The counter of changes is another one.
+    pub(super) fn is_changed_since(&self, before: &DatabaseHeader) -> bool {
+        self.0[24..28] != before.0[24..28]
+    }
+
+    /// So is the number of pages.
+    pub(super) fn is_resized_since(&self, before: &DatabaseHeader) -> bool {
+        self.0[28..32] != before.0[28..32]
+    }
+
+    /// The file is no database yet, though it has grown already: SQLite says how long it will be before it writes it.
+    pub(super) fn is_blank(&self) -> bool {
+        self.0.iter().all(|byte| *byte == 0)
+    }
+
     /// Whoever reads the database opens its WAL.
     pub(super) fn is_wal(&self) -> bool {
         self.0[19] == WAL_FORMAT

@@ -18,7 +18,9 @@ mod restart;
 mod resume;
 mod rollback;
 mod settle;
+mod strict;
 
 pub(crate) use commit::is_ok;
 pub use continuity::Fingerprint;
 pub(crate) use database::{Connection, Database, Opening};
+pub(crate) use strict::ends_confirmed;

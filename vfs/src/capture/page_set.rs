@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 const WORDS: usize = 64;
 const CHUNK: u32 = 64 * 64;
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct PageSet {
     chunks: BTreeMap<u32, Box<[u64; WORDS]>>,
 }

@@ -57,6 +57,11 @@ impl WriteState {
         };
     }
 
+    /// A journal is played back that was there when the connection came.
+    pub(super) fn finishes(&self) -> bool {
+        self.file == FileWrites::Finishes
+    }
+
     /// Nothing is under way any more: what is written next is another transaction.
     pub(crate) fn ended(&mut self) {
         *self = WriteState::default();
@@ -77,8 +82,11 @@ impl Connection {
 
     /// Without a WAL a commit, a rollback and a recovery have all in the file, also where nothing is synced.
     pub(crate) fn synced(&self) {
-        let writes = &mut self.lock().writes;
-        writes.file = match writes.file {
+        let mut state = self.lock();
+        if state.writes.finishes() {
+            state.rollback.is_finished();
+        }
+        state.writes.file = match state.writes.file {
             FileWrites::Changes | FileWrites::Synced => FileWrites::Synced,
             FileWrites::Nothing | FileWrites::Finishes => FileWrites::Nothing,
         };
@@ -146,6 +154,24 @@ impl Connection {
         // SAFETY: as promised by the caller.
         let is_same = unsafe { matches!(file.read(&mut there, offset), Ok(true)) } && there == data;
         !is_same && self.refuses()
+    }
+
+    /// Whether a write of the database file is refused, since it begins a transaction that nothing could take back. Says so. `PRAGMA journal_mode` without
+    /// the name of a database is for all of them, and tells the main one only.
+    pub(crate) fn lacks_journal(&self) -> bool {
+        let state = self.lock();
+        let asks = self.is_strict() && begins_to_write(&state) && !state.journal_in_memory;
+        drop(state);
+        // SQLite has synced the journal before it writes the first page.
+        let lacks = asks && !self.database.vfs.journal_is_hot(&self.database.c_path);
+        if lacks {
+            self.refused(
+                ffi::SQLITE_IOERR,
+                "a transaction without a journal cannot be held back (durability=strict): say PRAGMA journal_mode with the name of the database, and \
+                 not OFF",
+            );
+        }
+        lacks
     }
 
     /// Whether the file stays as long as it is though it is to be cut: only the rollback of a transaction that was refused does so before anything is

@@ -261,7 +261,7 @@ impl Database {
 
     fn note(&self, end: Position, next: Next) -> bool {
         // What is dropped has no number: the newest one would be said to be the state of what came after it.
-        let drops = self.log.is_suspended() || self.log.failure().is_some();
+        let drops = self.log.is_suspended() || self.log.is_dropping() || self.log.failure().is_some();
         if !self.replica.owns() || !self.log.is_settled() || drops {
             return false;
         }

@@ -16,13 +16,16 @@ use crate::base::FileRef;
 use crate::buffer::Charge;
 use crate::pages::{Collector, Pages};
 use crate::transaction::{Frames, Transaction};
-use crate::types::{PageSize, Pgno, Position};
+use crate::types::{PageSize, Pgno, Position, Txid};
+
+const UNKNOWN: &str = "what was there before it is not known; try again";
 
 /// What a connection without a WAL does to the database file.
 #[derive(Debug, Default)]
 pub(crate) struct RollbackState {
     /// Since the last commit.
     written: Option<Written>,
+    began: Beginning,
     /// It wrote something since it got the EXCLUSIVE lock.
     changed: bool,
     /// It asks for the EXCLUSIVE lock, or has it.
@@ -32,21 +35,120 @@ pub(crate) struct RollbackState {
 impl RollbackState {
     /// It is in the middle of a transaction.
     pub(super) fn is_writing(&self) -> bool {
-        self.written.is_some()
+        self.written.is_some() && !self.began.rolled_back
+    }
+
+    /// What is being written is no database before that.
+    fn is_new(&self) -> bool {
+        self.began.header.is_none_or(|header| header.is_blank())
+    }
+
+    /// A journal was played back that was there when the connection came, and it may keep its lock: the file is the database now.
+    pub(super) fn is_finished(&mut self) {
+        if !matches!(self.written, Some(Written::Pages(_))) {
+            self.written = None;
+        }
+    }
+
+    /// The connection asks how long the file is: to play its journal back, or because it grows.
+    pub(crate) fn asks_for_size(&mut self) {
+        self.began.asked_for_size = true;
+    }
+
+    /// Its journal was played back, and it may keep its lock.
+    pub(super) fn is_rolled_back(&mut self) {
+        self.began.rolled_back = true;
+    }
+
+    /// Whether the next write is the first one of a transaction.
+    pub(super) fn is_to_begin(&self) -> bool {
+        self.written.is_none() || self.began.rolled_back
+    }
+
+    /// Nothing is written yet. Returns what was written and taken back before, if the lock was kept.
+    pub(super) fn begins(&mut self) -> Option<Written> {
+        self.began = Beginning::default();
+        self.written.take()
+    }
+
+    /// What was taken back is looked at once more at the commit, which costs little.
+    pub(super) fn goes_on(&mut self, rolled_back: Option<Written>) {
+        self.written = rolled_back.filter(|written| matches!(written, Written::Pages(_)));
     }
 }
 
+impl ConnectionState {
+    /// `SQLITE_FCNTL_SYNC`: whether it is a commit's that can be held back, or not one at all.
+    ///
+    /// A commit moves the change counter, but for all after the first one of a connection that keeps the file for itself. Who rolls back asks for
+    /// the file's length before; so does a commit, but only where the number of pages in the header has grown.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be.
+    ///
+    /// # Safety
+    ///
+    /// `file` is the connection's open file, on its thread.
+    pub(super) unsafe fn commits(&mut self, file: FileRef) -> Result<bool, &'static str> {
+        let rollback = &mut self.rollback;
+        match &rollback.written {
+            None => return Ok(false),
+            Some(_) if self.writes.finishes() => {
+                rollback.began.rolled_back = true;
+                return Ok(false);
+            }
+            // Nobody sees a database before it is one. Its base is waited for.
+            Some(Written::Unlogged { is_new: true }) => return Ok(false),
+            Some(_) => {}
+        }
+        // SAFETY: as promised by the caller.
+        let Ok(now) = (unsafe { DatabaseHeader::read(file) }) else {
+            return Err("the database file cannot be read");
+        };
+        let began = &mut rollback.began;
+        let is_changed = |now: DatabaseHeader, before: DatabaseHeader| {
+            now.is_changed_since(&before) || now.is_resized_since(&before)
+        };
+        let is_changed = now
+            .zip(began.header)
+            .is_some_and(|(now, before)| is_changed(now, before));
+        // No commit leaves an empty file.
+        let commits = now.is_some() && (!began.asked_for_size || is_changed);
+        began.rolled_back = !commits;
+        match rollback.written {
+            _ if !commits => Ok(false),
+            Some(Written::Unlogged { .. }) => Err(UNKNOWN),
+            Some(Written::Elsewhere) => Err("the database file was renamed or replaced while a connection has it open"),
+            _ => Ok(true),
+        }
+    }
+}
+
+/// How a transaction began.
+#[derive(Debug, Default)]
+struct Beginning {
+    /// What the file had before.
+    header: Option<DatabaseHeader>,
+    asked_for_size: bool,
+    /// The journal was played back, and the lock kept: what is written next is another transaction.
+    rolled_back: bool,
+}
+
+/// What a connection has written since the last commit.
 #[derive(Debug)]
-enum Written {
-    /// What was there before is not in the log.
-    Unlogged,
+pub(super) enum Written {
+    /// What was there before is not in the log; `is_new`: nothing was.
+    Unlogged {
+        is_new: bool,
+    },
     /// The file is not the database's any more: it was renamed or replaced.
     Elsewhere,
     Pages(WrittenPages),
 }
 
-#[derive(Debug)]
-struct WrittenPages {
+#[derive(Debug, Clone)]
+pub(super) struct WrittenPages {
     page_size: PageSize,
     /// The fewest pages that the database had since: all behind them are new, also where nothing was written.
     kept: u32,
@@ -76,8 +178,16 @@ impl Database {
     pub(crate) unsafe fn rollback_write(&self, state: &mut ConnectionState, file: FileRef, from: u64, to: Option<u64>) {
         let mut written = match state.rollback.written.take() {
             Some(written) => written,
-            // SAFETY: as promised by the caller.
-            None => unsafe { self.first_write(state, file) },
+            None => {
+                // SAFETY: as promised by the caller.
+                let header = unsafe { DatabaseHeader::read(file) };
+                state.rollback.began = Beginning {
+                    header: header.ok().flatten(),
+                    ..Beginning::default()
+                };
+                // SAFETY: as above.
+                unsafe { self.first_write(state, file) }
+            }
         };
         if let Written::Pages(pages) = &mut written {
             pages.note(from, to);
@@ -102,11 +212,12 @@ impl Database {
         // SAFETY: as above.
         unsafe { self.prove_file(&mut capture, file) };
         let Some(cursor) = capture.cursor else {
-            return Written::Unlogged;
+            return Written::Unlogged {
+                is_new: state.rollback.is_new(),
+            };
         };
         // SAFETY: as above.
-        let found = unsafe { DatabaseHeader::read(file).and_then(|header| Ok((header, file.size()?))) };
-        if let Ok((Some(header), bytes)) = found
+        if let (Some(header), Ok(bytes)) = (state.rollback.began.header, unsafe { file.size() })
             && let Some(page_size) = header.page_size()
             && cursor.page_size.is_none_or(|known| known == page_size)
         {
@@ -117,11 +228,14 @@ impl Database {
             });
         }
         self.break_history(&mut capture, "its header could not be read before it was written");
-        Written::Unlogged
+        Written::Unlogged { is_new: false }
     }
 
     /// `SQLITE_FCNTL_COMMIT_PHASETWO` on a connection without a WAL. It still has its lock.
     pub(crate) fn rollback_commit(&self, state: &mut ConnectionState) {
+        if self.finish_unseen(&mut self.capture(), state) {
+            state.rollback.written = None;
+        }
         self.log_written(state);
         if state.is_exclusive() && self.log.base_wanted() {
             self.settle(state);
@@ -175,6 +289,7 @@ impl Database {
 
     /// What was written without a commit is as it is from here on.
     fn log_uncommitted(&self, state: &mut ConnectionState) {
+        self.abandon_confirmed(state);
         if state.rollback.is_writing() && self.vfs.journal_is_hot(&self.c_path) {
             // SQLite could not finish. The next connection, of whatever process, goes on from the journal.
             if !matches!(state.rollback.written.take(), Some(Written::Elsewhere)) {
@@ -242,18 +357,39 @@ impl Database {
         Ok((page_size, page_count, pages))
     }
 
-    fn append_pages(&self, capture: &mut Capture, page_size: PageSize, page_count: u32, pages: Pages) {
-        let Some(last) = self.log.last_txid() else { return };
-        self.log.push_transaction(Transaction {
-            txid: last.next(),
+    /// What the connection has written, and is about to commit.
+    pub(super) fn tentative_pages(
+        &self,
+        capture: &Capture,
+        state: &ConnectionState,
+    ) -> Result<Transaction, &'static str> {
+        let (Some(Written::Pages(written)), Some(file)) = (&state.rollback.written, state.file) else {
+            return Err(UNKNOWN);
+        };
+        capture.cursor.ok_or(UNKNOWN)?;
+        // SAFETY: the connection's file, on its thread.
+        let (page_size, page_count, pages) = unsafe { self.read_back(file, written.clone()) }?;
+        Ok(self.transaction_of(Txid::ZERO, page_size, page_count, pages))
+    }
+
+    fn transaction_of(&self, txid: Txid, page_size: PageSize, page_count: u32, pages: Pages) -> Transaction {
+        Transaction {
+            txid,
             committed_at: self.host.now(),
             page_size,
             page_count,
             start: Position::NONE,
             end: Position::NONE,
+            held: false,
             big_endian: false,
             frames: Frames::Pages(pages),
-        });
+        }
+    }
+
+    fn append_pages(&self, capture: &mut Capture, page_size: PageSize, page_count: u32, pages: Pages) {
+        let Some(last) = self.log.last_txid() else { return };
+        let transaction = self.transaction_of(last.next(), page_size, page_count, pages);
+        self.log.push_transaction(transaction);
         let waiting = self.log.unstored_bytes().unwrap_or(0);
         if waiting > self.replica.wal_limit() {
             return self.give_up_backlog(capture, waiting);

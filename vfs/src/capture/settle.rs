@@ -46,8 +46,10 @@ impl Database {
             match unsafe { DatabaseHeader::read(file) } {
                 // SQLite opens a WAL that is beside the file whatever its header says: the connection does so next.
                 Ok(Some(header)) if !header.is_wal() && is_wal_beside(&self.path) => return false,
-                // SAFETY: as above; it has a lock (caller).
-                Ok(Some(header)) if !header.is_wal() => unsafe { self.settle_file(&mut capture, file, header) },
+                // SAFETY: as above; it has a lock (caller). Where WAL mode is left the header still says it.
+                Ok(Some(header)) if !header.is_wal() || (state.strict.begins && !is_wal_beside(&self.path)) => unsafe {
+                    self.settle_file(&mut capture, file, header)
+                },
                 // The connection will open the WAL next. As long as there is none, the file is all.
                 Ok(Some(_)) if capture.cursor.is_some() && self.is_left_behind(&capture) => return true,
                 // An empty file has nothing to log.

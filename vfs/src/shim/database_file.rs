@@ -84,6 +84,9 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
         if refusing && refuses("xWrite", connection, is_refused) {
             return ffi::SQLITE_READONLY;
         }
+        if guard("xWrite", || connection.lacks_journal()) != Some(false) {
+            return ffi::SQLITE_IOERR_WRITE;
+        }
         observe("xWrite", connection, || {
             before_change(connection, real, refusing, offset, Some(offset + i64::from(amount)))
         });
@@ -113,7 +116,12 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int 
 unsafe extern "C" fn file_size(file: *mut ffi::sqlite3_file, size: *mut i64) -> c_int {
     // SAFETY: an open file of ours.
     if let Some(connection) = unsafe { connection(file) } {
-        observe("xFileSize", connection, || connection.asks_for_size());
+        observe("xFileSize", connection, || {
+            connection.asks_for_size();
+            if connection.is_strict() {
+                connection.lock().rollback.asks_for_size();
+            }
+        });
     }
     // SAFETY: SQLite's arguments are passed on as they came.
     unsafe { forward!(file, xFileSize, ffi::SQLITE_IOERR_FSTAT, size) }
@@ -125,6 +133,7 @@ fn before_change(connection: &Connection, real: FileRef, refusing: bool, from: i
     let (Ok(from), Ok(to)) = (u64::try_from(from), to.map(u64::try_from).transpose()) else {
         return; // The base VFS refuses it.
     };
+    connection.before_strict_write();
     // SAFETY: the connection's own file, on its thread (the callers).
     unsafe { database.before_change(real, from, to.unwrap_or(i64::MAX as u64)) };
     let mut state = connection.lock();
@@ -272,6 +281,12 @@ unsafe extern "C" fn file_control(file: *mut ffi::sqlite3_file, op: c_int, argum
     {
         return ffi::SQLITE_ERROR;
     }
+    if let Some(connection) = connection
+        && op == ffi::SQLITE_FCNTL_SYNC
+        && guard("xFileControl", || connection.may_commit()) != Some(true)
+    {
+        return ffi::SQLITE_IOERR;
+    }
     // SAFETY: for this control the argument is an int.
     let asked = op == ffi::SQLITE_FCNTL_PERSIST_WAL && !argument.is_null() && unsafe { *argument.cast::<c_int>() } < 0;
     // SAFETY: SQLite's arguments are passed on as they came.
@@ -280,6 +295,7 @@ unsafe extern "C" fn file_control(file: *mut ffi::sqlite3_file, op: c_int, argum
     match op {
         ffi::SQLITE_FCNTL_COMMIT_PHASETWO => {
             observe("xFileControl", connection, || {
+                connection.journal_ended();
                 let mut state = connection.lock();
                 match (state.wal, state.region) {
                     (Some(_), None) => connection.database.heap_commit(&mut state),
@@ -365,6 +381,7 @@ unsafe extern "C" fn shm_lock(file: *mut ffi::sqlite3_file, offset: c_int, n: c_
                 state.writes.ended();
                 connection.locks_changed(&state);
                 state.mirror.clear();
+                connection.database.roll_back_confirmed(&mut state);
             });
         }
     }

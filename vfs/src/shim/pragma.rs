@@ -11,6 +11,9 @@ use crate::types::Txid;
 /// Prefix of all that are ours: one that we do not know is an error, not silence.
 const PREFIX: &str = "replvfs_";
 
+/// Without a journal nothing could be rolled back.
+const NO_JOURNAL: &str = "durability=strict needs a journal: it cannot be had with journal_mode=OFF";
+
 const KNOWN: &str = "replvfs_txid, replvfs_acked, replvfs_flush, replvfs_wait, replvfs_durability and replvfs_status";
 
 /// Answers `SQLITE_FCNTL_PRAGMA`; `None` when the PRAGMA is not ours.
@@ -29,9 +32,12 @@ pub(super) unsafe fn answer(connection: &Connection, arguments: *mut *mut c_char
         )
     };
     let name = name.to_ascii_lowercase();
-    note_modes(connection, &name, value.as_deref());
-    let pragma = name.strip_prefix(PREFIX)?;
-    let result = run(connection, pragma, value.as_deref());
+    let refused = note_modes(connection, &name, value.as_deref()).map(|refused| Err(refused.to_owned()));
+    let pragma = name.strip_prefix(PREFIX);
+    let result = match refused {
+        Some(refused) => refused,
+        None => run(connection, pragma?, value.as_deref()),
+    };
     let (code, text) = match &result {
         Ok(text) => (ffi::SQLITE_OK, text),
         Err(message) => (ffi::SQLITE_ERROR, message),
@@ -41,13 +47,20 @@ pub(super) unsafe fn answer(connection: &Connection, arguments: *mut *mut c_char
     Some(code)
 }
 
-/// What SQLite's own PRAGMAs are about to do with the locks.
-fn note_modes(connection: &Connection, name: &str, value: Option<&str>) {
-    let Some(value) = value.map(|value| value.trim_matches(['\'', '"'])) else {
-        return;
-    };
+/// What SQLite's own PRAGMAs are about to do with the locks. Why one is refused, if it is.
+fn note_modes(connection: &Connection, name: &str, value: Option<&str>) -> Option<&'static str> {
+    let value = value.map(|value| value.trim_matches(['\'', '"']))?;
     match name {
-        "journal_mode" => connection.lock().leaving_wal = !value.eq_ignore_ascii_case("wal"),
+        "journal_mode" => {
+            let without_journal = value.eq_ignore_ascii_case("off");
+            if without_journal && connection.is_strict() {
+                return Some(NO_JOURNAL);
+            }
+            let mut state = connection.lock();
+            state.leaving_wal = !value.eq_ignore_ascii_case("wal");
+            state.without_journal = without_journal;
+            state.journal_in_memory = value.eq_ignore_ascii_case("memory");
+        }
         "wal_checkpoint" if !value.eq_ignore_ascii_case("passive") => {
             connection
                 .database
@@ -56,6 +69,7 @@ fn note_modes(connection: &Connection, name: &str, value: Option<&str>) {
         "locking_mode" => connection.lock().taking_exclusive = value.eq_ignore_ascii_case("exclusive"),
         _ => {}
     }
+    None
 }
 
 /// The text of the row to return, or an error message. There is always a row: without one SQLite gives the column a null pointer for a name, of
@@ -94,8 +108,12 @@ fn set(connection: &Connection, pragma: &str, value: &str) -> Result<String, Str
     match pragma {
         "durability" => {
             let level = Durability::from_name(value);
-            let level = level
-                .ok_or_else(|| format!("PRAGMA replvfs_durability={value} is not understood: write async or remote"))?;
+            let level = level.ok_or_else(|| {
+                format!("PRAGMA replvfs_durability={value} is not understood: write async, remote or strict")
+            })?;
+            if level == Durability::Strict && connection.lock().without_journal {
+                return Err(NO_JOURNAL.to_owned());
+            }
             connection.set_durability(level);
             Ok(level.name().to_owned())
         }

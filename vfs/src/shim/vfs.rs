@@ -15,7 +15,7 @@ use super::{database_file, wal_file};
 use crate::api::{SqliteApi, report};
 use crate::base::{BaseVfs, FileRef};
 use crate::buffer::Budget;
-use crate::capture::{Connection, Database, Opening, is_ok};
+use crate::capture::{Connection, Database, Opening, ends_confirmed, is_ok};
 use crate::fork::{self, Process};
 use crate::guard::guard;
 use crate::held::DatabaseFile;
@@ -147,7 +147,9 @@ pub fn register(api: SqliteApi, registration: Registration) -> Result<(), Regist
     // SAFETY: base is a registered VFS.
     let like = unsafe { *base };
     let file_size = usize::try_from(like.szOsFile).unwrap_or(0) + REAL_OFFSET;
-    let vfs = Box::leak(Box::new(structure(&like, name.into_raw(), added, file_size, open)));
+    let mut structure = structure(&like, name.into_raw(), added, file_size, open);
+    structure.xDelete = like.xDelete.is_some().then_some(delete);
+    let vfs = Box::leak(Box::new(structure));
     // SAFETY: the structure, its name and its data are leaked, so they live as long as the process.
     match unsafe { api.vfs_register(vfs, registration.make_default) } {
         ffi::SQLITE_OK => {
@@ -172,6 +174,18 @@ pub fn replica_of(path: &Path) -> Option<Arc<dyn Replica>> {
         known = vfs.before;
     }
     None
+}
+
+unsafe extern "C" fn delete(vfs: *mut ffi::sqlite3_vfs, name: *const c_char, sync_folder: c_int) -> c_int {
+    let durably = c_int::from(ends_confirmed());
+    // SAFETY: one of our structures; SQLite's arguments are passed on, and the base VFS is registered.
+    unsafe {
+        let base = app::<Vfs>(vfs).base.raw;
+        match (*base).xDelete {
+            Some(delete) => delete(base, name, sync_folder | durably),
+            None => ffi::SQLITE_IOERR_DELETE,
+        }
+    }
 }
 
 unsafe extern "C" fn open(

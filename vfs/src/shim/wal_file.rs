@@ -55,6 +55,28 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
         // SAFETY: SQLite gives amount readable bytes.
         let head = unsafe { std::slice::from_raw_parts(data.cast::<u8>(), usize::try_from(amount).unwrap_or(0)) };
         observe("wal xWrite", connection, || before_write(connection, offset, head));
+        if connection.is_strict() {
+            let mut forward = |bytes: &[u8], at: u64| -> c_int {
+                let (Ok(amount), Ok(at)) = (c_int::try_from(bytes.len()), i64::try_from(at)) else {
+                    return ffi::SQLITE_IOERR_WRITE;
+                };
+                // SAFETY: the same file, on its thread; bytes has amount of them.
+                unsafe { forward!(file, xWrite, ffi::SQLITE_IOERR_WRITE, bytes.as_ptr().cast(), amount, at) }
+            };
+            match guard("wal xWrite", || connection.holds_back(offset, head, &mut forward)) {
+                Some(None) => {}
+                Some(Some(code)) => return code,
+                // Whatever was to be confirmed is not.
+                None => {
+                    let _ = guard("fail", || {
+                        connection
+                            .database
+                            .fail("a panic in wal xWrite; this is a bug in replvfs")
+                    });
+                    return ffi::SQLITE_IOERR_WRITE;
+                }
+            }
+        }
     }
     // SAFETY: SQLite's arguments are passed on as they came.
     let code = unsafe { forward!(file, xWrite, ffi::SQLITE_IOERR_WRITE, data, amount, offset) };
@@ -64,11 +86,13 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
         observe("wal xWrite", connection, || {
             let mut state = connection.lock();
             if is_ok(code) {
+                connection.database.wrote_wal(&mut state, offset);
                 state.writes.wrote_wal(offset);
                 state.mirror.write(offset, data);
             } else {
                 // SQLite rolls the transaction back. Its frames may stand in the file, the commit frame among them.
                 state.mirror.clear();
+                connection.database.roll_back_confirmed(&mut state);
             }
         });
     }
@@ -101,7 +125,11 @@ unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
     // SAFETY: an open file of ours.
     if let Some(connection) = unsafe { ShimFile::of(file).connection() } {
         // SQLite rolls back a transaction whose frames are all in the file, valid to whoever looks at them alone.
-        observe("wal xSync", connection, || connection.lock().mirror.clear());
+        observe("wal xSync", connection, || {
+            let mut state = connection.lock();
+            state.mirror.clear();
+            connection.database.roll_back_confirmed(&mut state);
+        });
     }
     code
 }

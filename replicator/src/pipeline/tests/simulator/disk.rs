@@ -21,7 +21,14 @@ pub(super) struct Disk {
     pub(super) wal: Option<Wal>,
     /// That of the database file. It changes with every checkpoint.
     pub(super) print: Fingerprint,
+    /// Somebody writes a transaction.
+    pub(super) is_locked: bool,
+    /// A commit frame that is in the WAL, and not in the wal-index.
+    pub(super) unpublished: Option<(StateId, Position)>,
 }
+
+/// In the place of a state: a number that is not used again.
+pub(super) const ABANDONED: StateId = StateId::MAX;
 
 /// As long as nobody restarts it.
 #[derive(Debug, Clone)]
@@ -29,6 +36,8 @@ pub(super) struct Wal {
     pub(super) salts: Salts,
     /// Each commit with the place behind it.
     pub(super) commits: Vec<(StateId, Position)>,
+    /// So many of them are on the disk whatever happens.
+    pub(super) synced: usize,
 }
 
 impl Wal {
@@ -59,6 +68,8 @@ impl Disk {
             state,
             wal: None,
             print: new_print(sim),
+            is_locked: false,
+            unpublished: None,
         }
     }
 
@@ -71,6 +82,23 @@ impl Disk {
         let end = transaction(sim, state, Txid(0), start).end;
         wal.commits.push((state, end));
         self.state = state;
+    }
+
+    pub(super) fn begin_wal(&mut self, sim: &Sim) {
+        self.wal = Some(Wal::new(sim));
+    }
+
+    pub(super) fn wal_end(&self) -> Position {
+        self.wal.as_ref().map_or(Position::NONE, Wal::end)
+    }
+
+    /// What was confirmed is committed, and synced.
+    pub(super) fn publish(&mut self) {
+        if let (Some((state, end)), Some(wal)) = (self.unpublished.take(), &mut self.wal) {
+            wal.commits.push((state, end));
+            wal.synced = wal.commits.len();
+            self.state = state;
+        }
     }
 
     /// All of the WAL is in the file, and another one begins.
@@ -93,6 +121,7 @@ impl Wal {
         Wal {
             salts: Salts(salt as u32 | 1, (salt >> 32) as u32),
             commits: Vec::new(),
+            synced: 0,
         }
     }
 }
@@ -107,7 +136,7 @@ pub(super) fn new_print(sim: &Sim) -> Fingerprint {
     }
 }
 
-fn transaction(sim: &Sim, state: StateId, txid: Txid, start: Position) -> Transaction {
+pub(super) fn transaction(sim: &Sim, state: StateId, txid: Txid, start: Position) -> Transaction {
     let model = sim.model.lock().unwrap();
     let pages = (model.content(state).len() / PAGE) as u32;
     let mut transaction = Transaction::for_test(txid, page_size(), pages, &model.changes(state), start);
@@ -129,19 +158,19 @@ pub(super) struct Capture {
 #[derive(Debug, Default)]
 pub(super) struct Inner {
     /// Up to where everything is in the log.
-    cursor: Option<Cursor>,
+    pub(super) cursor: Option<Cursor>,
     pub(super) pinned: bool,
-    broken: bool,
+    pub(super) broken: bool,
     /// Where the WAL before this one ended.
     ended: Option<Position>,
     noted: Option<Salts>,
     /// What has the numbers up to the log's newest.
-    numbered: Vec<StateId>,
+    pub(super) numbered: Vec<StateId>,
     seen: Option<Txid>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Cursor {
+pub(super) struct Cursor {
     /// `None` when there is no WAL.
     salts: Option<Salts>,
     commits: usize,
@@ -158,7 +187,7 @@ impl Capture {
         self.sync_with(&disk, &mut inner);
     }
 
-    fn sync_with(&self, disk: &Disk, inner: &mut Inner) {
+    pub(super) fn sync_with(&self, disk: &Disk, inner: &mut Inner) {
         self.prove_cursor(disk, inner);
         match self.log.wanted_for_test() {
             None => {}
@@ -203,7 +232,7 @@ impl Capture {
     }
 
     /// Whether the database is still where this process thinks.
-    fn prove_cursor(&self, disk: &Disk, inner: &mut Inner) {
+    pub(super) fn prove_cursor(&self, disk: &Disk, inner: &mut Inner) {
         let Some(cursor) = inner.cursor else { return };
         let there = disk.wal.as_ref().map(|wal| wal.salts);
         let goes_on = match (cursor.salts, there) {
@@ -282,8 +311,12 @@ impl Capture {
     pub(super) fn suspend(&self) {
         let mut inner = self.inner.lock().unwrap();
         inner.cursor = None;
-        inner.broken = self.log.last_txid().is_some();
+        let last = self.log.last_txid();
+        inner.broken = last.is_some();
         self.log.suspend();
+        if self.log.last_txid() > last {
+            inner.numbered.push(ABANDONED);
+        }
     }
 
     /// Writes a commit of this process.
@@ -291,7 +324,7 @@ impl Capture {
         let (mut disk, mut inner) = (self.disk.lock().unwrap(), self.inner.lock().unwrap());
         self.sync_with(&disk, &mut inner);
         if disk.wal.is_none() {
-            disk.wal = Some(Wal::new(&self.sim));
+            disk.begin_wal(&self.sim);
             self.prove_cursor(&disk, &mut inner);
         }
         self.note_wal(&disk, &mut inner, replica);
@@ -312,7 +345,7 @@ impl Capture {
         self.note_wal(&disk, &mut inner, replica);
     }
 
-    fn note_wal(&self, disk: &Disk, inner: &mut Inner, replica: &dyn Replica) {
+    pub(super) fn note_wal(&self, disk: &Disk, inner: &mut Inner, replica: &dyn Replica) {
         let Some(wal) = disk.wal.as_ref().filter(|wal| wal.commits.is_empty()) else {
             return;
         };
@@ -353,7 +386,8 @@ impl Capture {
 
     /// Tells what was acknowledged since.
     pub(super) fn observe(&self, replica: &dyn Replica) {
-        let acked = self.log.acked();
+        // What is not committed yet may be acknowledged already.
+        let acked = self.log.acked().min(self.log.last_txid());
         if acked <= self.inner.lock().unwrap().seen {
             return;
         }
@@ -366,6 +400,8 @@ impl Capture {
         let from = inner.seen.map_or(first, |seen| seen.0 + 1).max(begins);
         for txid in from..=acked.unwrap_or_default().0 {
             match inner.state_of(txid, last) {
+                // It was in the store before it was rolled back, and nobody has it.
+                Some(ABANDONED) => {}
                 Some(state) => self.sim.acknowledged(Ack {
                     generation,
                     txid,
@@ -393,7 +429,7 @@ impl Wal {
 }
 
 impl Cursor {
-    fn at_end(disk: &Disk) -> Cursor {
+    pub(super) fn at_end(disk: &Disk) -> Cursor {
         Cursor::at(disk, disk.wal.as_ref().map_or(0, |wal| wal.commits.len()))
     }
 

@@ -2,7 +2,7 @@
 //!
 //! What runs is the pipeline itself: the task with its log, the state file and the lock, and restores. Here is only the world around it: time, chance,
 //! the store and the way to it ([`sky`]), databases and what the VFS would capture of them ([`disk`]), processes that are killed, stopped and cut off
-//! ([`process`], [`schedule`]), and somebody who merges and deletes ([`keeper`]). The promises are kept when somebody is told that something is safe ([`world`]), when an object gets into the store, and at the
+//! ([`process`], [`schedule`]), somebody who merges and deletes ([`keeper`]), and commits that nobody sees before they are stored ([`strict`]). The promises are kept when somebody is told that something is safe ([`world`]), when an object gets into the store, and at the
 //! end, by everything that is there ([`check`]).
 //!
 //! | variable | |
@@ -20,6 +20,7 @@ mod model;
 mod process;
 mod schedule;
 mod sky;
+mod strict;
 mod world;
 
 use std::collections::BTreeMap;
@@ -159,6 +160,7 @@ fn a_rule_that_is_broken_is_noticed() {
         (Rule::Compare, 5000),
         (Rule::Named, 5000),
         (Rule::Young, 5000),
+        (Rule::LeaveAside, 2000),
     ];
     for (rule, within) in rules {
         let (found, counts) = run(0, within, 1, Some(rule));

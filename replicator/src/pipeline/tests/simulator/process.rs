@@ -38,6 +38,8 @@ pub(super) struct Process {
     task: JoinHandle<()>,
     /// Who waits until what was committed is in the store.
     waits: Vec<JoinHandle<()>>,
+    /// The transaction that nobody sees before it is in the store.
+    pub(super) strict: Option<JoinHandle<()>>,
 }
 
 impl Process {
@@ -96,6 +98,7 @@ impl Process {
             is_open: false,
             task,
             waits: Vec::new(),
+            strict: None,
         };
         process.open();
         process
@@ -130,6 +133,11 @@ impl Process {
             }
             Poll::Ready(())
         })));
+    }
+
+    /// It is in the middle of a transaction.
+    pub(super) fn is_writing(&self) -> bool {
+        self.strict.as_ref().is_some_and(|strict| !strict.is_finished())
     }
 
     /// Nothing more comes of it.
@@ -179,9 +187,13 @@ impl Process {
         let status: serde_json::Value = serde_json::from_str(&self.replica.status()).unwrap();
         sim.count(|counts| counts.discontinuities += status["discontinuities"].as_u64().unwrap_or_default());
         let Process {
-            shared, task, waits, ..
+            shared,
+            task,
+            waits,
+            strict,
+            ..
         } = self;
-        for task in waits.into_iter().chain([task]) {
+        for task in waits.into_iter().chain(strict).chain([task]) {
             task.abort();
             if let Err(error) = task.await
                 && error.is_panic()
@@ -285,14 +297,14 @@ impl Machine {
         let Some(disk) = &self.disk else { return };
         let mut disk = disk.lock().unwrap();
         let disk = &mut *disk;
-        let Some(wal) = disk.wal.as_mut().filter(|wal| !wal.commits.is_empty()) else {
+        let Some(wal) = disk.wal.as_mut().filter(|wal| wal.commits.len() > wal.synced) else {
             return;
         };
         if sim.rng().below(3) > 0 {
             return;
         }
         // With synchronous=NORMAL a WAL is synced only by checkpoints.
-        let kept = sim.rng().below(wal.commits.len() as u64) as usize;
+        let kept = wal.synced + sim.rng().below((wal.commits.len() - wal.synced) as u64) as usize;
         let first = wal.commits[0].0;
         disk.state = match kept.checked_sub(1) {
             Some(last) => wal.commits[last].0,
@@ -311,7 +323,10 @@ impl Machine {
 
     pub(super) fn take_snapshot(&mut self) {
         let Some(disk) = &self.disk else { return };
-        let disk = disk.lock().unwrap().clone();
+        let disk = Disk {
+            is_locked: false,
+            ..disk.lock().unwrap().clone()
+        };
         self.snapshots.push((disk, std::fs::read(self.state_file()).ok()));
     }
 
@@ -380,9 +395,8 @@ impl Machine {
                     _ => new_print(sim),
                 };
                 let disk = Disk {
-                    state,
-                    wal: None,
                     print,
+                    ..Disk::new(state, sim)
                 };
                 self.disk = Some(Arc::new(Mutex::new(disk)));
             }

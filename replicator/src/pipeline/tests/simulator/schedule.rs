@@ -96,7 +96,12 @@ async fn step(sim: &Arc<Sim>, machines: &mut [Machine]) {
             }
         }
         88..95 => begin_restore(sim, machine).await,
-        95..97 => machine.disk.as_ref().unwrap().lock().unwrap().commit(sim),
+        95..97 => {
+            let mut disk = machine.disk.as_ref().unwrap().lock().unwrap();
+            if !disk.is_locked {
+                disk.commit(sim);
+            }
+        }
         97 => suspend(machine),
         _ => machine.processes.iter().for_each(|process| process.shared.hurry_up()),
     }
@@ -121,6 +126,12 @@ fn commit(sim: &Arc<Sim>, machine: &mut Machine) {
     };
     if !process.is_open || process.gate.is_closed() {
         return;
+    }
+    if process.capture.disk.lock().unwrap().is_locked {
+        return;
+    }
+    if sim.rng().below(4) == 0 {
+        return process.commit_strictly(sim);
     }
     for _ in 0..times {
         process.capture.commit(&*process.replica);
@@ -190,7 +201,7 @@ async fn close(sim: &Arc<Sim>, machine: &mut Machine) {
     let one = machine
         .processes
         .iter_mut()
-        .find(|process| process.is_open && !process.gate.is_closed());
+        .find(|process| process.is_open && !process.gate.is_closed() && !process.is_writing());
     if let Some(process) = one {
         process.close(sim, open == 1).await;
     }
@@ -199,7 +210,8 @@ async fn close(sim: &Arc<Sim>, machine: &mut Machine) {
 /// Where the pin lets it.
 fn restart_wal(sim: &Arc<Sim>, machine: &mut Machine) {
     let keeps = |process: &super::process::Process| process.owns() && !process.is_drained();
-    if machine.processes.iter().any(keeps) {
+    let is_locked = machine.disk.as_ref().unwrap().lock().unwrap().is_locked;
+    if is_locked || machine.processes.iter().any(keeps) {
         return;
     }
     sim.count(|counts| counts.wal_restarts += 1);
@@ -244,7 +256,8 @@ async fn calm_down(sim: &Arc<Sim>, machines: &mut [Machine]) {
                 process.capture.sync();
             }
             process.capture.observe(&*process.replica);
-            if !process.has_failed() && process.owns() && !process.is_drained() && process.is_open {
+            let is_busy = process.is_writing() || !process.is_drained();
+            if !process.has_failed() && process.owns() && is_busy && process.is_open {
                 waits_for = Some(process);
             }
         }
