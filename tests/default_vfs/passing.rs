@@ -190,3 +190,17 @@ fn by_its_name_the_vfs_still_needs_a_replica() {
     assert!(unknown.is_err());
     Connection::open(format!("file:{}?speed=1", path.display())).unwrap();
 }
+
+#[test]
+fn what_was_replicated_before_is_passed_through_with_a_warning() {
+    let (_alone, place) = place();
+    let path = place.file("plain/before.db");
+    std::fs::write(place.file("plain/before.db-replvfs"), "").unwrap();
+    let connection = with_rows(&path, 1);
+    assert_passed(&connection, "main");
+    let logged = format!("{:?}", sqlite_log());
+    assert!(
+        logged.contains("before.db was replicated before, and is not now"),
+        "{logged}"
+    );
+}

@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use replvfs_vfs::api::report;
+use replvfs_vfs::ffi::SQLITE_WARNING;
 use replvfs_vfs::held::DatabaseFile;
 use replvfs_vfs::host::{Host, OpenError, OpenRequest, Replica};
 use replvfs_vfs::log::Log;
@@ -21,6 +23,7 @@ use super::task::{Plan, Task};
 use super::upkeep::Schedule;
 use super::{behind, missing};
 use crate::config::{Config, OnFenced, Restore, Settings, Target, is_immutable, of_ours};
+use crate::local_state::state_file;
 use crate::store::{Store, StoreOptions};
 
 /// The replicating side of one registered VFS.
@@ -65,6 +68,7 @@ impl ReplicatingHost {
         };
         let Some(settings) = settings.map_err(|error| about(path, &error))? else {
             if request.by_default {
+                warn_if_known(path);
                 return Ok(None);
             }
             return Err(about(
@@ -169,6 +173,18 @@ impl Host for ReplicatingHost {
 
     fn now(&self) -> UnixMillis {
         shared::now()
+    }
+}
+
+/// What was replicated once, and is passed through now, may have been left out by mistake.
+fn warn_if_known(path: &Path) {
+    if state_file(path).exists() {
+        let message = format!(
+            "{} was replicated before, and is not now: no replica is set for it (replvfs check-config --database tells why)",
+            path.display()
+        );
+        tracing::warn!("{message}");
+        report(SQLITE_WARNING, &format!("replvfs: {message}"));
     }
 }
 
