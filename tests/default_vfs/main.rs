@@ -162,3 +162,14 @@ fn a_broken_file_refuses_every_open_that_it_decides() {
     place.configure("");
     Connection::open(&plain).unwrap();
 }
+
+#[test]
+fn the_file_in_the_readme_is_right() {
+    let (_alone, place) = place();
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+    let text = readme.split("```toml").nth(1).unwrap().split("```").next().unwrap();
+    let file = place.file("readme.toml");
+    std::fs::write(&file, text).unwrap();
+    let checked = replvfs::config::check_file(&file).unwrap();
+    assert_eq!(checked.tables.len(), 2);
+}
