@@ -10,6 +10,8 @@ use super::settings::{Given, MEMORY_LIMIT, NAMES, Settings, Target};
 use super::{Beneath, Config, ConfigError, OnFenced, OnTimeout, Restore, Retention};
 use crate::store::{Store, StoreError, StoreOptions, redacted};
 
+const DAY_SECONDS: u64 = 24 * 3600;
+
 /// A configuration file without errors.
 #[derive(Debug, Clone)]
 pub struct Checked {
@@ -248,7 +250,12 @@ impl Given {
             }),
             "retention" => self.retention.map(|value| match value {
                 Retention::Forever => "forever".to_owned(),
-                Retention::For(length) => show_duration(length),
+                Retention::For(length) => match length.as_secs() {
+                    seconds if length.subsec_nanos() == 0 && seconds.is_multiple_of(DAY_SECONDS) => {
+                        format!("{}d", seconds / DAY_SECONDS)
+                    }
+                    _ => show_duration(length),
+                },
             }),
             _ => None,
         }

@@ -465,7 +465,7 @@ fn where_each_value_comes_from() {
     assert_eq!(of("memory_limit"), ("32MiB", Source::File(2)));
     assert_eq!(of("restore"), ("never", Source::Environment));
     assert_eq!(of("close_timeout"), ("9s", Source::Program));
-    assert_eq!(of("retention"), ("168h", Source::Default));
+    assert_eq!(of("retention"), ("7d", Source::Default));
     assert_eq!(of("store.secret_access_key"), ("…", Source::File(8)));
     for name in NAMES {
         of(name);
