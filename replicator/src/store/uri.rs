@@ -105,11 +105,11 @@ pub(crate) fn takes_keys(scheme: &str) -> bool {
 
 /// Whether stores of this scheme know a key. Those that are not built in know all.
 pub(crate) fn takes_key(scheme: &str, key: &str) -> bool {
-    match scheme {
-        #[cfg(feature = "s3")]
-        "s3" => s3::knows(key),
-        _ => takes_keys(scheme),
+    #[cfg(feature = "s3")]
+    if scheme == "s3" {
+        return s3::knows(key);
     }
+    takes_keys(scheme) && !key.is_empty()
 }
 
 fn unknown_scheme(replica: &str, scheme: &str) -> StoreError {
