@@ -182,6 +182,87 @@ fn a_missing_replica_is_an_error_in_the_shell() {
     );
 }
 
+/// A program that is as it was: what loads the extension is the module that Python looks for when it starts.
+#[test]
+fn an_unchanged_python_program_is_replicated() {
+    if !python_loads_extensions() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let site = r#"
+import os, sqlite3
+loader = sqlite3.connect(":memory:")
+loader.enable_load_extension(True)
+loader.load_extension(os.environ["EXTENSION"])
+loader.close()
+"#;
+    std::fs::write(scratch.file("sitecustomize.py"), site).expect("writing");
+    let configuration = format!(
+        "[[database]]\npath = 'app.db'\nreplica = '{}'\ndurability = 'remote'\n",
+        scratch.replica()
+    );
+    std::fs::write(scratch.file("replvfs.toml"), configuration).expect("writing");
+    let program = r#"
+import os, sqlite3
+db = sqlite3.connect("app.db")
+db.execute("PRAGMA journal_mode=WAL")
+db.execute("CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT)")
+db.executemany("INSERT INTO t(v) VALUES (?)", [(f"row {n}",) for n in range(10)])
+db.commit()
+db.execute("ATTACH 'cache.db' AS cache")
+db.execute("CREATE TABLE cache.t(v)")
+db.commit()
+temporary = sqlite3.connect("")
+temporary.execute("CREATE TABLE t(v)")
+assert db.execute("PRAGMA replvfs_txid").fetchone() == db.execute("PRAGMA replvfs_acked").fetchone() == ("2",)
+assert db.execute("PRAGMA cache.replvfs_status").fetchone() is None
+"#;
+    let output = run(
+        Command::new(PYTHON)
+            .args(["-c", program])
+            .current_dir(scratch.path())
+            .env("PYTHONPATH", scratch.path())
+            .env("EXTENSION", extension())
+            .env("REPLVFS_DEFAULT", "1")
+            .env("REPLVFS_CONFIG", "replvfs.toml"),
+        None,
+    );
+    succeeded(PYTHON, &output);
+    assert_eq!(restored_rows(&scratch, None).len(), 10);
+    assert!(!scratch.file("cache.db-replvfs").exists() && !scratch.file("cache.db-replvfs-lock").exists());
+}
+
+#[test]
+fn the_shell_opens_a_path_and_the_environment_names_the_replica() {
+    if !available("sqlite3", &["--version"]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let script = format!(
+        ".bail on\n.load {}\n.open app.db\nCREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT);\nINSERT INTO t(v) VALUES ('one');\nPRAGMA replvfs_flush;\n",
+        extension().display()
+    );
+    let shell = |replica: &str| {
+        let mut command = Command::new("sqlite3");
+        let command = command.arg(":memory:").current_dir(scratch.path());
+        run(
+            command.env("REPLVFS_DEFAULT", "1").env("REPLVFS_REPLICA", replica),
+            Some(&script),
+        )
+    };
+    succeeded("sqlite3", &shell(&scratch.replica_named("of-{name}")));
+    let out = scratch.file("restored.db");
+    restore_txid(&scratch.replica_named("of-app.db"), &out, None);
+    check_integrity(&out);
+    // One for all is refused when the extension is loaded, and says why.
+    let refused = shell(&scratch.replica_named("of-all"));
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && error.contains("put {name} into it"),
+        "{error}"
+    );
+}
+
 /// The extension: that of `REPLVFS_EXTENSION`, or built once.
 fn extension() -> PathBuf {
     static BUILT: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();

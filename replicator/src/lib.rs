@@ -1,7 +1,7 @@
 //! Continuous replication for SQLite, from inside its VFS.
 //!
 //! [`register`] adds a VFS named `replvfs` to the SQLite that the program is linked with. A database that is opened through it
-//! with a `replica` (in its URI, in the [`Config`], or in `REPLVFS_REPLICA`) is replicated to that object store, commit by commit, in the background:
+//! with a `replica` (in its URI, in the [`Config`], in the file of `REPLVFS_CONFIG`, or in `REPLVFS_REPLICA`) is replicated to that object store, commit by commit, in the background:
 //!
 //! ```no_run
 //! replvfs::register(replvfs::Config::default())?;
@@ -72,9 +72,9 @@ pub fn register_with(api: SqliteApi, config: Config) -> Result<(), Error> {
     };
     let registration = Registration {
         name: config.vfs_name.clone(),
-        make_default: config.make_default,
-        transaction_memory: config.given.memory_limit() / 4,
-        memory: config.given.memory_limit() / 2,
+        make_default: config.is_default(),
+        transaction_memory: config.memory_limit_bytes() / 4,
+        memory: config.memory_limit_bytes() / 2,
         read_at_once: READ_AT_ONCE_BYTES,
         host: Arc::new(pipeline::ReplicatingHost::new(config)),
     };

@@ -332,3 +332,43 @@ pub fn report(code: i32, message: &str) {
     // SAFETY: a constant format with one string.
     unsafe { log(code, c"%s".as_ptr(), message.as_ptr()) }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// As many functions as a table can have, none of which may be called.
+    type Table = [*const c_void; 300];
+
+    unsafe extern "C" fn of_2020() -> c_int {
+        3_031_001
+    }
+
+    unsafe extern "C" fn of_2021() -> c_int {
+        3_035_004
+    }
+
+    fn refusal(table: &Table) -> String {
+        // SAFETY: a table with a version, and nothing else that is looked at.
+        unsafe { SqliteApi::from_extension(table.as_ptr().cast()) }
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn a_host_that_is_too_old_or_lacks_a_function_is_refused() {
+        // SAFETY: no table at all is an answer.
+        let none = unsafe { SqliteApi::from_extension(std::ptr::null()) };
+        assert!(none.unwrap_err().to_string().contains("no table"));
+        let mut table: Table = [std::ptr::null(); 300];
+        assert!(refusal(&table).contains("does not tell its version"));
+        table[slot::LIBVERSION_NUMBER] = of_2020 as *const c_void;
+        assert_eq!(
+            refusal(&table),
+            "replvfs needs SQLite 3.32.0 or newer; this program has 3.31.1"
+        );
+        table[slot::LIBVERSION_NUMBER] = of_2021 as *const c_void;
+        assert!(refusal(&table).contains("slot 58"), "{}", refusal(&table));
+    }
+}

@@ -43,6 +43,8 @@ pub struct OpenRequest<'a> {
     pub path: &'a Path,
     /// Every parameter of the file's URI, in its order, those of SQLite itself included.
     pub uri_parameters: &'a [(String, String)],
+    /// It was not opened through the VFS of this name, but because that one stands in for the default VFS: nobody asked for replication.
+    pub by_default: bool,
     /// The same file on the VFS underneath, for who wants it for himself before this process has it open.
     pub file: &'a DatabaseFile,
 }

@@ -3,6 +3,7 @@
 //! Owns arguments, what is printed, and exit codes. What it does, the crate `replvfs` does: a program can do all of it through
 //! the library.
 
+mod check_config;
 mod completions;
 mod generation;
 mod image;
@@ -51,6 +52,7 @@ enum Command {
     Prune(prune::Arguments),
     Image(image::Arguments),
     Status(status::Arguments),
+    CheckConfig(check_config::Arguments),
     Completions(completions::Arguments),
     #[command(hide = true)]
     Man(man::Arguments),
@@ -92,6 +94,7 @@ async fn run_command(command: Command) -> Result<ExitCode, Failure> {
         Command::Prune(arguments) => prune::run(&arguments).await.map(|()| ExitCode::SUCCESS),
         Command::Image(arguments) => image::run(&arguments).await.map(|()| ExitCode::SUCCESS),
         Command::Status(arguments) => status::run(&arguments).await.map(|()| ExitCode::SUCCESS),
+        Command::CheckConfig(arguments) => check_config::run(&arguments).await,
         Command::Completions(arguments) => completions::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Man(arguments) => man::run(&arguments).map(|()| ExitCode::SUCCESS),
     }

@@ -1,5 +1,7 @@
 //! replvfs as a loadable extension of SQLite: `.load libreplvfs` in the `sqlite3` shell, `load_extension` in Python.
 //!
+//! With `REPLVFS_DEFAULT=1` in the environment the databases that it opens from then on need not name it.
+//!
 //! Owns the entry point, and nothing else. Every function of SQLite comes from the table of the host that loads
 //! it; a SQLite of its own would have locks and memory of its own.
 

@@ -1,20 +1,32 @@
 //! What can be set, from where, and within which bounds.
 //!
-//! Owns the names, the defaults, the precedence (URI, then program, then environment), and the sentence for everything that is not
+//! Owns the names, the defaults, the precedence (URI, then program, then file, then environment), and the sentence for everything that is not
 //! understood or not built yet: nothing is ignored in silence. Leaves to the [`store`](crate::store) what a replica's URI
 //! means.
+//!
+//! `parse` (durations and sizes) → `settings` (names and values) → `file` (the file of `REPLVFS_CONFIG`) and `pattern` (the paths in it) → `beneath` (what
+//! is said of a database apart from its URI) → `explain` (the same for people).
 
+mod beneath;
+mod explain;
+mod file;
 pub(crate) mod parse;
+mod pattern;
 mod settings;
 
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use opendal::Operator;
 
 use crate::pipeline::due::Rule;
 use crate::pipeline::upkeep;
+pub(crate) use beneath::Beneath;
+pub use explain::{Checked, CheckedTable, Explained, Matched, Setting, Source, check_file, check_text};
+pub use file::FileError;
 pub(crate) use settings::{
-    Given, Settings, Target, durability_of, is_immutable, is_sqlite_parameter, is_true, replica_of,
+    Given, Settings, Target, durability_of, is_immutable, is_sqlite_parameter, is_true, of_ours, replica_of,
 };
 
 /// A duration as settings have it: a whole number with `ms`, `s`, `m`, `h` or `d`.
@@ -94,14 +106,20 @@ impl Default for Retention {
 ///     .flush_interval(Duration::from_millis(500));
 /// ```
 ///
-/// What is not set here is taken from the environment (`REPLVFS_REPLICA`, `REPLVFS_FLUSH_INTERVAL`, …; read when replvfs is
-/// registered), and what is not there either has the default given below.
+/// What is not set here is taken from the file that `REPLVFS_CONFIG` names (see [`config_file`](Config::config_file)), then from the environment
+/// (`REPLVFS_REPLICA`, `REPLVFS_FLUSH_INTERVAL`, …; read when replvfs is registered), and what is not there either has the default given below.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub(crate) vfs_name: String,
-    pub(crate) make_default: bool,
+    make_default: Option<bool>,
     pub(crate) operator: Option<Operator>,
-    pub(crate) given: Given,
+    /// What the program says.
+    given: Given,
+    /// What the environment says, once it was read.
+    environment: Given,
+    file: Option<PathBuf>,
+    /// What the file said of it when replvfs was registered: it is for the process.
+    memory_limit_of_file: Option<u64>,
     pub(crate) upkeep: upkeep::Rule,
     pub(crate) images: Rule,
 }
@@ -110,9 +128,12 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             vfs_name: "replvfs".to_owned(),
-            make_default: false,
+            make_default: None,
             operator: None,
             given: Given::default(),
+            environment: Given::default(),
+            file: None,
+            memory_limit_of_file: None,
             upkeep: upkeep::Rule::default(),
             images: Rule::default(),
         }
@@ -133,11 +154,24 @@ impl Config {
         self
     }
 
-    /// Whether databases that name no VFS use this one. Those for which no replica is set anywhere are then passed through
-    /// without replication. Default: false.
+    /// Whether databases that name no VFS are replicated, too, where a replica is set for them; all others are passed through, as if replvfs was not there.
+    /// Default: what `REPLVFS_DEFAULT` says, or false.
+    ///
+    /// A replica that is for every database needs `{name}` in it then, and there can be no operator: whichever database is opened first would have it, a
+    /// temporary one of some library as well as the one that is meant. This VFS is named as [`vfs_name`](Config::vfs_name) with `-default` behind it; a
+    /// database that is opened with `vfs=replvfs` still needs a replica.
     #[must_use]
     pub fn make_default(mut self, yes: bool) -> Config {
-        self.make_default = yes;
+        self.make_default = Some(yes);
+        self
+    }
+
+    /// A TOML file with settings for all databases, and for those that its `[[database]]` tables name. Default: what `REPLVFS_CONFIG` names, or none.
+    ///
+    /// It is read when replvfs is registered, and again whenever the first connection of the process to a database is opened.
+    #[must_use]
+    pub fn config_file(mut self, path: impl Into<PathBuf>) -> Config {
+        self.file = Some(path.into());
         self
     }
 
@@ -289,9 +323,10 @@ impl Config {
     /// Adds what only the environment says, and checks everything.
     pub(crate) fn with_environment(
         mut self,
-        variable: impl Fn(&str) -> Option<std::ffi::OsString>,
+        variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Config, ConfigError> {
-        let environment = Given::from_environment(variable)?;
+        let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+        self.environment = Given::from_environment(set)?;
         if self.operator.is_some() && self.given.replica.is_some() {
             return Err(ConfigError(
                 "both replica and operator are set in the program: set one of them".to_owned(),
@@ -303,8 +338,54 @@ impl Config {
                 "vfs_name is empty or contains a NUL: name it, for example, replvfs".to_owned(),
             ));
         }
-        self.given = self.given.or(environment);
+        if self.make_default.is_none() {
+            self.make_default = set("REPLVFS_DEFAULT")
+                .map(|value| settings::yes_or_no("REPLVFS_DEFAULT", &value))
+                .transpose()?;
+        }
+        if self.is_default() {
+            self.leaves_databases_apart()?;
+        }
+        // The program may change its folder before a database is opened.
+        let file = self.file.take().or_else(|| set("REPLVFS_CONFIG").map(PathBuf::from));
+        self.file = file.map(|file| std::path::absolute(&file).unwrap_or(file));
+        self.memory_limit_of_file = self.read_file()?.and_then(|file| file.memory_limit());
         Ok(self)
+    }
+
+    /// Whether databases that name no VFS are looked at.
+    pub(crate) fn is_default(&self) -> bool {
+        self.make_default.unwrap_or_default()
+    }
+
+    /// In bytes, for the whole process.
+    pub(crate) fn memory_limit_bytes(&self) -> u64 {
+        let said = self.given.memory_limit.or(self.memory_limit_of_file);
+        said.or(self.environment.memory_limit).unwrap_or(settings::MEMORY_LIMIT)
+    }
+
+    /// One replica for whatever is opened would get the history of one database, and be restored as another.
+    fn leaves_databases_apart(&self) -> Result<(), ConfigError> {
+        let why = "replvfs is the default VFS, for every database that the process opens";
+        if self.operator.is_some() {
+            return Err(ConfigError(format!(
+                "an operator is set, which is one replica, and {why}: set a replica with {{name}} in it"
+            )));
+        }
+        for (place, given) in [
+            ("in the program", &self.given),
+            ("as REPLVFS_REPLICA", &self.environment),
+        ] {
+            let Some(replica) = given.replica.as_deref().filter(|uri| !settings::has_name(uri)) else {
+                continue;
+            };
+            return Err(ConfigError(format!(
+                "the replica {} is set {place}, and {why}: put {{name}} into it, which stands for the database's file name, or name the database in a \
+                 file for REPLVFS_CONFIG",
+                crate::store::redacted(replica)
+            )));
+        }
+        Ok(())
     }
 }
 

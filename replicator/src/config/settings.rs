@@ -7,12 +7,13 @@ use std::time::Duration;
 use opendal::Operator;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
+use super::beneath::Beneath;
 use super::parse::{self, DURATION_FORMS, SIZE_FORMS, show_duration, show_size};
 use super::{Config, ConfigError, Durability, OnFenced, OnTimeout, Restore, Retention};
 use crate::pipeline::upkeep::Rule;
-use crate::store::redacted;
+use crate::store::{StoreKeys, redacted};
 
-const NAMES: &[&str] = &[
+pub(super) const NAMES: &[&str] = &[
     "replica",
     "durability",
     "timeout",
@@ -39,6 +40,9 @@ const SQLITE_NAMES: &[&str] = &[
     "readonly_shm",
     "8_3_names",
 ];
+
+/// In bytes, for the whole process.
+pub(super) const MEMORY_LIMIT: u64 = 64 * MIB;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -89,7 +93,7 @@ impl std::fmt::Debug for Given {
 impl std::fmt::Debug for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Target::Uri(uri) => f.debug_tuple("Uri").field(&redacted(uri)).finish(),
+            Target::Uri(uri, keys) => f.debug_tuple("Uri").field(&redacted(uri)).field(keys).finish(),
             Target::Operator(operator) => f.debug_tuple("Operator").field(operator).finish(),
         }
     }
@@ -98,8 +102,8 @@ impl std::fmt::Debug for Target {
 /// Where the history goes.
 #[derive(Clone)]
 pub(crate) enum Target {
-    /// To a URI, with the database's name already in it.
-    Uri(String),
+    /// To a URI, with the database's name already in it; and what else its store is to be told.
+    Uri(String, StoreKeys),
     /// To the program's own operator.
     Operator(Operator),
 }
@@ -120,13 +124,15 @@ pub(crate) struct Settings {
     pub(crate) retention: Retention,
     pub(crate) upkeep: Rule,
     /// With the defaults filled in, for comparison with a later connection.
-    effective: Given,
+    pub(super) effective: Given,
 }
 
 /// Where a value was found, for its error.
 #[derive(Clone, Copy)]
-enum Source {
+pub(super) enum Source {
     Uri,
+    /// Whose errors have a place before them.
+    File,
     Environment,
 }
 
@@ -134,12 +140,13 @@ impl Source {
     fn name(self, parameter: &str) -> String {
         match self {
             Source::Uri => format!("the URI parameter {parameter}"),
+            Source::File => parameter.to_owned(),
             Source::Environment => variable_name(parameter),
         }
     }
 }
 
-fn variable_name(parameter: &str) -> String {
+pub(super) fn variable_name(parameter: &str) -> String {
     format!("REPLVFS_{}", parameter.to_ascii_uppercase())
 }
 
@@ -173,16 +180,9 @@ impl Given {
     }
 
     pub(super) fn from_environment(variable: impl Fn(&str) -> Option<OsString>) -> Result<Given, ConfigError> {
-        if variable("REPLVFS_CONFIG").is_some() {
-            return fail(
-                "REPLVFS_CONFIG is set, and configuration files are not supported by this version: unset it, and use the \
-                 URI, the program or other REPLVFS_ variables"
-                    .to_owned(),
-            );
-        }
         let mut given = Given::default();
         for name in NAMES {
-            let Some(value) = variable(&variable_name(name)).filter(|value| !value.is_empty()) else {
+            let Some(value) = variable(&variable_name(name)) else {
                 continue;
             };
             match value.into_string() {
@@ -193,7 +193,7 @@ impl Given {
         Ok(given)
     }
 
-    fn set(&mut self, source: Source, name: &str, value: &str) -> Result<(), ConfigError> {
+    pub(super) fn set(&mut self, source: Source, name: &str, value: &str) -> Result<(), ConfigError> {
         let at = source.name(name);
         match name {
             "replica" if value.is_empty() => return fail(format!("{at} is empty: give a URI such as s3://bucket/app")),
@@ -309,36 +309,69 @@ impl Given {
             retention: self.retention.or(weaker.retention),
         }
     }
-
-    /// In bytes, for the whole process.
-    pub(crate) fn memory_limit(&self) -> u64 {
-        self.memory_limit.unwrap_or(64 * MIB)
-    }
 }
 
 impl Settings {
-    /// `None` when no replica is set anywhere.
+    /// `None` when no replica is set anywhere. Reads the configuration file, if there is one.
     pub(crate) fn resolve(
         config: &Config,
         path: &Path,
         parameters: &[(String, String)],
     ) -> Result<Option<Settings>, ConfigError> {
+        Settings::over(config, config.beneath(path)?, path, parameters)
+    }
+
+    /// For a database that names no VFS. Nothing of its URI is looked at as long as no replica is set, but what asks for one; and
+    /// what is neither SQLite's nor ours is the program's own, which SQLite ignores as well.
+    pub(crate) fn resolve_default(
+        config: &Config,
+        path: &Path,
+        parameters: &[(String, String)],
+    ) -> Result<Option<Settings>, ConfigError> {
+        let beneath = config.beneath(path)?;
+        let asks = |name: &str| parameters.iter().any(|(known, _)| known == name);
+        let waits = durability_of(parameters).is_some_and(|level| level != Durability::Async);
+        if beneath.given.replica.is_none() && !asks("replica") && !waits && beneath.table.is_none() {
+            return Ok(None);
+        }
+        Settings::over(config, beneath, path, &of_ours(parameters))
+    }
+
+    pub(super) fn over(
+        config: &Config,
+        beneath: Beneath,
+        path: &Path,
+        parameters: &[(String, String)],
+    ) -> Result<Option<Settings>, ConfigError> {
         refuse_nolock(parameters)?;
         let uri = Given::from_uri(parameters)?;
-        let target = match (&uri.replica, &config.operator, &config.given.replica) {
-            (None, Some(operator), _) => Target::Operator(operator.clone()),
-            (Some(replica), _, _) | (None, None, Some(replica)) => Target::Uri(fill_in_name(replica, path)?),
+        let target = match (&uri.replica, &config.operator, &beneath.given.replica) {
+            (None, Some(operator), _) => {
+                beneath
+                    .store
+                    .none_for("the program's operator")
+                    .map_err(|why| beneath.at_table(&why))?;
+                Target::Operator(operator.clone())
+            }
+            (Some(replica), _, _) | (None, None, Some(replica)) => {
+                let replica = fill_in_name(replica, path)?;
+                let keys = beneath.store.for_replica(&replica);
+                Target::Uri(replica, keys)
+            }
             (None, None, None) if uri.durability.unwrap_or_default() != Durability::Async => {
                 let level = uri.durability.unwrap_or_default().name();
                 return fail(format!(
                     "durability={level} has no replica to wait for: add replica=s3://bucket/app (or another store) to the URI"
                 ));
             }
+            (None, None, None) if beneath.table.is_some() => {
+                return Err(beneath.at_table("this table is for the database, and no replica is set in it or anywhere else: add replica = \"s3://bucket/app\" (or another store)"));
+            }
             (None, None, None) => return Ok(None),
         };
-        let mut effective = uri.or(config.given.clone());
+        let mut effective = uri.or(beneath.given);
         effective.replica = match &target {
-            Target::Uri(uri) => Some(uri.clone()),
+            Target::Uri(uri, _) => Some(uri.clone()),
             Target::Operator(_) => None,
         };
         Ok(Some(Settings {
@@ -420,6 +453,24 @@ pub(crate) fn is_sqlite_parameter(name: &str) -> bool {
     SQLITE_NAMES.contains(&name) || name.starts_with('_')
 }
 
+/// What of a URI is addressed to SQLite or to replvfs.
+pub(crate) fn of_ours(parameters: &[(String, String)]) -> Vec<(String, String)> {
+    let known = |name: &str| NAMES.contains(&name) || is_sqlite_parameter(name);
+    parameters.iter().filter(|(name, _)| known(name)).cloned().collect()
+}
+
+/// The value of a variable that is a switch.
+pub(super) fn yes_or_no(variable: &str, value: &std::ffi::OsStr) -> Result<bool, ConfigError> {
+    match value.to_str().map(str::to_ascii_lowercase).as_deref() {
+        Some("1" | "yes" | "true" | "on") => Ok(true),
+        Some("0" | "no" | "false" | "off") => Ok(false),
+        _ => fail(format!(
+            "{variable}={} is not understood: write 1 or 0",
+            value.to_string_lossy()
+        )),
+    }
+}
+
 /// The replica of a database that has this name, and need not have a file.
 pub(crate) fn replica_of(replica: &str, name: &str) -> Result<String, String> {
     fill_in_name(replica, Path::new(name)).map_err(|error| error.to_string())
@@ -463,10 +514,17 @@ fn bound<T: PartialOrd + Copy>(
     }
 }
 
+const PLACEHOLDER: &str = "{name}";
+
+/// Whether databases with different names have different replicas.
+pub(super) fn has_name(replica: &str) -> bool {
+    let path = replica.split('?').next().unwrap_or_default();
+    path.contains(PLACEHOLDER)
+}
+
 /// Puts the database's file name into the replica, encoded so that no name leads anywhere else.
-fn fill_in_name(replica: &str, path: &Path) -> Result<String, ConfigError> {
+pub(super) fn fill_in_name(replica: &str, path: &Path) -> Result<String, ConfigError> {
     const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-    const PLACEHOLDER: &str = "{name}";
     let rest = replica.replace(PLACEHOLDER, "");
     if rest.contains(['{', '}']) {
         return fail(format!(

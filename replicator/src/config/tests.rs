@@ -22,7 +22,7 @@ fn resolve(config: &Config, uri: &str) -> Result<Option<Settings>, ConfigError> 
 
 fn uri_of(settings: Option<Settings>) -> String {
     match settings.expect("a replica is set").target {
-        Target::Uri(uri) => uri,
+        Target::Uri(uri, _) => uri,
         Target::Operator(_) => "operator".to_owned(),
     }
 }
@@ -45,7 +45,7 @@ fn the_defaults() {
     assert_eq!(settings.timeout, Duration::from_secs(30));
     assert_eq!(settings.close_timeout, Duration::from_secs(5));
     assert_eq!(settings.retention, Retention::For(Duration::from_secs(7 * 86_400)));
-    assert_eq!(Config::default().given.memory_limit(), 64 << 20);
+    assert_eq!(Config::default().memory_limit_bytes(), 64 << 20);
     assert!(
         resolve(&Config::default(), "vfs=replvfs&mode=rwc&_txlock=immediate")
             .expect("valid")
@@ -223,7 +223,14 @@ fn errors_of_a_uri() {
 #[test]
 fn errors_of_the_environment() {
     for (variables, says) in [
-        ("REPLVFS_CONFIG=/etc/x.toml", "not supported by this version: unset it"),
+        (
+            "REPLVFS_CONFIG=/nowhere/x.toml",
+            "/nowhere/x.toml: the configuration file cannot be read",
+        ),
+        (
+            "REPLVFS_DEFAULT=maybe",
+            "REPLVFS_DEFAULT=maybe is not understood: write 1 or 0",
+        ),
         ("REPLVFS_FLUSH_INTERVAL=x", "REPLVFS_FLUSH_INTERVAL=x is not a duration"),
         (
             "REPLVFS_MEMORY_LIMIT=1KiB",

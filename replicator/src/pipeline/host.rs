@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use replvfs_vfs::api::report;
+use replvfs_vfs::ffi::SQLITE_WARNING;
 use replvfs_vfs::held::DatabaseFile;
 use replvfs_vfs::host::{Host, OpenError, OpenRequest, Replica};
 use replvfs_vfs::log::Log;
@@ -20,7 +22,8 @@ use super::shared::{self, Shared};
 use super::task::{Plan, Task};
 use super::upkeep::Schedule;
 use super::{behind, missing};
-use crate::config::{Config, OnFenced, Restore, Settings, Target, is_immutable};
+use crate::config::{Config, OnFenced, Restore, Settings, Target, is_immutable, of_ours};
+use crate::local_state::state_file;
 use crate::store::{Store, StoreOptions};
 
 /// The replicating side of one registered VFS.
@@ -59,18 +62,25 @@ impl ReplicatingHost {
         if is_immutable(request.uri_parameters) {
             return Ok(None);
         }
-        let settings = Settings::resolve(&self.config, path, request.uri_parameters);
+        let settings = match request.by_default {
+            true => Settings::resolve_default(&self.config, path, request.uri_parameters),
+            false => Settings::resolve(&self.config, path, request.uri_parameters),
+        };
         let Some(settings) = settings.map_err(|error| about(path, &error))? else {
-            if self.config.make_default {
+            if request.by_default {
+                warn_if_known(path);
                 return Ok(None);
             }
             return Err(about(
                 path,
-                &"no replica is set: add replica=s3://bucket/app (or another store) to its URI, or set REPLVFS_REPLICA",
+                &"no replica is set: add replica=s3://bucket/app (or another store) to its URI, set REPLVFS_REPLICA, or name the database in the file of \
+                 REPLVFS_CONFIG",
             ));
         };
         let store = match &settings.target {
-            Target::Uri(uri) => Store::open(uri, &store_options()).map_err(|error| about(path, &error))?,
+            Target::Uri(uri, keys) => {
+                Store::open_with(uri, keys, &store_options()).map_err(|error| about(path, &error))?
+            }
             Target::Operator(operator) => Store::from_operator(operator.clone()),
         };
         let place = store.place().to_owned();
@@ -133,9 +143,13 @@ impl ReplicatingHost {
             let Some(entry) = databases.open.get(request.path) else {
                 return Ok(());
             };
+            let parameters = match request.by_default {
+                true => &of_ours(request.uri_parameters),
+                false => request.uri_parameters,
+            };
             entry
                 .settings
-                .agree(request.path, request.uri_parameters)
+                .agree(request.path, parameters)
                 .map_err(|error| about(request.path, &error))?;
             Arc::clone(&entry.shared)
         };
@@ -159,6 +173,18 @@ impl Host for ReplicatingHost {
 
     fn now(&self) -> UnixMillis {
         shared::now()
+    }
+}
+
+/// What was replicated once, and is passed through now, may have been left out by mistake.
+fn warn_if_known(path: &Path) {
+    if state_file(path).exists() {
+        let message = format!(
+            "{} was replicated before, and is not now: no replica is set for it (replvfs check-config --database tells why)",
+            path.display()
+        );
+        tracing::warn!("{message}");
+        report(SQLITE_WARNING, &format!("replvfs: {message}"));
     }
 }
 

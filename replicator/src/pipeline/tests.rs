@@ -364,13 +364,18 @@ fn one_replica_is_not_given_to_two_databases_however_it_is_written() {
             path,
             uri_parameters: &parameters,
             file: &file,
+            by_default: false,
         };
         host.open(&request, &Log::new()).map(|replica| replica.is_some())
     };
     open("/one.db", &format!("fs://{root}/r")).expect("opens");
     open("/one.db", &format!("fs://{root}/r/")).expect("is its own");
     open("/two.db", "memory://place").expect("opens");
-    open("/three.db", "s3://b/p?region=eu&secret_access_key=hunter2").expect("opens");
+    open(
+        "/three.db",
+        "s3://b/p?region=eu&access_key_id=id&secret_access_key=hunter2",
+    )
+    .expect("opens");
     open("/four.db", "s3://b/p?region=eu&endpoint=http://localhost:9").expect("is another store");
     for replica in [
         &format!("fs://{root}/r"),

@@ -14,6 +14,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use replvfs_vfs::host::OpenError;
 use replvfs_vfs::remote::{Remote, RemoteHost, RemoteRequest};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::config::Config;
+use crate::config::{Beneath, Config};
 use crate::history::Target;
 use crate::pipeline::waiting::answer;
 use crate::store::{Store, StoreOptions};
@@ -66,8 +67,10 @@ impl ReadingHost {
     }
 
     fn try_open(&self, request: &RemoteRequest<'_>) -> Result<Connection, String> {
-        let settings = Settings::from_uri(request.name, request.uri_parameters, self.config.given.timeout)?;
-        let store = self.store(&settings, request.name)?;
+        let beneath = self.config.beneath(Path::new(request.name));
+        let beneath = beneath.map_err(|error| error.to_string())?;
+        let settings = Settings::from_uri(request.name, request.uri_parameters, beneath.given.timeout)?;
+        let store = self.store(&settings, &beneath, request.name)?;
         let replica = self.replica(store, &settings)?;
         let (asked, target) = (Arc::clone(&replica), settings.target);
         let found = answer(self.runtime()?, settings.timeout, |_| async move {
@@ -85,16 +88,17 @@ impl ReadingHost {
         Ok(Connection::new(replica, self.kept.clone(), state, &settings))
     }
 
-    fn store(&self, settings: &Settings, name: &str) -> Result<Store, String> {
-        let of_program = || {
-            let replica = self.config.given.replica.as_ref()?;
+    fn store(&self, settings: &Settings, beneath: &Beneath, name: &str) -> Result<Store, String> {
+        let set_elsewhere = || {
+            let replica = beneath.given.replica.as_ref()?;
             Some(crate::config::replica_of(replica, name))
         };
         let uri = match (&settings.replica, &self.config.operator) {
             (Some(replica), _) => replica.clone(),
             (None, Some(operator)) => return Ok(Store::from_operator(operator.clone())),
-            (None, None) => of_program().ok_or(
-                "no replica is set: add replica=s3://bucket/app (or another store) to its URI, or set REPLVFS_REPLICA",
+            (None, None) => set_elsewhere().ok_or(
+                "no replica is set: add replica=s3://bucket/app (or another store) to its URI, set REPLVFS_REPLICA, or name the database in the file of \
+                 REPLVFS_CONFIG",
             )??,
         };
         // The patience of who reads is a setting of its own; a request that hangs can be sent once more within it.
@@ -104,7 +108,8 @@ impl ReadingHost {
             transfer_timeout: request,
             ..StoreOptions::reading()
         };
-        Store::open(&uri, &options).map_err(|error| error.to_string())
+        let keys = beneath.store.for_replica(&uri);
+        Store::open_with(&uri, &keys, &options).map_err(|error| error.to_string())
     }
 
     /// One for all connections to the same place that have the same patience.

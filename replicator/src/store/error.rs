@@ -96,6 +96,22 @@ impl StoreError {
         }))
     }
 
+    /// OpenDAL quotes what it cannot understand, and that may be the secret, under another key than it is meant for.
+    #[cfg(feature = "s3")]
+    pub(super) fn without(mut self, values: &[String]) -> StoreError {
+        for value in values.iter().filter(|value| !value.is_empty()) {
+            let quoted = [format!("'{value}'"), format!("\"{value}\""), format!("`{value}`")];
+            for quoted in quoted {
+                self.0.reason = self.0.reason.replace(&quoted, "…");
+            }
+            // As long as no word is.
+            if value.len() >= 8 {
+                self.0.reason = self.0.reason.replace(value, "…");
+            }
+        }
+        self
+    }
+
     /// What was asked for is not allowed.
     #[must_use]
     pub fn is_denied(&self) -> bool {

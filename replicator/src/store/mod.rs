@@ -7,6 +7,9 @@ mod error;
 mod folder;
 #[cfg(test)]
 pub(crate) mod forward;
+mod keys;
+#[cfg(feature = "s3")]
+mod s3;
 mod uri;
 
 use std::fs::File;
@@ -29,7 +32,9 @@ use crate::outside;
 use error::Action;
 pub use error::StoreError;
 use folder::Folder;
+pub(crate) use keys::StoreKeys;
 pub use uri::{SCHEMES, redacted};
+pub(crate) use uri::{check, scheme_of, takes_key, takes_keys};
 
 /// Bytes of one request of a large upload, and of one comparison step.
 const PART_BYTES: usize = 8 << 20;
@@ -158,7 +163,12 @@ impl Store {
     ///
     /// When the URI is not understood, or the folder cannot be made.
     pub fn open(uri: &str, options: &StoreOptions) -> Result<Store, StoreError> {
-        let opened = uri::open(uri, options.create)?;
+        Store::open_with(uri, &StoreKeys::default(), options)
+    }
+
+    /// [`open`](Store::open), with what the store is told besides its URI.
+    pub(crate) fn open_with(uri: &str, keys: &StoreKeys, options: &StoreOptions) -> Result<Store, StoreError> {
+        let opened = uri::open(uri, keys, options.create)?;
         // From the inside out. The timeout is inside the retry, since a retry that is dropped half-way loses its writer; the limit is outside, so that
         // waiting for one's turn is no timeout.
         let operator = opened

@@ -12,6 +12,9 @@ use percent_encoding::percent_decode_str;
 
 use super::StoreError;
 use super::error::Action;
+use super::keys::StoreKeys;
+#[cfg(feature = "s3")]
+use super::s3;
 
 /// The schemes that this build can open.
 pub const SCHEMES: &[&str] = &[
@@ -67,16 +70,61 @@ fn may_split_a_password(rest: &str) -> bool {
     authority.contains([':', '@']) && after.contains('@')
 }
 
-struct Parts {
+pub(super) struct Parts {
     scheme: String,
-    authority: String,
-    path: String,
-    query: Vec<(String, String)>,
+    pub(super) authority: String,
+    pub(super) path: String,
+    pub(super) query: Vec<(String, String)>,
 }
 
-pub(super) fn open(uri: &str, create: bool) -> Result<Opened, StoreError> {
+/// What is wrong with a replica that nobody has opened yet, as far as its URI and its keys tell.
+pub(crate) fn check(uri: &str) -> Result<(), StoreError> {
     let replica = redacted(uri);
     let parts = split(uri).map_err(|reason| StoreError::setup(&replica, reason))?;
+    match parts.scheme.as_str() {
+        "fs" => folder_of(&parts, &replica).map(drop),
+        "memory" => refuse_query(&parts, &replica),
+        #[cfg(feature = "s3")]
+        "s3" => match parts.query.iter().find(|(key, _)| !takes_key("s3", key)) {
+            Some((key, _)) => Err(s3::unknown_key(&replica, key)),
+            None => Ok(()),
+        },
+        other => Err(unknown_scheme(&replica, other)),
+    }
+}
+
+/// The scheme of a URI, in lower case.
+pub(crate) fn scheme_of(uri: &str) -> String {
+    uri.split("://").next().unwrap_or_default().to_ascii_lowercase()
+}
+
+/// Whether stores of this scheme can be told something besides their place.
+pub(crate) fn takes_keys(scheme: &str) -> bool {
+    !matches!(scheme, "fs" | "memory")
+}
+
+/// Whether stores of this scheme know a key. Those that are not built in know all.
+pub(crate) fn takes_key(scheme: &str, key: &str) -> bool {
+    #[cfg(feature = "s3")]
+    if scheme == "s3" {
+        return s3::knows(key);
+    }
+    takes_keys(scheme) && !key.is_empty()
+}
+
+fn unknown_scheme(replica: &str, scheme: &str) -> StoreError {
+    let known = SCHEMES.join("://, ");
+    StoreError::setup(
+        replica,
+        format!("the scheme {scheme}:// is not known; this build has {known}://"),
+    )
+}
+
+pub(super) fn open(uri: &str, keys: &StoreKeys, create: bool) -> Result<Opened, StoreError> {
+    let replica = redacted(uri);
+    let mut parts = split(uri).map_err(|reason| StoreError::setup(&replica, reason))?;
+    let besides: Vec<_> = keys.besides(&parts.query).cloned().collect();
+    parts.query.extend(besides);
     let (operator, place) = match parts.scheme.as_str() {
         "fs" => with_place(open_folder(&parts, &replica, create)?),
         "memory" => (
@@ -87,19 +135,13 @@ pub(super) fn open(uri: &str, create: bool) -> Result<Opened, StoreError> {
         "s3" => {
             let endpoint = parts.query.iter().find(|(key, _)| key.contains("endpoint"));
             let endpoint = endpoint.map(|(_, endpoint)| endpoint.trim_end_matches('/').to_owned());
-            let (operator, place) = with_place(open_s3(parts, &replica)?);
+            let (operator, place) = with_place(s3::open(parts, &replica)?);
             (
                 operator,
                 place + &endpoint.map(|endpoint| format!("?{endpoint}")).unwrap_or_default(),
             )
         }
-        other => {
-            let known = SCHEMES.join("://, ");
-            return Err(StoreError::setup(
-                &replica,
-                format!("the scheme {other}:// is not known; this build has {known}://"),
-            ));
-        }
+        other => return Err(unknown_scheme(&replica, other)),
     };
     Ok(Opened {
         operator,
@@ -164,7 +206,8 @@ fn refuse_query(parts: &Parts, replica: &str) -> Result<(), StoreError> {
     }
 }
 
-fn open_folder(parts: &Parts, replica: &str, create: bool) -> Result<Operator, StoreError> {
+/// The folder of an `fs://` replica.
+fn folder_of(parts: &Parts, replica: &str) -> Result<PathBuf, StoreError> {
     refuse_query(parts, replica)?;
     if !parts.authority.is_empty() {
         return Err(StoreError::setup(
@@ -182,6 +225,11 @@ fn open_folder(parts: &Parts, replica: &str, create: bool) -> Result<Operator, S
             "fs:// needs the absolute path of a folder below the root, without . and ..",
         ));
     }
+    Ok(root)
+}
+
+fn open_folder(parts: &Parts, replica: &str, create: bool) -> Result<Operator, StoreError> {
+    let root = folder_of(parts, replica)?;
     let io = |error: std::io::Error| StoreError::from_io(Action::Open, None, replica, &error);
     if create {
         make_folder(&root).map_err(io)?;
@@ -240,61 +288,6 @@ fn memory_name(parts: &Parts) -> String {
     name.trim_end_matches('/').to_owned()
 }
 
-#[cfg(feature = "s3")]
-fn open_s3(parts: Parts, replica: &str) -> Result<Operator, StoreError> {
-    use opendal::services::S3Config;
-    /// Further names that OpenDAL takes for the fields of its configuration.
-    const ALIASES: &[&str] = &[
-        "aws_endpoint",
-        "aws_endpoint_url",
-        "endpoint_url",
-        "aws_region",
-        "aws_profile",
-        "aws_access_key_id",
-        "aws_secret_access_key",
-        "aws_session_token",
-        "aws_token",
-        "token",
-        "aws_server_side_encryption",
-        "aws_sse_kms_key_id",
-        "aws_sse_customer_key_base64",
-        "aws_virtual_hosted_style_request",
-        "virtual_hosted_style_request",
-        "aws_checksum_algorithm",
-        "aws_request_payer",
-        "request_payer",
-    ];
-    if parts.authority.is_empty() {
-        return Err(StoreError::setup(
-            replica,
-            "it names no bucket; write s3://<bucket>/<prefix>",
-        ));
-    }
-    let fields = serde_json::to_value(S3Config::default()).unwrap_or_default();
-    let mut options = HashMap::new();
-    for (key, value) in parts.query {
-        let known = fields.get(&key).is_some() || ALIASES.contains(&key.as_str());
-        if !known || key == "bucket" || key == "root" {
-            return Err(StoreError::setup(
-                replica,
-                format!("{key} is not a parameter of s3://; known are region, endpoint, profile and OpenDAL's others"),
-            ));
-        }
-        if options.insert(key.clone(), value).is_some() {
-            return Err(StoreError::setup(
-                replica,
-                format!("the parameter {key} is given twice"),
-            ));
-        }
-    }
-    options.insert("bucket".to_owned(), parts.authority);
-    options.insert("root".to_owned(), parts.path);
-    // OpenDAL gets its HTTP client this way when it is built without its process constructor. Idempotent.
-    opendal::install_default();
-    Operator::from_iter::<services::S3>(options)
-        .map_err(|error| StoreError::from_opendal(Action::Open, None, replica, &error))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -339,7 +332,10 @@ mod tests {
             ("s3://b/x?region=eu&region=us", "given twice"),
             ("s3://b/x#frag", "%23"),
         ] {
-            let error = open(uri, true).map(|_| ()).expect_err(uri).to_string();
+            let error = open(uri, &StoreKeys::default(), true)
+                .map(|_| ())
+                .expect_err(uri)
+                .to_string();
             assert!(error.contains(says), "{uri}: {error}");
             assert!(!error.contains("secret"), "{error}");
         }
@@ -350,6 +346,7 @@ mod tests {
     fn s3_takes_bucket_prefix_and_parameters() {
         let opened = open(
             "s3://bucket/a%20b/c?region=eu-central-1&endpoint=http://127.0.0.1:1",
+            &StoreKeys::default(),
             true,
         )
         .map_err(|error| error.to_string());

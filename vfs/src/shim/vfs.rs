@@ -21,7 +21,7 @@ use crate::guard::guard;
 use crate::held::DatabaseFile;
 use crate::host::{Durability, Host, OpenError, OpenRequest, Replica};
 use crate::log::Log;
-use crate::over::{Over, app, structure};
+use crate::over::{OpenFn, Over, app, structure};
 
 /// Releases before this one can corrupt a database when a checkpoint meets a restart of the WAL
 /// (<https://www.sqlite.org/wal.html#walresetbug>).
@@ -31,7 +31,7 @@ const WAL_RESET_FIXED: i32 = 3_051_003;
 pub struct Registration {
     /// The VFS's name, without NUL.
     pub name: String,
-    /// Whether databases that name no VFS use it.
+    /// Whether databases that name no VFS use it, too, by a second name with `-default` behind it.
     pub make_default: bool,
     /// Bytes that one open transaction may take in memory before it is read back from the WAL instead; and the pages that are
     /// kept for a snapshot.
@@ -98,7 +98,7 @@ struct State {
     budget: Arc<Budget>,
     /// By the full path, as the base VFS resolved it. Databases stay when they are closed: the next open goes on where they were.
     databases: Mutex<HashMap<CString, Arc<Database>>>,
-    /// Held, one for each path, while it is opened.
+    /// Held, one for each path, while it is opened; those that are not replicated are not kept.
     openings: Mutex<HashMap<CString, Arc<Mutex<()>>>>,
     /// By the address of the name that the main file was opened with.
     connections: Mutex<HashMap<usize, Weak<Connection>>>,
@@ -112,11 +112,18 @@ struct State {
 pub fn register(api: SqliteApi, registration: Registration) -> Result<(), RegisterError> {
     let name = CString::new(registration.name.as_str())
         .map_err(|_| RegisterError("a VFS name cannot have a NUL in it".into()))?;
-    if !api.vfs_find(Some(&name)).is_null() {
-        return Err(RegisterError(format!(
-            "a VFS named {} is registered already",
-            registration.name
-        )));
+    let mut default_name = name.clone().into_bytes();
+    default_name.extend_from_slice(b"-default");
+    // There is no NUL in it.
+    let default_name = CString::new(default_name).unwrap_or_default();
+    for name in [Some(&name), registration.make_default.then_some(&default_name)] {
+        let Some(name) = name else { continue };
+        if !api.vfs_find(Some(name)).is_null() {
+            return Err(RegisterError(format!(
+                "a VFS named {} is registered already",
+                name.to_string_lossy()
+            )));
+        }
     }
     if api.is_single_threaded() {
         return Err(RegisterError(
@@ -144,20 +151,39 @@ pub fn register(api: SqliteApi, registration: Registration) -> Result<(), Regist
         state: AtomicPtr::new(State::leak(registration.host, registration.memory)),
         before: NEWEST.load(Ordering::Acquire),
     }));
+    let asked = structure_over(base, &name, added, open_asked);
+    // SAFETY: the structure, its name and its data are leaked, so they live as long as the process.
+    match unsafe { api.vfs_register(asked, false) } {
+        ffi::SQLITE_OK => {}
+        code => return Err(not_taken(code)),
+    }
+    if registration.make_default {
+        let by_default = structure_over(base, &default_name, added, open_by_default);
+        // SAFETY: as above.
+        let code = unsafe { api.vfs_register(by_default, true) };
+        if !is_ok(code) {
+            // Both or none. SAFETY: just registered, and leaked.
+            unsafe { api.vfs_unregister(asked) };
+            return Err(not_taken(code));
+        }
+    }
+    NEWEST.store(added, Ordering::Release);
+    Ok(())
+}
+
+fn not_taken(code: c_int) -> RegisterError {
+    RegisterError(format!("sqlite3_vfs_register failed with code {code}"))
+}
+
+/// Leaked, with a copy of its name.
+fn structure_over(base: *mut ffi::sqlite3_vfs, name: &CStr, app: *mut Vfs, open: OpenFn) -> *mut ffi::sqlite3_vfs {
     // SAFETY: base is a registered VFS.
     let like = unsafe { *base };
     let file_size = usize::try_from(like.szOsFile).unwrap_or(0) + REAL_OFFSET;
-    let mut structure = structure(&like, name.into_raw(), added, file_size, open);
+    let name = name.to_owned().into_raw();
+    let mut structure = structure(&like, name, app, file_size, open);
     structure.xDelete = like.xDelete.is_some().then_some(delete);
-    let vfs = Box::leak(Box::new(structure));
-    // SAFETY: the structure, its name and its data are leaked, so they live as long as the process.
-    match unsafe { api.vfs_register(vfs, registration.make_default) } {
-        ffi::SQLITE_OK => {
-            NEWEST.store(added, Ordering::Release);
-            Ok(())
-        }
-        code => Err(RegisterError(format!("sqlite3_vfs_register failed with code {code}"))),
-    }
+    Box::leak(Box::new(structure))
 }
 
 /// The replication of the database at this full path, if a connection of this process has opened it through a VFS of ours.
@@ -188,12 +214,40 @@ unsafe extern "C" fn delete(vfs: *mut ffi::sqlite3_vfs, name: *const c_char, syn
     }
 }
 
-unsafe extern "C" fn open(
+/// `xOpen` of the VFS that a database names.
+unsafe extern "C" fn open_asked(
     vfs: *mut ffi::sqlite3_vfs,
     name: *const c_char,
     file: *mut ffi::sqlite3_file,
     flags: c_int,
     out_flags: *mut c_int,
+) -> c_int {
+    // SAFETY: SQLite's arguments are passed on as they came.
+    unsafe { open(vfs, name, file, flags, out_flags, false) }
+}
+
+/// `xOpen` of the default VFS.
+unsafe extern "C" fn open_by_default(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    file: *mut ffi::sqlite3_file,
+    flags: c_int,
+    out_flags: *mut c_int,
+) -> c_int {
+    // SAFETY: SQLite's arguments are passed on as they came.
+    unsafe { open(vfs, name, file, flags, out_flags, true) }
+}
+
+/// # Safety
+///
+/// The arguments are those of an `xOpen` of ours.
+unsafe fn open(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    file: *mut ffi::sqlite3_file,
+    flags: c_int,
+    out_flags: *mut c_int,
+    by_default: bool,
 ) -> c_int {
     // SAFETY: one of our structures.
     let app = unsafe { app::<Vfs>(vfs) };
@@ -202,7 +256,7 @@ unsafe extern "C" fn open(
     let writable_database = ffi::SQLITE_OPEN_MAIN_DB | ffi::SQLITE_OPEN_READWRITE;
     if !name.is_null() && flags & writable_database == writable_database {
         // SAFETY: for a main database SQLite passes a sqlite3_filename.
-        let decided = guard("xOpen", || unsafe { app.database(name) });
+        let decided = guard("xOpen", || unsafe { app.database(name, by_default) });
         return match decided {
             Some(Ok(Some((database, durability)))) => {
                 let connection = Arc::new(Connection::new(database, durability));
@@ -295,6 +349,17 @@ impl State {
     }
 }
 
+impl State {
+    /// Of a database that is not replicated: a program may open any number of those. Who waits for this opening has it still.
+    fn forget_opening(&self, path: &CStr, opening: &Arc<Mutex<()>>) {
+        let mut openings = self.openings.lock().unwrap_or_else(PoisonError::into_inner);
+        // The map's, and the caller's.
+        if Arc::strong_count(opening) <= 2 {
+            openings.remove(path);
+        }
+    }
+}
+
 impl Vfs {
     /// What belongs to this process.
     fn state(&self) -> &'static State {
@@ -324,7 +389,11 @@ impl Vfs {
     /// # Safety
     ///
     /// `name` is what SQLite passed to `xOpen` for a main database.
-    unsafe fn database(&self, name: *const c_char) -> Result<Option<(Arc<Database>, Durability)>, OpenError> {
+    unsafe fn database(
+        &self,
+        name: *const c_char,
+        by_default: bool,
+    ) -> Result<Option<(Arc<Database>, Durability)>, OpenError> {
         opening();
         // SAFETY: as promised by the caller.
         let (c_path, parameters) = unsafe { (CStr::from_ptr(name).to_owned(), self.base.api.uri_parameters(name)) };
@@ -333,6 +402,7 @@ impl Vfs {
         let request = OpenRequest {
             path: &path,
             uri_parameters: &parameters,
+            by_default,
             file: &file,
         };
         let state = self.state();
@@ -351,6 +421,7 @@ impl Vfs {
         }
         let log = Log::new();
         let Some(replica) = state.host.open(&request, &log)? else {
+            state.forget_opening(&c_path, &opening);
             return Ok(None);
         };
         let durability = replica.durability(&parameters);

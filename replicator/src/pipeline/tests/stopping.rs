@@ -234,6 +234,7 @@ async fn a_process_on_standby_reads_the_note_when_it_opens() {
             path: &path,
             uri_parameters: &parameters.map(|(key, value)| (key.to_owned(), value.to_owned())),
             file: &file,
+            by_default: false,
         };
         let log = Log::new();
         let host = ReplicatingHost::new(Config::default());

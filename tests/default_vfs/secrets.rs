@@ -1,0 +1,157 @@
+//! Credentials in the file reach the store, and nothing else.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use replvfs_tests::{sqlite_log, status, use_wal};
+use rusqlite::Connection;
+use tracing_subscriber::fmt::MakeWriter;
+
+use super::place;
+
+const SECRETS: [&str; 2] = ["hunter2-secret-hunter2", "hunter2-token-hunter2"];
+const KEY_ID: &str = "AKIDOFTHEFILE";
+
+type Text = Arc<Mutex<Vec<u8>>>;
+
+#[derive(Clone)]
+struct Sink(Text);
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Sink {
+    type Writer = Sink;
+
+    fn make_writer(&'a self) -> Sink {
+        self.clone()
+    }
+}
+
+/// A store that lets nobody in, and remembers who came.
+fn closed_store() -> (String, Text) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Text::default();
+    let heads = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let heads = Arc::clone(&heads);
+            std::thread::spawn(move || refuse(stream, &heads));
+        }
+    });
+    (endpoint, asked)
+}
+
+fn refuse(mut stream: TcpStream, heads: &Text) {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|read| read == 1) {
+        head.extend_from_slice(&byte);
+    }
+    heads
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .extend_from_slice(&head);
+    let body = "<Error><Code>AccessDenied</Code><Message>no</Message></Error>";
+    let length = body.len();
+    let _ = write!(
+        stream,
+        "HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    );
+}
+
+#[test]
+fn no_credential_is_in_anything_that_is_shown_or_left() {
+    let (_alone, place) = place();
+    let traced = Text::default();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(Sink(Arc::clone(&traced)))
+        .init();
+    let (endpoint, asked) = closed_store();
+    let folder = place.file("plain/secret");
+    std::fs::create_dir(&folder).unwrap();
+    let database = folder.join("app.db");
+    let [secret, token] = SECRETS;
+    place.configure(&format!(
+        "[[database]]\npath = 'plain/secret/*.db'\nreplica = 's3://bucket/{{name}}?session_token={token}'\nrestore = 'never'\n\
+         timeout = '2s'\nclose_timeout = '0s'\n[database.store]\nregion = 'eu'\nendpoint = '{endpoint}'\n\
+         access_key_id = '{KEY_ID}'\nsecret_access_key = '{secret}'\ndisable_config_load = true\n"
+    ));
+    let connection = Connection::open(&database).unwrap();
+    use_wal(&connection);
+    connection
+        .execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES (1)")
+        .unwrap();
+    let flushed = connection.query_row("PRAGMA replvfs_flush", [], |_| Ok(()));
+    let mut shown = format!("{flushed:?} {}", flushed.as_ref().unwrap_err());
+    let status = status(&connection).to_string();
+    assert!(status.contains("s3://bucket/app.db"), "{status}");
+    shown.push_str(&status);
+    let path = database.display();
+    for parameters in [
+        "replica=s3://bucket/x",
+        "timeout=1s",
+        "segment_size=x",
+        "vfs=replvfs&speed=1",
+    ] {
+        let refused = Connection::open(format!("file:{path}?{parameters}")).map(|_| ());
+        shown.push_str(&format!("{refused:?}"));
+    }
+    let replication = replvfs::Replication::of(&database).unwrap();
+    shown.push_str(&format!(
+        "{replication:?} {} {:?}",
+        replication.status(),
+        replication.flush()
+    ));
+    shown.push_str(&format!("{:?}", replvfs::last_open_error()));
+    drop(connection);
+    // A key with the secret where a switch is meant, and the secret where no key is.
+    for (from, to) in [
+        (
+            "disable_config_load = true",
+            format!("disable_config_load = '{secret}'"),
+        ),
+        ("region = 'eu'", format!("region = '{secret}\n")),
+    ] {
+        let file = place.file("replvfs.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text.replace(from, &to)).unwrap();
+        let refused = Connection::open(folder.join("other.db")).map(|_| ());
+        assert!(refused.is_err());
+        shown.push_str(&format!("{refused:?} {:?}", replvfs::last_open_error()));
+        std::fs::write(&file, text).unwrap();
+    }
+    shown.push_str(&format!("{:?}", sqlite_log()));
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let entry = entry.unwrap();
+        if !entry.file_type().unwrap().is_file() {
+            continue;
+        }
+        let bytes = std::fs::read(entry.path()).unwrap();
+        shown.push_str(&String::from_utf8_lossy(&bytes));
+    }
+    let traced = String::from_utf8_lossy(&traced.lock().unwrap()).into_owned();
+    assert!(traced.contains("s3://bucket/app.db"), "the trace has something in it");
+    let asked = String::from_utf8_lossy(&asked.lock().unwrap()).into_owned();
+    assert!(
+        asked.contains(KEY_ID) && asked.contains(token),
+        "the file's credentials were used: {asked}"
+    );
+    for secret in SECRETS {
+        assert!(!shown.contains(secret), "{shown}");
+        let line = traced.lines().find(|line| line.contains(secret));
+        assert_eq!(line, None);
+    }
+}
