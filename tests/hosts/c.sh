@@ -70,7 +70,7 @@ notes with-system/notes
 
 echo "-- the example, with sqlite3.c"
 cp -r "$root/examples/c" with-own
-sanitized=(-O1 -g -fsanitize=address)
+sanitized=(-O0 -g -fsanitize=address)
 make -s -C with-own SQLITE="$amalgamation/sqlite3.c" CFLAGS="${sanitized[*]}"
 if ldd with-own/notes | grep sqlite; then fail "it is linked with the system's SQLite"; fi
 export ASAN_OPTIONS=detect_leaks=1
