@@ -53,8 +53,8 @@ extern "C" {
 
 /*
  * Registers the VFSes "replvfs" and "replvfs-remote" with the SQLite that this program is linked with, and reads the environment (REPLVFS_REPLICA and so
- * on). They stay for the life of the process, and none of them becomes the default. A second call does nothing, and succeeds. To be called after
- * sqlite3_config(), if that is called; calls sqlite3_initialize().
+ * on). They stay for the life of the process; databases that name no VFS do without them, unless a setting says otherwise. A second call does nothing, and
+ * succeeds. To be called after sqlite3_config(), if that is called; calls sqlite3_initialize().
  *
  * Returns REPLVFS_OK or REPLVFS_ERROR.
  */
