@@ -36,8 +36,7 @@ ar rcsD "$work/libreplvfs.a" "$work/replvfs.o"
 nm --defined-only --extern-only --format=just-symbols "$work/replvfs.o" | sort >"$work/exported"
 diff "$work/declared" "$work/exported" >&2 || { echo "replvfs.h declares (<) something else than the library exports (>)" >&2; exit 1; }
 
-field() { cargo pkgid --locked -p replvfs-c | sed 's/.*[#@]//'; }
-version="$(field)"
+version="$(cargo pkgid --locked -p replvfs-c | sed 's/.*[#@]//')"
 url="$(sed -n 's/^repository = "\(.*\)"/\1/p' Cargo.toml | head -1)"
 install -D -m 644 "$header" "$prefix/include/replvfs.h"
 install -D -m 644 "$work/libreplvfs.a" "$prefix/lib/libreplvfs.a"
