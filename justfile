@@ -56,10 +56,13 @@ quickstart *args:
 dashboard *args:
     cargo run --release --example dashboard -- {{ args }}
 
-# libreplvfs.so and libreplvfs.a in target/release
-libraries:
+# libreplvfs.so in target/release
+extension:
     cargo build --release --locked -p replvfs-extension
-    cargo build --release --locked -p replvfs-c
+
+# The C library below the folder `prefix`; with other features: `just c-library build/c --no-default-features`
+c-library prefix *args:
+    replicator/packaging/c-library.sh {{ prefix }} {{ args }}
 
 # Fuzzes one target for some seconds (needs nightly and cargo-fuzz)
 fuzz target seconds="60":

@@ -4,6 +4,7 @@ use replvfs_vfs::shim::RegisterError;
 
 use crate::config::ConfigError;
 use crate::format::FormatError;
+use crate::restore::RestoreError;
 use crate::store::StoreError;
 
 /// Why a call into replvfs failed. The text is one line: what was being done, to what, and what helps.
@@ -19,6 +20,12 @@ pub enum Error {
     /// The object store refused, or did not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// No database was restored.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// The system does not start threads.
+    #[error("replvfs cannot start threads ({0}): check the limits of the process")]
+    Threads(std::io::Error),
     /// An object is not what it should be.
     #[error(transparent)]
     Format(#[from] FormatError),

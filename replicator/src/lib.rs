@@ -28,6 +28,7 @@ pub mod prune;
 mod remote;
 mod replication;
 pub mod restore;
+mod shutdown;
 pub mod store;
 pub mod time;
 pub mod verify;
@@ -37,6 +38,7 @@ pub use error::Error;
 pub use replication::{FlushError, Replication};
 pub use replvfs_vfs::shim::last_open_error;
 pub use replvfs_vfs::types::Txid;
+pub use shutdown::{ShutdownError, Unfinished, shutdown};
 
 use std::sync::Arc;
 

@@ -11,7 +11,7 @@ use crate::pipeline::DatabaseReplica;
 pub use replvfs_vfs::host::FlushError;
 
 /// What a neighbour and every clock can count.
-const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+pub(crate) const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The replication of a database that this process has open. Cheap to clone, and usable from any thread.
 ///

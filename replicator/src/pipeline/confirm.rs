@@ -311,6 +311,6 @@ fn in_vain(shared: &Shared, wanted: Wanted, target: Option<Txid>) -> FlushError 
     })
 }
 
-fn stopped(shared: &Shared, reason: &str) -> String {
+pub(super) fn stopped(shared: &Shared, reason: &str) -> String {
     format!("replication of {} stopped: {reason}", shared.database)
 }

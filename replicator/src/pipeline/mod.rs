@@ -15,7 +15,8 @@
 //! is there, and [`adopt`] takes over what an earlier process had uploaded. [`fenced`] is what follows when another writer has the history.
 //! [`strict`] is what there is to transactions that are in the store before they are committed.
 //!
-//! [`confirm`] waits until what is committed is in the store; where another process replicates the database that one is asked, by [`neighbours`].
+//! [`confirm`] waits until what is committed is in the store; where another process replicates the database that one is asked, by [`neighbours`]. [`ending`] asks
+//! that for a program that ends.
 //!
 //! Leaves to the log what a commit is, to [`format`](crate::format) the bytes, to [`store`](crate::store) how one request is made.
 //! Trouble with the store ends up in the status, never in a commit.
@@ -27,6 +28,7 @@ mod behind;
 mod changed;
 mod confirm;
 pub(crate) mod due;
+mod ending;
 mod fenced;
 mod generation;
 mod host;

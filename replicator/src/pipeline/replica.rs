@@ -41,12 +41,12 @@ impl Patience {
 
 #[derive(Debug, Clone)]
 pub(crate) struct DatabaseReplica {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     patience: Patience,
     /// A wait at close was in vain: the same close does not wait again.
     gave_up: Arc<AtomicBool>,
     /// Where who has no connection waits.
-    runtime: Option<Handle>,
+    pub(super) runtime: Option<Handle>,
 }
 
 impl DatabaseReplica {

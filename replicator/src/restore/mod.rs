@@ -30,10 +30,11 @@ pub(crate) use forward::put_over;
 pub(crate) use log::{WHOLE_BYTES, ranges, read_part, segments_ahead};
 pub(crate) use work::Work;
 
+use crate::Error;
 use crate::format::{Generation, Key, LocalState, Manifest};
 use crate::history::{History, HistoryError, Plan, Target};
 use crate::outside;
-use crate::store::Store;
+use crate::store::{Store, StoreOptions};
 use apply::Applier;
 use around::{Look, Place, fill_by};
 use pages::PageFile;
@@ -147,6 +148,28 @@ pub async fn restore(store: &Store, out: &Path, options: &RestoreOptions) -> Res
     })
     .await?;
     Ok(restored)
+}
+
+/// [`restore`] from the replica at this URI, on any thread that may wait. The threads that it takes are gone when it returns.
+///
+/// # Errors
+///
+/// When the URI is wrong, or as for [`restore`].
+pub fn restore_blocking(replica: &str, out: &Path, options: &RestoreOptions) -> Result<Restored, Error> {
+    // A runtime cannot be waited for on the thread of another one, which the caller may have.
+    std::thread::scope(|scope| {
+        let restoring = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+            let runtime = runtime.map_err(Error::Threads)?;
+            runtime.block_on(async {
+                let store = Store::open(replica, &StoreOptions::reading())?;
+                Ok(restore(&store, out, options).await?)
+            })
+        });
+        restoring
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// By what is in the store now.

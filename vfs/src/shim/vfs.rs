@@ -511,3 +511,20 @@ impl Vfs {
         }
     }
 }
+
+/// The replication of every database that this process has opened through a VFS of ours, with the database's full path; also of those that are closed.
+#[must_use]
+pub fn replicas() -> Vec<(PathBuf, Arc<dyn Replica>)> {
+    let mut replicas = Vec::new();
+    let mut known = NEWEST.load(Ordering::Acquire).cast_const();
+    // SAFETY: VFSes are leaked, and nobody has one for himself once it is in the list.
+    while let Some(vfs) = unsafe { known.as_ref() } {
+        let databases = vfs.state().databases.lock().unwrap_or_else(PoisonError::into_inner);
+        replicas.extend(databases.iter().map(|(path, database)| {
+            let path = Path::new(OsStr::from_bytes(path.to_bytes()));
+            (path.to_owned(), Arc::clone(&database.replica))
+        }));
+        known = vfs.before;
+    }
+    replicas
+}
