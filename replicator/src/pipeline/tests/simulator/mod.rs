@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `REPLVFS_SIM_SEED` | one schedule, told step by step |
 //! | `REPLVFS_SIM_FIRST` | the first seed of those that are run, in place of 0 |
-//! | `REPLVFS_SIM_SCHEDULES` | how many; 400 without it, 100,000 with `REPLVFS_LONG_TESTS=1` |
+//! | `REPLVFS_SIM_SCHEDULES` | how many; 400 without it, 60,000 with `REPLVFS_LONG_TESTS=1` |
 //!
 //! With `RUST_BACKTRACE=1` it takes half as long again: each error of the store has a backtrace of its own.
 
@@ -117,7 +117,7 @@ fn no_schedule_breaks_a_promise() {
         return;
     }
     let long = std::env::var_os("REPLVFS_LONG_TESTS").is_some_and(|value| value == "1");
-    let count = number("REPLVFS_SIM_SCHEDULES").unwrap_or(if long { 100_000 } else { 400 });
+    let count = number("REPLVFS_SIM_SCHEDULES").unwrap_or(if long { 60_000 } else { 400 });
     let started = Instant::now();
     let (found, counts) = run(number("REPLVFS_SIM_FIRST").unwrap_or(0), count, SHOWN, None);
     let a_second = counts.schedules as f64 / started.elapsed().as_secs_f64();
