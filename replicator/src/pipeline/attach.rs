@@ -33,6 +33,8 @@ pub(super) struct End {
     pub(super) newest_image: Option<Txid>,
     /// The generation that it follows from.
     pub(super) parent: Option<Generation>,
+    /// It has an image, or one does that it follows from.
+    pub(super) founded: bool,
     /// No segment can follow any more.
     pub(super) sealed: bool,
     /// What is behind it is a transaction of this machine that may never have been committed.
@@ -42,7 +44,7 @@ pub(super) struct End {
 impl End {
     /// Nothing is in it, and it follows from nothing: this may not be the replica's history yet.
     pub(super) fn is_unfounded(&self) -> bool {
-        self.stored.slot.is_none() && self.image.is_none() && self.parent.is_none()
+        self.stored.slot.is_none() && !self.founded
     }
 }
 
@@ -212,7 +214,7 @@ async fn compare_with(
         }
     }
     if let Some(newest) = newest.filter(|newest| newest.meta().generation > known.generation) {
-        let is_unfounded = known.slot.is_none() && ours.images().is_empty() && ours.meta().parent.is_none();
+        let is_unfounded = known.slot.is_none() && !is_founded(store, &ours).await?;
         #[cfg(test)]
         let is_unfounded = is_unfounded && !is_broken(Rule::StillEmpty);
         if is_unfounded {
@@ -244,10 +246,26 @@ async fn compare_with(
             image: ours.images().first().copied(),
             newest_image: ours.images().last().copied(),
             parent: ours.meta().parent.map(|parent| parent.generation),
+            founded: is_founded(store, &ours).await?,
             sealed: behind.sealed,
             unfinished: behind.unfinished,
         }),
     })
+}
+
+/// Whether an image is in the generation, or in one that it follows from. What is not there any more was deleted because of one that came after it.
+async fn is_founded(store: &Store, generation: &GenerationHistory) -> Result<bool, HistoryError> {
+    let mut at = generation.clone();
+    while at.images().is_empty() {
+        let Some(parent) = at.meta().parent else {
+            return Ok(false);
+        };
+        match load_generation(store, parent.generation).await? {
+            Some(before) if before.meta().generation < at.meta().generation => at = before,
+            _ => return Ok(true),
+        }
+    }
+    Ok(true)
 }
 
 /// Whether anything is there that came after a transaction.
@@ -388,6 +406,8 @@ pub(super) async fn end_of(store: &Store, found: &GenerationHistory) -> Result<E
         image: found.images().first().copied(),
         newest_image: found.images().last().copied(),
         parent: meta.parent.map(|parent| parent.generation),
+        // It has history, or it would not be the newest.
+        founded: true,
         sealed,
         unfinished: false,
     })
