@@ -74,6 +74,7 @@ impl RollbackState {
     /// What was taken back is looked at once more at the commit, which costs little.
     pub(super) fn goes_on(&mut self, rolled_back: Option<Written>) {
         self.written = rolled_back.filter(|written| matches!(written, Written::Pages(_)));
+        self.began.rolled_back = self.written.is_some();
     }
 }
 
@@ -176,18 +177,18 @@ impl Database {
     ///
     /// `file` is that connection's open file, on its thread.
     pub(crate) unsafe fn rollback_write(&self, state: &mut ConnectionState, file: FileRef, from: u64, to: Option<u64>) {
+        if state.rollback.is_to_begin() {
+            // SAFETY: as promised by the caller.
+            let header = unsafe { DatabaseHeader::read(file) };
+            state.rollback.began = Beginning {
+                header: header.ok().flatten(),
+                ..Beginning::default()
+            };
+        }
         let mut written = match state.rollback.written.take() {
             Some(written) => written,
-            None => {
-                // SAFETY: as promised by the caller.
-                let header = unsafe { DatabaseHeader::read(file) };
-                state.rollback.began = Beginning {
-                    header: header.ok().flatten(),
-                    ..Beginning::default()
-                };
-                // SAFETY: as above.
-                unsafe { self.first_write(state, file) }
-            }
+            // SAFETY: as above.
+            None => unsafe { self.first_write(state, file) },
         };
         if let Written::Pages(pages) = &mut written {
             pages.note(from, to);
