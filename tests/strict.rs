@@ -782,6 +782,22 @@ fn no_image_is_taken_in_the_middle_of_what_follows() {
     }
 }
 
+/// Behind an error SQLite begins anew, and asks how long the file is, as it does when it rolls back.
+#[test]
+fn what_follows_an_error_behind_one_that_was_rolled_back_is_held_back() {
+    for journal in ["DELETE", "TRUNCATE", "PERSIST", "MEMORY"] {
+        let world = World::new(&format!("error-{journal}"));
+        let connection = world.open_in("EXCLUSIVE", journal);
+        insert(&connection, 1).unwrap();
+        world.storm(0, Trouble::Temporary);
+        insert(&connection, 2).expect_err(journal);
+        // From MEMORY to WAL it goes without a journal, which is refused at the first page.
+        let _ = connection.execute_batch("PRAGMA journal_mode=MEMORY; PRAGMA journal_mode=WAL");
+        insert(&connection, 2).expect_err(journal);
+        goes_on(&world, &connection, journal);
+    }
+}
+
 /// It is committed in the first one, with a WAL, and `COMMIT_PHASETWO` comes to none of them.
 #[test]
 fn what_follows_one_that_failed_in_the_second_database_is_held_back() {

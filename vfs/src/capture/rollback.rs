@@ -60,6 +60,11 @@ impl RollbackState {
         self.began.rolled_back = true;
     }
 
+    /// What was written last is known to have been taken back.
+    pub(super) fn was_rolled_back(&self) -> bool {
+        self.began.rolled_back
+    }
+
     /// Whether the next write is the first one of a transaction.
     pub(super) fn is_to_begin(&self) -> bool {
         self.written.is_none() || self.began.rolled_back
