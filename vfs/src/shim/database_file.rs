@@ -341,11 +341,9 @@ unsafe extern "C" fn shm_map(
     // SAFETY: SQLite's arguments are passed on as they came.
     let code = unsafe { forward!(file, xShmMap, ffi::SQLITE_IOERR_SHMMAP, region, size, extend, memory) };
     // The wal-index cannot grow: what is being committed is rolled back.
+    let is_mapped = is_ok(code) || code & 0xff == ffi::SQLITE_READONLY;
     // SAFETY: an open file of ours.
-    if let (Some(connection), false) = (
-        unsafe { connection(file) },
-        is_ok(code) || code & 0xff == ffi::SQLITE_READONLY,
-    ) {
+    if let (Some(connection), false) = (unsafe { connection(file) }, is_mapped) {
         observe("xShmMap", connection, || {
             let mut state = connection.lock();
             connection.database.take_back_frame(&mut state);
