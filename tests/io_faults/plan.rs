@@ -199,6 +199,8 @@ struct State {
     called: Vec<(Method, Kind)>,
     trace: Vec<Call>,
     own: Vec<(Method, Kind)>,
+    /// Journals that were deleted, and whether so that they do not come back.
+    ended: Vec<bool>,
 }
 
 impl Run {
@@ -270,6 +272,15 @@ impl Run {
             state.struck = Some((method, kind));
             method.effects()[fault.effect]
         })
+    }
+
+    #[allow(dead_code, reason = "not every test that has these faults asks for it")]
+    pub(crate) fn ended_journals(&self) -> Vec<bool> {
+        self.lock().ended.clone()
+    }
+
+    pub(crate) fn journal_ends(&self, durably: bool) {
+        self.lock().ended.push(durably);
     }
 
     /// Replvfs calls for itself.

@@ -197,6 +197,9 @@ fn pass(
         });
         return (code, true);
     }
+    if (method, kind) == (Method::Delete, Kind::Journal) {
+        run.journal_ends(at != 0);
+    }
     let calling = CALLING
         .get()
         .filter(|calling| mine && (calling.0, calling.1) == (method, kind));

@@ -216,13 +216,8 @@ impl BaseFile {
 
     /// `xWrite`.
     pub(crate) fn write(&mut self, bytes: &[u8], offset: u64) -> Result<(), Code> {
-        let amount = c_int::try_from(bytes.len()).map_err(|_| Code(ffi::SQLITE_IOERR_WRITE))?;
-        let offset = i64::try_from(offset).map_err(|_| Code(ffi::SQLITE_IOERR_WRITE))?;
-        // SAFETY: raw is open as long as self lives, and bytes has amount of them.
-        unsafe {
-            let write = (*(*self.raw).pMethods).xWrite.ok_or(Code(ffi::SQLITE_IOERR_WRITE))?;
-            check(write(self.raw, bytes.as_ptr().cast(), amount, offset))
-        }
+        // SAFETY: raw is open as long as self lives.
+        unsafe { self.as_ref().write(bytes, offset) }
     }
 
     /// `xTruncate`.
@@ -329,6 +324,36 @@ impl FileRef {
             let read = (*(*self.0).pMethods).xRead.ok_or(Code(ffi::SQLITE_IOERR_READ))?;
             check(read(self.0, buffer.as_mut_ptr().cast(), amount, offset))
         }
+    }
+
+    /// `xWrite`.
+    ///
+    /// # Safety
+    ///
+    /// As for [`FileRef::read`].
+    pub(crate) unsafe fn write(self, bytes: &[u8], offset: u64) -> Result<(), Code> {
+        let amount = c_int::try_from(bytes.len()).map_err(|_| Code(ffi::SQLITE_IOERR_WRITE))?;
+        let offset = i64::try_from(offset).map_err(|_| Code(ffi::SQLITE_IOERR_WRITE))?;
+        // SAFETY: the file is open (caller), and bytes has amount of them.
+        unsafe {
+            let write = (*(*self.0).pMethods).xWrite.ok_or(Code(ffi::SQLITE_IOERR_WRITE))?;
+            check(write(self.0, bytes.as_ptr().cast(), amount, offset))
+        }
+    }
+
+    /// Whether a write changes nothing beside it, also in a power failure (`SQLITE_IOCAP_POWERSAFE_OVERWRITE`).
+    ///
+    /// # Safety
+    ///
+    /// As for [`FileRef::read`].
+    pub(crate) unsafe fn overwrites_safely(self) -> bool {
+        // SAFETY: the file is open (caller).
+        let has = unsafe {
+            (*(*self.0).pMethods)
+                .xDeviceCharacteristics
+                .map_or(0, |has| has(self.0))
+        };
+        has & ffi::SQLITE_IOCAP_POWERSAFE_OVERWRITE != 0
     }
 
     /// `xSync`, as for `synchronous=FULL`.

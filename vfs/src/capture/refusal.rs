@@ -87,6 +87,8 @@ impl Connection {
             state.rollback.is_finished();
         }
         state.writes.file = match state.writes.file {
+            // Who asks for the length next does not go on.
+            _ if state.rollback.was_rolled_back() => FileWrites::Nothing,
             FileWrites::Changes | FileWrites::Synced => FileWrites::Synced,
             FileWrites::Nothing | FileWrites::Finishes => FileWrites::Nothing,
         };

@@ -60,6 +60,11 @@ impl RollbackState {
         self.began.rolled_back = true;
     }
 
+    /// What was written last is known to have been taken back.
+    pub(super) fn was_rolled_back(&self) -> bool {
+        self.began.rolled_back
+    }
+
     /// Whether the next write is the first one of a transaction.
     pub(super) fn is_to_begin(&self) -> bool {
         self.written.is_none() || self.began.rolled_back
@@ -74,6 +79,7 @@ impl RollbackState {
     /// What was taken back is looked at once more at the commit, which costs little.
     pub(super) fn goes_on(&mut self, rolled_back: Option<Written>) {
         self.written = rolled_back.filter(|written| matches!(written, Written::Pages(_)));
+        self.began.rolled_back = self.written.is_some();
     }
 }
 
@@ -176,18 +182,18 @@ impl Database {
     ///
     /// `file` is that connection's open file, on its thread.
     pub(crate) unsafe fn rollback_write(&self, state: &mut ConnectionState, file: FileRef, from: u64, to: Option<u64>) {
+        if state.rollback.is_to_begin() {
+            // SAFETY: as promised by the caller.
+            let header = unsafe { DatabaseHeader::read(file) };
+            state.rollback.began = Beginning {
+                header: header.ok().flatten(),
+                ..Beginning::default()
+            };
+        }
         let mut written = match state.rollback.written.take() {
             Some(written) => written,
-            None => {
-                // SAFETY: as promised by the caller.
-                let header = unsafe { DatabaseHeader::read(file) };
-                state.rollback.began = Beginning {
-                    header: header.ok().flatten(),
-                    ..Beginning::default()
-                };
-                // SAFETY: as above.
-                unsafe { self.first_write(state, file) }
-            }
+            // SAFETY: as above.
+            None => unsafe { self.first_write(state, file) },
         };
         if let Written::Pages(pages) = &mut written {
             pages.note(from, to);

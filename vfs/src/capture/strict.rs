@@ -4,7 +4,8 @@
 //! Before that the WAL has no commit frame, on disk and after a crash. Without a WAL the moment is `SQLITE_FCNTL_SYNC`: all pages are in the
 //! file, and the journal, which takes them back, is still there. Owns holding back, and what is abandoned. Leaves waiting to the replica.
 
-use std::cell::Cell;
+use std::cell::RefCell;
+use std::ffi::{CStr, CString};
 use std::sync::Arc;
 
 use libsqlite3_sys as ffi;
@@ -21,13 +22,30 @@ use crate::wal::{
 };
 
 thread_local! {
-    /// The journal that this thread ends next is the one of a commit that was confirmed.
-    static ENDS_CONFIRMED: Cell<bool> = const { Cell::new(false) };
+    /// The databases of confirmed commits whose journals this thread ends next: those of several that are attached, one after the other.
+    static ENDS_CONFIRMED: RefCell<Vec<CString>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Whether a journal is deleted that must not come back after a power failure: SQLite syncs its folder with `synchronous=EXTRA` only.
-pub(crate) fn ends_confirmed() -> bool {
-    ENDS_CONFIRMED.try_with(Cell::get).unwrap_or(false)
+pub(crate) fn ends_confirmed(journal: &CStr) -> bool {
+    let database = journal.to_bytes().strip_suffix(b"-journal");
+    let ends = |ends: &RefCell<Vec<CString>>| ends.borrow().iter().any(|path| Some(path.to_bytes()) == database);
+    ENDS_CONFIRMED.try_with(ends).unwrap_or(false)
+}
+
+/// Notes whether the database's journal is one of those. Tells whether it was.
+fn set_ends_confirmed(database: &CStr, now: bool) -> bool {
+    let note = |ends: &RefCell<Vec<CString>>| {
+        let mut ends = ends.borrow_mut();
+        let before = ends.len();
+        ends.retain(|path| path.as_c_str() != database);
+        let was = ends.len() < before;
+        if now {
+            ends.push(database.to_owned());
+        }
+        was
+    };
+    ENDS_CONFIRMED.try_with(note).unwrap_or(false)
 }
 
 /// How much of a WAL is copied at once.
@@ -146,6 +164,7 @@ impl Connection {
         }
         // In heap mode nothing else tells that it was rolled back.
         self.database.wrote_wal(&mut state, offset);
+        self.database.went_on(&mut state);
         if state.strict.confirmed.is_some() {
             return None; // Copies of the commit frame, up to the end of the sector.
         }
@@ -207,6 +226,8 @@ impl Connection {
         // SAFETY: the connection's WAL, on its thread.
         let is_there = is_ok(code) && state.wal.is_some_and(|wal| unsafe { wal.sync() }.is_ok());
         if !is_there {
+            // Else it might be taken for committed after a crash.
+            let _ = forward(&[0; FRAME_HEADER_BYTES], held.offset);
             self.database.abandon_confirmed(&mut state);
             state.mirror.clear();
             return ffi::SQLITE_IOERR_WRITE;
@@ -288,16 +309,16 @@ impl Connection {
     pub(crate) fn may_commit(&self) -> bool {
         let may = self.is_confirmed_first();
         let ends = may && self.is_strict() && self.lock().wal.is_none();
-        let _ = ENDS_CONFIRMED.try_with(|confirmed| confirmed.set(ends));
+        set_ends_confirmed(&self.database.c_path, ends);
         may
     }
 
     /// The journal has ended. SQLite leaves it to the system, up to `synchronous=FULL`, when that is on the disk.
     pub(crate) fn journal_ended(&self) {
-        if !ENDS_CONFIRMED.try_with(Cell::take).unwrap_or(false) {
+        let database = &self.database;
+        if !set_ends_confirmed(&database.c_path, false) {
             return;
         }
-        let database = &self.database;
         if let Err(Code(code)) = database.vfs.sync_journal(&database.c_path) {
             database.warn(&format!(
                 "the end of the journal could not be synced (SQLite code {code}): a power failure may take back here what is in the replica"
@@ -402,6 +423,34 @@ impl Database {
         self.replica.finished();
     }
 
+    /// In heap mode nothing else tells that what is confirmed was committed, where `COMMIT_PHASETWO` does not come: another database of the same transaction
+    /// has failed. Without copies of the commit frame, what is written behind it is another transaction.
+    fn went_on(&self, state: &mut ConnectionState) {
+        if state.strict.confirmed.is_none() || state.region.is_some() {
+            return;
+        }
+        // SAFETY: the connection's file, on its thread.
+        if state.file.is_some_and(|file| unsafe { file.overwrites_safely() }) {
+            self.finish_unseen(&mut self.capture(), state);
+            state.strict.done = false;
+        }
+    }
+
+    /// The commit frame of what is rolled back is in the WAL, where a recovery would take it for committed.
+    pub(crate) fn take_back_frame(&self, state: &mut ConnectionState) {
+        // In heap mode it cannot be told for certain that it was not committed.
+        let (Some(confirmed), Some(wal), Some(region)) = (state.strict.confirmed, state.wal, state.region) else {
+            return;
+        };
+        let ours = confirmed.position;
+        let is_published = |is: Position| is.salts == ours.salts && is.frame >= ours.frame;
+        if region.header().is_some_and(|header| !is_published(header.position)) {
+            let at = frame_offset(ours.frame, confirmed.page_size);
+            // SAFETY: the connection's WAL, on its thread, and it has the write lock (the callers).
+            let _ = unsafe { wal.write(&[0; FRAME_HEADER_BYTES], at) };
+        }
+    }
+
     /// What the connection wrote was rolled back, as far as it was not committed.
     pub(crate) fn roll_back_confirmed(&self, state: &mut ConnectionState) {
         self.abandon_confirmed(state);
@@ -411,6 +460,8 @@ impl Database {
 
     /// The connection writes to the WAL: over what is confirmed?
     pub(crate) fn wrote_wal(&self, state: &mut ConnectionState, offset: u64) {
+        // Where COMMIT_PHASETWO did not come it would be taken for the next one's.
+        state.strict.done = false;
         if let Some(confirmed) = state.strict.confirmed
             && offset < frame_offset(confirmed.position.frame + 1, confirmed.page_size)
         {

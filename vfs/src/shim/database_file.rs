@@ -340,6 +340,16 @@ unsafe extern "C" fn shm_map(
 ) -> c_int {
     // SAFETY: SQLite's arguments are passed on as they came.
     let code = unsafe { forward!(file, xShmMap, ffi::SQLITE_IOERR_SHMMAP, region, size, extend, memory) };
+    // The wal-index cannot grow: what is being committed is rolled back.
+    let is_mapped = is_ok(code) || code & 0xff == ffi::SQLITE_READONLY;
+    // SAFETY: an open file of ours.
+    if let (Some(connection), false) = (unsafe { connection(file) }, is_mapped) {
+        observe("xShmMap", connection, || {
+            let mut state = connection.lock();
+            connection.database.take_back_frame(&mut state);
+            connection.database.roll_back_confirmed(&mut state);
+        });
+    }
     // Whatever the code: SQLite keeps a pointer that comes with an error, and does not ask for it again.
     // SAFETY: an open file of ours; memory is where the base VFS wrote the pointer, null before.
     if let (Some(connection), true) = (unsafe { connection(file) }, region == 0) {
@@ -381,6 +391,7 @@ unsafe extern "C" fn shm_lock(file: *mut ffi::sqlite3_file, offset: c_int, n: c_
                 state.writes.ended();
                 connection.locks_changed(&state);
                 state.mirror.clear();
+                connection.database.take_back_frame(&mut state);
                 connection.database.roll_back_confirmed(&mut state);
             });
         }

@@ -203,7 +203,9 @@ pub fn replica_of(path: &Path) -> Option<Arc<dyn Replica>> {
 }
 
 unsafe extern "C" fn delete(vfs: *mut ffi::sqlite3_vfs, name: *const c_char, sync_folder: c_int) -> c_int {
-    let durably = c_int::from(ends_confirmed());
+    // SAFETY: SQLite's names are NUL-terminated.
+    let is_confirmed = || !name.is_null() && ends_confirmed(unsafe { CStr::from_ptr(name) });
+    let durably = c_int::from(guard("xDelete", is_confirmed).unwrap_or(false));
     // SAFETY: one of our structures; SQLite's arguments are passed on, and the base VFS is registered.
     unsafe {
         let base = app::<Vfs>(vfs).base.raw;
