@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use libsqlite3_sys as ffi;
 
-use super::database::{Connection, ConnectionState};
+use super::database::{Connection, ConnectionState, Database};
 use crate::api::report;
 use crate::base::FileRef;
 
@@ -49,9 +49,9 @@ impl WriteState {
         }
     }
 
-    /// The connection gets EXCLUSIVE, and had `before`. It has no WAL. Without RESERVED a hot journal is played back.
-    pub(crate) fn takes_file(&mut self, before: i32) {
-        self.file = match before <= ffi::SQLITE_LOCK_SHARED {
+    /// The connection has EXCLUSIVE, and no WAL; whether it plays a hot journal back.
+    pub(crate) fn takes_file(&mut self, plays_back: bool) {
+        self.file = match plays_back {
             true => FileWrites::Finishes,
             false => FileWrites::Nothing,
         };
@@ -65,6 +65,14 @@ impl WriteState {
     /// Nothing is under way any more: what is written next is another transaction.
     pub(crate) fn ended(&mut self) {
         *self = WriteState::default();
+    }
+}
+
+impl Database {
+    /// Whether who has come from the lock `before` to EXCLUSIVE plays a journal back. Without RESERVED nobody begins a transaction; but another process may
+    /// have played it back meanwhile, and in heap mode EXCLUSIVE is taken for the WAL.
+    pub(crate) fn plays_back(&self, before: i32) -> bool {
+        before <= ffi::SQLITE_LOCK_SHARED && self.vfs.journal_is_hot(&self.c_path)
     }
 }
 

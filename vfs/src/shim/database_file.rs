@@ -175,8 +175,8 @@ unsafe extern "C" fn lock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
             } else if level > state.file_lock {
                 database.count_holder(state.file_lock, level);
                 if level == ffi::SQLITE_LOCK_EXCLUSIVE && state.wal.is_none() {
-                    let before = state.file_lock;
-                    state.writes.takes_file(before);
+                    let plays_back = database.plays_back(state.file_lock);
+                    state.writes.takes_file(plays_back);
                 }
                 state.file_lock = level;
                 connection.locks_changed(&state);

@@ -1,173 +1,24 @@
 //! `durability=strict`: nobody sees a transaction before it is in the store, and one that does not get there is rolled back.
 #![allow(missing_docs)]
 
+mod beginnings;
+mod following;
+mod world;
+
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use replvfs::Config;
-use replvfs::config::{Durability, OnFenced};
-use replvfs::history::Target;
-use replvfs::store::Store;
+use replvfs::config::OnFenced;
 use replvfs_tests::peer::{SqlPeer, run_sql};
-use replvfs_tests::weather::{FaultyStore, Storm, Trouble};
-use replvfs_tests::{Scratch, check_integrity, open, pragma_number, restore_from, restore_txid, status};
+use replvfs_tests::weather::{Storm, Trouble};
+use replvfs_tests::{Scratch, open, pragma_number, restore_txid, status};
 use replvfs_vfs::log::{Batch, Log, Withdrawn};
 use replvfs_vfs::transaction::Transaction;
 use replvfs_vfs::types::{PageSize, Pgno, Position, Txid};
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode};
 use tracing_subscriber::layer::SubscriberExt;
-
-const JOURNALS: [&str; 5] = ["WAL", "DELETE", "TRUNCATE", "PERSIST", "MEMORY"];
-const LOCKINGS: [&str; 2] = ["NORMAL", "EXCLUSIVE"];
-/// So late that nothing is uploaded but for who waits.
-const NEVER: Duration = Duration::from_secs(3600);
-
-/// `LATER` is EXCLUSIVE that is asked for with the WAL in use already: there is a wal-index, and no lock of it is taken any more.
-fn every_mode() -> impl Iterator<Item = (&'static str, &'static str)> {
-    let modes = LOCKINGS
-        .iter()
-        .flat_map(|locking| JOURNALS.iter().map(|journal| (*locking, *journal)));
-    modes.chain([("LATER", "WAL")])
-}
-
-/// A database of its own, in a store that fails on demand.
-struct World {
-    scratch: Scratch,
-    store: FaultyStore,
-    name: String,
-}
-
-impl World {
-    fn new(name: &str) -> World {
-        World::with(name, Duration::from_millis(300), OnFenced::Continue)
-    }
-
-    fn with(name: &str, timeout: Duration, on_fenced: OnFenced) -> World {
-        let world = World {
-            scratch: Scratch::in_memory(),
-            store: FaultyStore::new(true),
-            name: name.to_ascii_lowercase(),
-        };
-        world.register(&world.name, timeout, on_fenced);
-        world
-    }
-
-    /// Another process to this store would have this.
-    fn register(&self, name: &str, timeout: Duration, on_fenced: OnFenced) {
-        let config = Config::default()
-            .vfs_name(name)
-            .operator(self.store.faulty.clone())
-            .durability(Durability::Strict)
-            .on_fenced(on_fenced)
-            .flush_interval(NEVER)
-            .timeout(timeout);
-        replvfs::register(config).unwrap();
-    }
-
-    fn uri(&self) -> String {
-        format!("file:{}?vfs={}", self.scratch.database().display(), self.name)
-    }
-
-    fn open(&self) -> Connection {
-        open(&self.uri()).unwrap()
-    }
-
-    fn open_in(&self, locking: &str, journal: &str) -> Connection {
-        let connection = self.open();
-        prepare(&connection, locking, journal);
-        connection
-    }
-
-    fn storm(&self, at: usize, trouble: Trouble) {
-        self.store.weather.storm(Some(Storm {
-            at,
-            trouble,
-            lasting: true,
-        }));
-    }
-
-    fn wait_for_the_storm(&self) {
-        while !self.store.weather.has_struck() {
-            std::thread::yield_now();
-        }
-    }
-
-    fn restore(&self, txid: Option<u64>) -> Option<BTreeSet<i64>> {
-        let store = Store::from_operator(self.store.healthy.clone());
-        let out = self.scratch.file("elsewhere.db");
-        let target = txid.map_or(Target::Newest, |txid| Target::Txid(Txid(txid)));
-        let restored = restore_from(&store, target, &out).ok()?;
-        check_integrity(&out);
-        let rows = rows_in(&out);
-        std::fs::remove_file(out).unwrap();
-        // A transaction that is in another generation alone comes with a warning.
-        (txid.is_none() || restored.warnings.is_empty()).then_some(rows)
-    }
-
-    /// Every state that the newest history has.
-    fn history(&self, newest: u64) -> Vec<BTreeSet<i64>> {
-        (0..=newest).filter_map(|txid| self.restore(Some(txid))).collect()
-    }
-}
-
-fn prepare(connection: &Connection, locking: &str, journal: &str) {
-    if locking == "LATER" {
-        prepare(connection, "NORMAL", journal);
-        return connection
-            .execute_batch("PRAGMA locking_mode=EXCLUSIVE; SELECT count(*) FROM t")
-            .unwrap();
-    }
-    connection
-        .execute_batch(&format!(
-            "PRAGMA locking_mode={locking}; PRAGMA journal_mode={journal}; CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, b)"
-        ))
-        .unwrap();
-}
-
-fn rows_of(connection: &Connection) -> BTreeSet<i64> {
-    // The first states of a history have no table.
-    let tables: i64 = connection
-        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
-        .unwrap();
-    if tables == 0 {
-        return BTreeSet::new();
-    }
-    let mut all = connection.prepare("SELECT a FROM t").unwrap();
-    let rows = all.query_map([], |row| row.get(0)).unwrap();
-    rows.map(Result::unwrap).collect()
-}
-
-fn plain(path: &Path) -> Connection {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    Connection::open_with_flags_and_vfs(path, flags, c"unix").unwrap()
-}
-
-fn rows_in(path: &Path) -> BTreeSet<i64> {
-    rows_of(&plain(path))
-}
-
-fn insert(connection: &Connection, row: i64) -> rusqlite::Result<()> {
-    connection.execute_batch(&format!("INSERT INTO t VALUES({row}, randomblob(3000))"))
-}
-
-/// What is on the disk now, as a crash would leave it.
-fn crash_image(world: &World, folder: &str) -> PathBuf {
-    let folder = world.scratch.file(folder);
-    std::fs::create_dir(&folder).unwrap();
-    for suffix in ["", "-wal", "-journal", "-replvfs"] {
-        let name = format!("app.db{suffix}");
-        if world.scratch.file(&name).exists() {
-            std::fs::copy(world.scratch.file(&name), folder.join(&name)).unwrap();
-        }
-    }
-    folder.join("app.db")
-}
-
-fn is_an_io_error(error: &rusqlite::Error) -> bool {
-    error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure)
-}
+use world::*;
 
 #[test]
 fn a_commit_that_has_returned_is_in_the_store() {
@@ -350,27 +201,6 @@ fn nobody_sees_it_before() {
     }
 }
 
-/// The rows of the database, of a crash, and of each state of the history, after a commit that failed and one that did not.
-fn goes_on(world: &World, connection: &Connection, what: &str) {
-    assert!(connection.is_autocommit(), "{what}");
-    assert_eq!(rows_of(connection), [1].into(), "{what}");
-    assert_eq!(rows_in(&crash_image(world, "crashed")), [1].into(), "{what}");
-    world.store.weather.clear_up_and_lose_connections();
-    insert(connection, 3).unwrap_or_else(|error| panic!("{what}: {error}"));
-    assert_eq!(rows_of(connection), [1, 3].into(), "{what}");
-    let check: String = connection
-        .query_row("PRAGMA quick_check", [], |row| row.get(0))
-        .unwrap();
-    assert_eq!(check, "ok", "{what}");
-    assert_eq!(world.restore(None), Some([1, 3].into()), "{what}");
-    let newest = pragma_number(connection, "replvfs_txid").unwrap();
-    assert_eq!(pragma_number(connection, "replvfs_acked"), Some(newest), "{what}");
-    let history = world.history(newest);
-    assert!(history.iter().all(|rows| !rows.contains(&2)), "{what}: {history:?}");
-    assert!(history.contains(&[1].into()), "{what}: {history:?}");
-    assert_eq!(status(connection)["discontinuities"], 0, "{what}");
-}
-
 #[test]
 fn what_the_store_does_not_take_is_rolled_back() {
     for (locking, journal) in every_mode() {
@@ -477,105 +307,6 @@ fn a_process_that_dies_before_the_frame_goes_on_without_it() {
                 assert_eq!(status(&connection)["diverged"], false, "{what}");
                 assert_eq!(status(&connection)["fenced"], false, "{what}");
             }
-        }
-    }
-}
-
-/// As another program has left it, with row 1 in it.
-fn left_behind(world: &World, journal: &str) {
-    let before = Connection::open(world.scratch.database()).unwrap();
-    let mode = format!("PRAGMA journal_mode={journal}; CREATE TABLE t(a INTEGER PRIMARY KEY, b)");
-    before.execute_batch(&mode).unwrap();
-    insert(&before, 1).unwrap();
-}
-
-/// How it is left, and what is made of it then.
-fn every_beginning() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
-    let left = ["WAL", "DELETE"].into_iter();
-    left.flat_map(|left| every_mode().map(move |(locking, journal)| (left, locking, journal)))
-}
-
-/// The store has not told yet how the history goes on, and no image is there.
-#[test]
-fn the_first_transaction_waits_for_the_image_that_it_needs() {
-    for (left, locking, journal) in every_beginning() {
-        let what = format!("{left} {locking} {journal}");
-        let name = format!("first-{left}-{locking}-{journal}");
-        let world = World::with(&name, Duration::from_secs(60), OnFenced::Continue);
-        left_behind(&world, left);
-        world.storm(0, Trouble::Hang);
-        std::thread::scope(|scope| {
-            let first = scope.spawn(|| {
-                let connection = world.open_in(locking, journal);
-                insert(&connection, 2).unwrap_or_else(|error| panic!("{what}: {error}"));
-                assert_eq!(world.restore(None), Some([1, 2].into()), "{what}");
-                assert_eq!(
-                    pragma_number(&connection, "replvfs_acked"),
-                    pragma_number(&connection, "replvfs_txid")
-                );
-            });
-            world.wait_for_the_storm();
-            world.store.weather.clear_up_and_lose_connections();
-            first.join().unwrap();
-        });
-    }
-}
-
-/// The same when the store is away for longer than anybody waits.
-#[test]
-fn a_transaction_without_an_image_to_go_on_from_is_rolled_back() {
-    for (left, locking, journal) in every_beginning() {
-        let what = format!("{left} {locking} {journal}");
-        let name = format!("early-{left}-{locking}-{journal}");
-        let world = World::with(&name, Duration::from_millis(100), OnFenced::Continue);
-        left_behind(&world, left);
-        world.storm(0, Trouble::Temporary);
-        let connection = world.open();
-        // Changing the mode may need a transaction as well.
-        let modes = format!("PRAGMA locking_mode={locking}; PRAGMA journal_mode={journal}");
-        let modes = modes.replace("LATER", "NORMAL");
-        let _ = connection.execute_batch(&modes);
-        for _ in 0..2 {
-            let error = insert(&connection, 2).unwrap_err();
-            assert!(is_an_io_error(&error), "{what}: {error}");
-            assert_eq!(rows_of(&connection), [1].into(), "{what}");
-        }
-        world.store.weather.clear_up_and_lose_connections();
-        connection
-            .execute_batch(&modes)
-            .unwrap_or_else(|error| panic!("{what}: {error}"));
-        insert(&connection, 3).unwrap_or_else(|error| panic!("{what}: {error}"));
-        assert_eq!(rows_of(&connection), [1, 3].into(), "{what}");
-        assert_eq!(world.restore(None), Some([1, 3].into()), "{what}");
-    }
-}
-
-/// What is written next is not taken for the end of what another process has begun.
-#[test]
-fn the_first_transaction_behind_a_hot_journal_is_held_back() {
-    for locking in LOCKINGS {
-        let world = World::new(&format!("hot-{locking}"));
-        left_behind(&world, "DELETE");
-        let dying = plain(&world.scratch.database());
-        dying
-            .execute_batch("PRAGMA cache_size=1; PRAGMA cache_spill=1; BEGIN; UPDATE t SET b = randomblob(3001)")
-            .unwrap();
-        dying
-            .execute_batch("WITH n(n) AS (VALUES(10) UNION ALL SELECT n + 1 FROM n LIMIT 80) INSERT INTO t SELECT n, randomblob(3000) FROM n")
-            .unwrap();
-        let image = crash_image(&world, "crashed");
-        drop(dying);
-        assert!(image.with_extension("db-journal").exists());
-        let uri = format!("file:{}?vfs={}", image.display(), world.name);
-        let connection = open(&uri).unwrap();
-        prepare(&connection, locking, "DELETE");
-        insert(&connection, 2).unwrap();
-        assert_eq!(rows_of(&connection), [1, 2].into(), "{locking}");
-        world.storm(0, Trouble::Hang);
-        for row in 3..6 {
-            let error = insert(&connection, row).unwrap_err();
-            assert!(is_an_io_error(&error), "{locking}: {error}");
-            assert_eq!(rows_of(&connection), [1, 2].into(), "{locking}");
         }
     }
 }
@@ -720,130 +451,6 @@ fn a_large_database_goes_on_after_the_store_was_away() {
         let has_answered = (0..30).any(|_| flush().is_ok() || is_over());
         assert!(has_answered, "{what}: {}", status(&connection));
         goes_on(&world, &connection, &what);
-    }
-}
-
-/// Its last page is one that was freed again, so SQLite asks how long the file is, as it does when it rolls back.
-#[test]
-fn what_grows_behind_one_that_was_rolled_back_is_held_back() {
-    for journal in ["DELETE", "TRUNCATE", "PERSIST", "MEMORY"] {
-        let world = World::new(&format!("grows-{journal}"));
-        let connection = world.open_in("EXCLUSIVE", journal);
-        insert(&connection, 1).unwrap();
-        connection
-            .execute_batch(
-                "PRAGMA cache_size=2; BEGIN; UPDATE t SET b = randomblob(100000); ROLLBACK; PRAGMA cache_size=2000",
-            )
-            .unwrap();
-        world.storm(0, Trouble::Temporary);
-        let grows = "BEGIN; INSERT INTO t VALUES(2, 1), (4, zeroblob(200000)); DELETE FROM t WHERE a = 4; COMMIT";
-        connection.execute_batch(grows).expect_err(journal);
-        goes_on(&world, &connection, journal);
-    }
-}
-
-/// The next transaction does not wait, and is open when the image is asked for.
-#[test]
-fn no_image_is_taken_in_the_middle_of_what_follows() {
-    for journal in ["DELETE", "TRUNCATE", "PERSIST", "MEMORY"] {
-        let world = World::new(&format!("middle-{journal}"));
-        let connection = world.open_in("EXCLUSIVE", journal);
-        connection
-            .execute_batch(
-                "WITH n(n) AS (VALUES(1) UNION ALL SELECT n + 1 FROM n LIMIT 1000) INSERT INTO t SELECT n, 1 || hex(zeroblob(1500)) FROM n",
-            )
-            .unwrap();
-        world.storm(0, Trouble::Temporary);
-        insert(&connection, 2000).expect_err(journal);
-        connection
-            .execute_batch(
-                "PRAGMA replvfs_durability=async; PRAGMA cache_size=2; BEGIN; UPDATE t SET b = 2 || hex(zeroblob(1500))",
-            )
-            .unwrap();
-        world.store.weather.clear_up_and_lose_connections();
-        for _ in 0..3 {
-            let _ = connection.query_row("PRAGMA replvfs_flush", [], |_| Ok(()));
-        }
-        let store = Store::from_operator(world.store.healthy.clone());
-        let out = world.scratch.file("elsewhere.db");
-        restore_from(&store, Target::Newest, &out).unwrap();
-        check_integrity(&out);
-        let is_open = |row: &rusqlite::Row<'_>| row.get::<_, i64>(0);
-        let open: i64 = plain(&out)
-            .query_row("SELECT count(*) FROM t WHERE b LIKE '2%'", [], is_open)
-            .unwrap();
-        assert_eq!(open, 0, "{journal}");
-        std::fs::remove_file(out).unwrap();
-        connection
-            .execute_batch("ROLLBACK; UPDATE t SET b = 3 WHERE a = 1; PRAGMA replvfs_durability=strict")
-            .unwrap();
-        insert(&connection, 2001).unwrap();
-        assert_eq!(world.restore(None), Some(rows_of(&connection)), "{journal}");
-    }
-}
-
-/// Behind an error SQLite begins anew, and asks how long the file is, as it does when it rolls back.
-#[test]
-fn what_follows_an_error_behind_one_that_was_rolled_back_is_held_back() {
-    for journal in ["DELETE", "TRUNCATE", "PERSIST", "MEMORY"] {
-        let world = World::new(&format!("error-{journal}"));
-        let connection = world.open_in("EXCLUSIVE", journal);
-        insert(&connection, 1).unwrap();
-        world.storm(0, Trouble::Temporary);
-        insert(&connection, 2).expect_err(journal);
-        // From MEMORY to WAL it goes without a journal, which is refused at the first page.
-        let _ = connection.execute_batch("PRAGMA journal_mode=MEMORY; PRAGMA journal_mode=WAL");
-        insert(&connection, 2).expect_err(journal);
-        goes_on(&world, &connection, journal);
-    }
-}
-
-/// It is committed in the first one, with a WAL, and `COMMIT_PHASETWO` comes to none of them.
-#[test]
-fn what_follows_one_that_failed_in_the_second_database_is_held_back() {
-    for (locking, journal) in every_mode() {
-        let what = format!("{locking} {journal}");
-        let worlds = ["a", "b"].map(|name| World::new(&format!("second-{name}-{locking}-{journal}")));
-        let connection = open("file::memory:").unwrap();
-        for (name, world) in ["a", "b"].iter().zip(&worlds) {
-            drop(world.open_in("NORMAL", "DELETE"));
-            connection
-                .execute_batch(&format!("ATTACH '{}' AS {name}", world.uri()))
-                .unwrap();
-            let modes = format!("PRAGMA {name}.locking_mode={locking}; PRAGMA {name}.journal_mode={journal};");
-            connection.execute_batch(&modes.replace("LATER", "NORMAL")).unwrap();
-            connection
-                .execute_batch(&format!("INSERT INTO {name}.t VALUES(1, 1)"))
-                .unwrap();
-            if locking == "LATER" {
-                connection
-                    .execute_batch(&format!("PRAGMA {name}.locking_mode=EXCLUSIVE; SELECT * FROM {name}.t"))
-                    .unwrap();
-            }
-        }
-        let rows = || {
-            let mut all = connection.prepare("SELECT a FROM a.t").unwrap();
-            let rows = all.query_map([], |row| row.get(0)).unwrap();
-            rows.map(Result::unwrap).collect::<BTreeSet<i64>>()
-        };
-        worlds[1].storm(0, Trouble::Temporary);
-        connection
-            .execute_batch("BEGIN; INSERT INTO a.t VALUES(2, 1); INSERT INTO b.t VALUES(2, 1); COMMIT")
-            .expect_err(&what);
-        let before = rows();
-        worlds[0].storm(0, Trouble::Temporary);
-        connection
-            .execute_batch("INSERT INTO a.t VALUES(3, 1)")
-            .expect_err(&what);
-        assert_eq!(rows(), before, "{what}");
-        worlds
-            .iter()
-            .for_each(|world| world.store.weather.clear_up_and_lose_connections());
-        connection
-            .execute_batch("INSERT INTO a.t VALUES(4, 1); INSERT INTO b.t VALUES(4, 1)")
-            .unwrap_or_else(|error| panic!("{what}: {error}"));
-        assert_eq!(worlds[0].restore(None), Some(rows()), "{what}");
-        assert_eq!(worlds[1].restore(None), Some([1, 4].into()), "{what}");
     }
 }
 
