@@ -65,7 +65,14 @@ impl BaseVfs {
         let Ok(path) = with_suffix(database, b"-journal") else {
             return true;
         };
-        if self.is_missing(&path) {
+        let mut exists = 0;
+        // SAFETY: raw is a registered VFS, path a string; exists has room for the answer.
+        let asked = unsafe {
+            (*self.raw).xAccess.map_or(ffi::SQLITE_OK, |access| {
+                access(self.raw, path.as_ptr(), ffi::SQLITE_ACCESS_EXISTS, &raw mut exists)
+            })
+        };
+        if asked == ffi::SQLITE_OK && exists == 0 {
             return false;
         }
         let flags = ffi::SQLITE_OPEN_READONLY | ffi::SQLITE_OPEN_MAIN_JOURNAL;
@@ -80,26 +87,15 @@ impl BaseVfs {
         }
     }
 
-    /// Syncs the journal beside the database, if there is one.
+    /// Syncs the journal beside the database, if there is one. `xAccess` says of an empty one that it is not there.
     pub(crate) fn sync_journal(&self, database: &CStr) -> Result<(), Code> {
         let path = with_suffix(database, b"-journal")?;
-        if self.is_missing(&path) {
-            return Ok(());
+        match self.open(&path, &[], ffi::SQLITE_OPEN_READWRITE | ffi::SQLITE_OPEN_MAIN_JOURNAL) {
+            // SAFETY: just opened, and used here only.
+            Ok(journal) => unsafe { journal.as_ref().sync() },
+            Err(Code(code)) if code & 0xff == ffi::SQLITE_CANTOPEN => Ok(()),
+            Err(code) => Err(code),
         }
-        let journal = self.open(&path, &[], ffi::SQLITE_OPEN_READWRITE | ffi::SQLITE_OPEN_MAIN_JOURNAL)?;
-        // SAFETY: just opened, and used here only.
-        unsafe { journal.as_ref().sync() }
-    }
-
-    fn is_missing(&self, path: &CStr) -> bool {
-        let mut exists = 0;
-        // SAFETY: raw is a registered VFS, path a string; exists has room for the answer.
-        let asked = unsafe {
-            (*self.raw).xAccess.map_or(ffi::SQLITE_OK, |access| {
-                access(self.raw, path.as_ptr(), ffi::SQLITE_ACCESS_EXISTS, &raw mut exists)
-            })
-        };
-        asked == ffi::SQLITE_OK && exists == 0
     }
 
     /// Random bytes, as SQLite takes them for salts.

@@ -23,4 +23,4 @@ mod strict;
 pub(crate) use commit::is_ok;
 pub use continuity::Fingerprint;
 pub(crate) use database::{Connection, Database, Opening};
-pub(crate) use strict::ends_confirmed;
+pub(crate) use strict::{ends_confirmed, has_ended};

@@ -33,6 +33,12 @@ pub(crate) fn ends_confirmed(journal: &CStr) -> bool {
     ENDS_CONFIRMED.try_with(ends).unwrap_or(false)
 }
 
+/// The journal was deleted, and its folder synced.
+pub(crate) fn has_ended(journal: &CStr) {
+    let database = journal.to_bytes().strip_suffix(b"-journal");
+    let _ = ENDS_CONFIRMED.try_with(|ends| ends.borrow_mut().retain(|path| Some(path.to_bytes()) != database));
+}
+
 /// Notes whether the database's journal is one of those. Tells whether it was.
 fn set_ends_confirmed(database: &CStr, now: bool) -> bool {
     let note = |ends: &RefCell<Vec<CString>>| {
@@ -316,7 +322,8 @@ impl Connection {
     /// The journal has ended. SQLite leaves it to the system, up to `synchronous=FULL`, when that is on the disk.
     pub(crate) fn journal_ended(&self) {
         let database = &self.database;
-        if !set_ends_confirmed(&database.c_path, false) {
+        let ends = set_ends_confirmed(&database.c_path, false);
+        if !ends || self.lock().journal_in_memory {
             return;
         }
         if let Err(Code(code)) = database.vfs.sync_journal(&database.c_path) {

@@ -15,7 +15,7 @@ use super::{database_file, wal_file};
 use crate::api::{SqliteApi, report};
 use crate::base::{BaseVfs, FileRef};
 use crate::buffer::Budget;
-use crate::capture::{Connection, Database, Opening, ends_confirmed, is_ok};
+use crate::capture::{Connection, Database, Opening, ends_confirmed, has_ended, is_ok};
 use crate::fork::{self, Process};
 use crate::guard::guard;
 use crate::held::DatabaseFile;
@@ -204,16 +204,20 @@ pub fn replica_of(path: &Path) -> Option<Arc<dyn Replica>> {
 
 unsafe extern "C" fn delete(vfs: *mut ffi::sqlite3_vfs, name: *const c_char, sync_folder: c_int) -> c_int {
     // SAFETY: SQLite's names are NUL-terminated.
-    let is_confirmed = || !name.is_null() && ends_confirmed(unsafe { CStr::from_ptr(name) });
-    let durably = c_int::from(guard("xDelete", is_confirmed).unwrap_or(false));
+    let journal = (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) });
+    let ends = guard("xDelete", || journal.is_some_and(ends_confirmed)).unwrap_or(false);
     // SAFETY: one of our structures; SQLite's arguments are passed on, and the base VFS is registered.
-    unsafe {
+    let code = unsafe {
         let base = app::<Vfs>(vfs).base.raw;
         match (*base).xDelete {
-            Some(delete) => delete(base, name, sync_folder | durably),
+            Some(delete) => delete(base, name, sync_folder | c_int::from(ends)),
             None => ffi::SQLITE_IOERR_DELETE,
         }
+    };
+    if let (true, true, Some(journal)) = (ends, is_ok(code), journal) {
+        let _ = guard("xDelete", || has_ended(journal));
     }
+    code
 }
 
 /// `xOpen` of the VFS that a database names.
