@@ -398,9 +398,10 @@ impl Capture {
         let first = (last.0 + 1).saturating_sub(inner.numbered.len() as u64);
         let begins = self.sim.sky.lock().unwrap().first_image(generation);
         let from = inner.seen.map_or(first, |seen| seen.0 + 1).max(begins);
-        for txid in from..=acked.unwrap_or_default().0 {
+        // It may have been in the store before it was rolled back, and nobody has it.
+        let abandoned = self.log.abandoned().map(|txid| txid.0);
+        for txid in (from..=acked.unwrap_or_default().0).filter(|txid| Some(*txid) != abandoned) {
             match inner.state_of(txid, last) {
-                // It was in the store before it was rolled back, and nobody has it.
                 Some(ABANDONED) => {}
                 Some(state) => self.sim.acknowledged(Ack {
                     generation,
