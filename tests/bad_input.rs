@@ -51,7 +51,6 @@ fn wrong_parameters_refuse_the_open_and_say_why() {
         ("&segment_size=1", "out of bounds"),
         ("&timeout=", "not a duration"),
         ("&close_timeout=1d", "out of bounds"),
-        ("&durability=strict", "not built into this version"),
         ("&durability=best", "not understood"),
         ("&retention=7", "neither forever nor a duration"),
         ("&memory_limit=64MiB", "whole process"),

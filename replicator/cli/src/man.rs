@@ -54,6 +54,7 @@ mod tests {
         assert_eq!(
             found,
             [
+                "replvfs-check-config.1",
                 "replvfs-completions.1",
                 "replvfs-image.1",
                 "replvfs-log.1",
