@@ -231,10 +231,7 @@ impl BaseFile {
     /// `xSync`, as for `synchronous=FULL`.
     pub(crate) fn sync(&mut self) -> Result<(), Code> {
         // SAFETY: raw is open as long as self lives.
-        unsafe {
-            let sync = (*(*self.raw).pMethods).xSync.ok_or(Code(ffi::SQLITE_IOERR_FSYNC))?;
-            check(sync(self.raw, ffi::SQLITE_SYNC_NORMAL))
-        }
+        unsafe { self.as_ref().sync() }
     }
 
     /// Maps the first region of the wal-index. `None` when there is none.

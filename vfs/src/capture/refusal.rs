@@ -169,8 +169,11 @@ impl Connection {
     /// Whether a write of the database file is refused, since it begins a transaction that nothing could take back. Says so. `PRAGMA journal_mode` without
     /// the name of a database is for all of them, and tells the main one only.
     pub(crate) fn lacks_journal(&self) -> bool {
+        if !self.is_strict() {
+            return false;
+        }
         let state = self.lock();
-        let asks = self.is_strict() && begins_to_write(&state) && !state.journal_in_memory;
+        let asks = begins_to_write(&state) && !state.journal_in_memory;
         drop(state);
         // SQLite has synced the journal before it writes the first page.
         let lacks = asks && !self.database.vfs.journal_is_hot(&self.database.c_path);

@@ -8,7 +8,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::database::{Capture, ConnectionState, Cursor, Database};
+use super::database::{Capture, ConnectionState, Cursor, Database, MOVED};
 use super::header::DatabaseHeader;
 use super::page_set::PageSet;
 use super::settle::Known;
@@ -43,7 +43,8 @@ impl RollbackState {
         self.began.header.is_none_or(|header| header.is_blank())
     }
 
-    /// A journal was played back that was there when the connection came, and it may keep its lock: the file is the database now.
+    /// A journal was played back, and the lock may be kept: the file is the database now. Pages that were taken back are looked at once more at the next
+    /// commit, which costs little.
     pub(super) fn is_finished(&mut self) {
         if !matches!(self.written, Some(Written::Pages(_))) {
             self.written = None;
@@ -68,18 +69,6 @@ impl RollbackState {
     /// Whether the next write is the first one of a transaction.
     pub(super) fn is_to_begin(&self) -> bool {
         self.written.is_none() || self.began.rolled_back
-    }
-
-    /// Nothing is written yet. Returns what was written and taken back before, if the lock was kept.
-    pub(super) fn begins(&mut self) -> Option<Written> {
-        self.began = Beginning::default();
-        self.written.take()
-    }
-
-    /// What was taken back is looked at once more at the commit, which costs little.
-    pub(super) fn goes_on(&mut self, rolled_back: Option<Written>) {
-        self.written = rolled_back.filter(|written| matches!(written, Written::Pages(_)));
-        self.began.rolled_back = self.written.is_some();
     }
 }
 
@@ -125,7 +114,7 @@ impl ConnectionState {
         match rollback.written {
             _ if !commits => Ok(false),
             Some(Written::Unlogged { .. }) => Err(UNKNOWN),
-            Some(Written::Elsewhere) => Err("the database file was renamed or replaced while a connection has it open"),
+            Some(Written::Elsewhere) => Err(MOVED),
             _ => Ok(true),
         }
     }
@@ -143,7 +132,7 @@ struct Beginning {
 
 /// What a connection has written since the last commit.
 #[derive(Debug)]
-pub(super) enum Written {
+enum Written {
     /// What was there before is not in the log; `is_new`: nothing was.
     Unlogged {
         is_new: bool,
@@ -154,7 +143,7 @@ pub(super) enum Written {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct WrittenPages {
+struct WrittenPages {
     page_size: PageSize,
     /// The fewest pages that the database had since: all behind them are new, also where nothing was written.
     kept: u32,

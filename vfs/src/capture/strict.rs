@@ -291,14 +291,16 @@ impl Connection {
     /// Before each write of the database file. If a transaction begins with it, there is no other opportunity for a base before the commit, which cannot be
     /// held back without one.
     pub(crate) fn before_strict_write(&self) {
+        if !self.is_strict() {
+            return;
+        }
         let mut state = self.lock();
-        let begins = state.wal.is_none() && state.is_exclusive() && self.is_strict() && state.rollback.is_to_begin();
+        let begins = state.wal.is_none() && state.is_exclusive() && state.rollback.is_to_begin();
         // Who finishes what another one began has no database yet.
         if !begins || state.writes.finishes() {
             return;
         }
         let database = &self.database;
-        let rolled_back = state.rollback.begins();
         state.strict.unready = None;
         if !database.is_ready() && state.has_content() && database.replica.owns() {
             state.strict.begins = true;
@@ -308,7 +310,7 @@ impl Connection {
             state.strict.begins = false;
             state.strict.unready = ready.err().map(|error| error.to_string());
         }
-        state.rollback.goes_on(rolled_back);
+        state.rollback.is_finished();
     }
 
     /// `SQLITE_FCNTL_SYNC` on a connection without a WAL: whether it may go on. If not, SQLite plays its journal back.
@@ -444,7 +446,7 @@ impl Database {
     }
 
     /// The commit frame of what is rolled back is in the WAL, where a recovery would take it for committed.
-    pub(crate) fn take_back_frame(&self, state: &mut ConnectionState) {
+    fn take_back_frame(&self, state: &mut ConnectionState) {
         // In heap mode it cannot be told for certain that it was not committed.
         let (Some(confirmed), Some(wal), Some(region)) = (state.strict.confirmed, state.wal, state.region) else {
             return;
@@ -463,6 +465,12 @@ impl Database {
         self.abandon_confirmed(state);
         state.strict.held = None;
         state.strict.placeholder = None;
+    }
+
+    /// The same while the connection has the WAL's write lock: its commit frame must not stay in the file either.
+    pub(crate) fn take_back(&self, state: &mut ConnectionState) {
+        self.take_back_frame(state);
+        self.roll_back_confirmed(state);
     }
 
     /// The connection writes to the WAL: over what is confirmed?

@@ -346,8 +346,7 @@ unsafe extern "C" fn shm_map(
     if let (Some(connection), false) = (unsafe { connection(file) }, is_mapped) {
         observe("xShmMap", connection, || {
             let mut state = connection.lock();
-            connection.database.take_back_frame(&mut state);
-            connection.database.roll_back_confirmed(&mut state);
+            connection.database.take_back(&mut state);
         });
     }
     // Whatever the code: SQLite keeps a pointer that comes with an error, and does not ask for it again.
@@ -391,8 +390,7 @@ unsafe extern "C" fn shm_lock(file: *mut ffi::sqlite3_file, offset: c_int, n: c_
                 state.writes.ended();
                 connection.locks_changed(&state);
                 state.mirror.clear();
-                connection.database.take_back_frame(&mut state);
-                connection.database.roll_back_confirmed(&mut state);
+                connection.database.take_back(&mut state);
             });
         }
     }

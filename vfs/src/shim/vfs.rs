@@ -151,14 +151,14 @@ pub fn register(api: SqliteApi, registration: Registration) -> Result<(), Regist
         state: AtomicPtr::new(State::leak(registration.host, registration.memory)),
         before: NEWEST.load(Ordering::Acquire),
     }));
-    let asked = structure_over(base, &name, added, open_asked);
+    let asked = structure_over(base, &name, added, open::<false>);
     // SAFETY: the structure, its name and its data are leaked, so they live as long as the process.
     match unsafe { api.vfs_register(asked, false) } {
         ffi::SQLITE_OK => {}
         code => return Err(not_taken(code)),
     }
     if registration.make_default {
-        let by_default = structure_over(base, &default_name, added, open_by_default);
+        let by_default = structure_over(base, &default_name, added, open::<true>);
         // SAFETY: as above.
         let code = unsafe { api.vfs_register(by_default, true) };
         if !is_ok(code) {
@@ -186,20 +186,21 @@ fn structure_over(base: *mut ffi::sqlite3_vfs, name: &CStr, app: *mut Vfs, open:
     Box::leak(Box::new(structure))
 }
 
+/// All of ours, the newest first.
+fn registered() -> impl Iterator<Item = &'static Vfs> {
+    // SAFETY: VFSes are leaked, and nobody has one for himself once it is in the list.
+    let at = |known: *mut Vfs| unsafe { known.cast_const().as_ref() };
+    std::iter::successors(at(NEWEST.load(Ordering::Acquire)), move |vfs| at(vfs.before.cast_mut()))
+}
+
 /// The replication of the database at this full path, if a connection of this process has opened it through a VFS of ours.
 #[must_use]
 pub fn replica_of(path: &Path) -> Option<Arc<dyn Replica>> {
     let path = CString::new(path.as_os_str().as_bytes()).ok()?;
-    let mut known = NEWEST.load(Ordering::Acquire).cast_const();
-    // SAFETY: VFSes are leaked, and nobody has one for himself once it is in the list.
-    while let Some(vfs) = unsafe { known.as_ref() } {
+    registered().find_map(|vfs| {
         let databases = vfs.state().databases.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(database) = databases.get(&path) {
-            return Some(Arc::clone(&database.replica));
-        }
-        known = vfs.before;
-    }
-    None
+        databases.get(&path).map(|database| Arc::clone(&database.replica))
+    })
 }
 
 unsafe extern "C" fn delete(vfs: *mut ffi::sqlite3_vfs, name: *const c_char, sync_folder: c_int) -> c_int {
@@ -220,40 +221,13 @@ unsafe extern "C" fn delete(vfs: *mut ffi::sqlite3_vfs, name: *const c_char, syn
     code
 }
 
-/// `xOpen` of the VFS that a database names.
-unsafe extern "C" fn open_asked(
+/// `xOpen` of the VFS that a database names, or of the default VFS.
+unsafe extern "C" fn open<const BY_DEFAULT: bool>(
     vfs: *mut ffi::sqlite3_vfs,
     name: *const c_char,
     file: *mut ffi::sqlite3_file,
     flags: c_int,
     out_flags: *mut c_int,
-) -> c_int {
-    // SAFETY: SQLite's arguments are passed on as they came.
-    unsafe { open(vfs, name, file, flags, out_flags, false) }
-}
-
-/// `xOpen` of the default VFS.
-unsafe extern "C" fn open_by_default(
-    vfs: *mut ffi::sqlite3_vfs,
-    name: *const c_char,
-    file: *mut ffi::sqlite3_file,
-    flags: c_int,
-    out_flags: *mut c_int,
-) -> c_int {
-    // SAFETY: SQLite's arguments are passed on as they came.
-    unsafe { open(vfs, name, file, flags, out_flags, true) }
-}
-
-/// # Safety
-///
-/// The arguments are those of an `xOpen` of ours.
-unsafe fn open(
-    vfs: *mut ffi::sqlite3_vfs,
-    name: *const c_char,
-    file: *mut ffi::sqlite3_file,
-    flags: c_int,
-    out_flags: *mut c_int,
-    by_default: bool,
 ) -> c_int {
     // SAFETY: one of our structures.
     let app = unsafe { app::<Vfs>(vfs) };
@@ -262,7 +236,7 @@ unsafe fn open(
     let writable_database = ffi::SQLITE_OPEN_MAIN_DB | ffi::SQLITE_OPEN_READWRITE;
     if !name.is_null() && flags & writable_database == writable_database {
         // SAFETY: for a main database SQLite passes a sqlite3_filename.
-        let decided = guard("xOpen", || unsafe { app.database(name, by_default) });
+        let decided = guard("xOpen", || unsafe { app.database(name, BY_DEFAULT) });
         return match decided {
             Some(Ok(Some((database, durability)))) => {
                 let connection = Arc::new(Connection::new(database, durability));
@@ -353,9 +327,7 @@ impl State {
             database.close_inherited();
         }
     }
-}
 
-impl State {
     /// Of a database that is not replicated: a program may open any number of those. Who waits for this opening has it still.
     fn forget_opening(&self, path: &CStr, opening: &Arc<Mutex<()>>) {
         let mut openings = self.openings.lock().unwrap_or_else(PoisonError::into_inner);
@@ -522,15 +494,12 @@ impl Vfs {
 #[must_use]
 pub fn replicas() -> Vec<(PathBuf, Arc<dyn Replica>)> {
     let mut replicas = Vec::new();
-    let mut known = NEWEST.load(Ordering::Acquire).cast_const();
-    // SAFETY: VFSes are leaked, and nobody has one for himself once it is in the list.
-    while let Some(vfs) = unsafe { known.as_ref() } {
+    for vfs in registered() {
         let databases = vfs.state().databases.lock().unwrap_or_else(PoisonError::into_inner);
         replicas.extend(databases.iter().map(|(path, database)| {
             let path = Path::new(OsStr::from_bytes(path.to_bytes()));
             (path.to_owned(), Arc::clone(&database.replica))
         }));
-        known = vfs.before;
     }
     replicas
 }

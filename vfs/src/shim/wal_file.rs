@@ -92,8 +92,7 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
             } else {
                 // SQLite rolls the transaction back. Its frames may stand in the file, the commit frame among them.
                 state.mirror.clear();
-                connection.database.take_back_frame(&mut state);
-                connection.database.roll_back_confirmed(&mut state);
+                connection.database.take_back(&mut state);
             }
         });
     }
@@ -129,8 +128,7 @@ unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
         observe("wal xSync", connection, || {
             let mut state = connection.lock();
             state.mirror.clear();
-            connection.database.take_back_frame(&mut state);
-            connection.database.roll_back_confirmed(&mut state);
+            connection.database.take_back(&mut state);
         });
     }
     code
