@@ -4,10 +4,10 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use replvfs::image::{ImageError, make};
-use replvfs::store::{Store, StoreOptions};
 use serde::Serialize;
 
 use crate::generation::GenerationArgument;
+use crate::replica::ReplicaArgument;
 use crate::{Failure, about};
 
 /// Makes an image of the newest state, for a replica whose writer is not there to make one.
@@ -15,8 +15,8 @@ use crate::{Failure, about};
 /// The state is restored to a temporary file, and what the newest image does not have is sent. A writer may be at work meanwhile.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Where the history is, as a URI.
-    replica: String,
+    #[command(flatten)]
+    replica: ReplicaArgument,
     /// In this generation instead of the newest one.
     #[arg(long, value_name = "G")]
     generation: Option<GenerationArgument>,
@@ -41,7 +41,7 @@ struct Report {
 
 pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
     // It writes, but only to a replica that is there.
-    let store = Store::open(&arguments.replica, &StoreOptions::reading())?;
+    let store = arguments.replica.open()?;
     let folder = arguments.folder.clone().unwrap_or_else(std::env::temp_dir);
     let generation = arguments.generation.map(|generation| generation.0);
     let made = make(&store, generation, &folder).await.map_err(|error| match error {

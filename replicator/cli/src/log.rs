@@ -6,12 +6,12 @@ use std::io::Write;
 use indicatif::HumanBytes;
 use replvfs::format::Generation;
 use replvfs::history::{GenerationHistory, History, LogEntry, Reach};
-use replvfs::store::{Store, StoreOptions};
 use replvfs::time::show;
 use replvfs_vfs::types::Txid;
 use serde::Serialize;
 
 use crate::generation::GenerationArgument;
+use crate::replica::ReplicaArgument;
 use crate::{Failure, about};
 
 /// Lists the transactions that are in a replica, oldest first.
@@ -21,8 +21,8 @@ use crate::{Failure, about};
 /// two generations have one of the same number, `--generation` says which is meant.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Where the history is, as a URI.
-    replica: String,
+    #[command(flatten)]
+    replica: ReplicaArgument,
     /// Those of this generation only.
     #[arg(long, value_name = "G")]
     generation: Option<GenerationArgument>,
@@ -80,7 +80,7 @@ struct TransactionReport {
 }
 
 pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let store = Store::open(&arguments.replica, &StoreOptions::reading())?;
+    let store = arguments.replica.open()?;
     let history = History::open(&store).await.map_err(about(&store))?;
     let listed = list(&history, arguments).await.map_err(about(&store))?;
     let reaches = history.reaches().await.map_err(about(&store))?;

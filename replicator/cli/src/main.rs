@@ -13,6 +13,7 @@ mod log;
 mod man;
 mod merge;
 mod prune;
+mod replica;
 mod replica_status;
 mod restore;
 mod sql;
@@ -35,7 +36,7 @@ use replvfs::store::Store;
     after_help = "Exit codes: 0 done; 1 failed, with the reason on standard error; 2 wrong usage; 3 `verify` found something; \
         128 and the signal's number when one ended it.\n\n\
         A replica is a URI: fs:///var/backup/app, s3://bucket/app?region=eu-central-1. Credentials are read from \
-        the environment and from profiles, as other tools for the same store do."
+        the configuration file, from the environment and from profiles, as other tools for the same store do."
 )]
 struct Arguments {
     #[command(subcommand)]

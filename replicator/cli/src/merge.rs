@@ -3,10 +3,10 @@
 use std::io::Write;
 
 use replvfs::merge::{MergeOptions, Merged, merge};
-use replvfs::store::{Store, StoreOptions};
 use serde::Serialize;
 
 use crate::generation::GenerationArgument;
+use crate::replica::ReplicaArgument;
 use crate::{Failure, about};
 
 /// Merges what a replica has of a database's transactions into fewer and smaller objects. Each transaction can be restored as before.
@@ -14,8 +14,8 @@ use crate::{Failure, about};
 /// It may run beside the process that replicates the database, on any machine. It deletes nothing: `replvfs prune` removes what was merged.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Where the history is, as a URI.
-    replica: String,
+    #[command(flatten)]
+    replica: ReplicaArgument,
     /// The transactions of this generation only.
     #[arg(long, value_name = "G")]
     generation: Option<GenerationArgument>,
@@ -43,7 +43,7 @@ struct SpanReport {
 }
 
 pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let store = Store::open(&arguments.replica, &StoreOptions::reading())?;
+    let store = arguments.replica.open()?;
     let generation = arguments.generation.map(|generation| generation.0);
     let merged = merge(&store, generation, &MergeOptions::default())
         .await

@@ -5,10 +5,10 @@ use std::time::{Duration, SystemTime};
 
 use replvfs::config::Retention;
 use replvfs::prune::{GRACE, PruneOptions, Pruned, prune};
-use replvfs::store::{Store, StoreOptions};
 use replvfs_vfs::types::UnixMillis;
 use serde::Serialize;
 
+use crate::replica::ReplicaArgument;
 use crate::{Failure, about};
 
 /// Deletes what is older than the retention window, and what is in a replica twice or not used at all.
@@ -16,8 +16,8 @@ use crate::{Failure, about};
 /// The process that replicates a database does the same now and then. It may run beside that one, on any machine, and be stopped at any time.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Where the history is, as a URI.
-    replica: String,
+    #[command(flatten)]
+    replica: ReplicaArgument,
     /// How far back every state must stay restorable: such as 12h, 7d, or forever. At least 1m.
     #[arg(long, value_name = "TIME", default_value = "7d", value_parser = retention)]
     retention: Retention,
@@ -64,7 +64,7 @@ struct DeletionReport {
 }
 
 pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let store = Store::open(&arguments.replica, &StoreOptions::reading())?;
+    let store = arguments.replica.open()?;
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
     let options = PruneOptions {
         retention: arguments.retention,

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use indicatif::HumanBytes;
 use replvfs::history::{Count, History, Moment, Objects, Reach};
-use replvfs::store::{Store, StoreOptions};
+use replvfs::store::Store;
 use replvfs::time::{show, show_age};
 use replvfs_vfs::types::UnixMillis;
 use serde::Serialize;
@@ -70,8 +70,7 @@ impl Found {
     }
 }
 
-pub(crate) async fn run(replica: &str, json: bool) -> Result<(), Failure> {
-    let store = Store::open(replica, &StoreOptions::reading())?;
+pub(crate) async fn run(store: Store, json: bool) -> Result<(), Failure> {
     let history = History::open(&store).await.map_err(about(&store))?;
     let found = Found {
         replica: store.replica().to_owned(),

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use replvfs::history::Target;
 use replvfs::restore::{CheckFn, Progress, RestoreError, RestoreOptions, Restored, restore};
-use replvfs::store::{Store, StoreOptions};
 use replvfs::time::{At, show};
 use replvfs_vfs::types::Txid;
 use serde::Serialize;
 
 use crate::generation::GenerationArgument;
 use crate::integrity::integrity_check;
+use crate::replica::ReplicaArgument;
 use crate::{Failure, about};
 
 /// Writes the database as of a transaction: the newest one unless another is asked for.
@@ -21,8 +21,8 @@ use crate::{Failure, about};
 /// The file is written beside OUT, synced, and renamed when it is whole.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Where the history is, as a URI.
-    replica: String,
+    #[command(flatten)]
+    replica: ReplicaArgument,
     /// The file to write.
     out: PathBuf,
     /// As of this time: RFC 3339, without an offset for UTC, or as "5 minutes ago". The newest transaction that was committed by then.
@@ -66,7 +66,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
         (None, Some(txid)) => Target::Txid(Txid(txid)),
         (None, None) => Target::Newest,
     };
-    let store = Store::open(&arguments.replica, &StoreOptions::reading())?;
+    let store = arguments.replica.open()?;
     let bar = progress_bar();
     let options = RestoreOptions {
         target,

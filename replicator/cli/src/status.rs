@@ -9,6 +9,7 @@ use replvfs::local_state::{is_owned, read, state_file};
 use replvfs_vfs::resume::Next;
 use serde::Serialize;
 
+use crate::replica::FileArgument;
 use crate::{Failure, replica_status};
 
 /// Tells how far a replica goes, or what is known beside a database.
@@ -21,6 +22,8 @@ pub(crate) struct Arguments {
     /// The URI of a replica, or the file of a database.
     #[arg(value_name = "REPLICA|DATABASE")]
     of: String,
+    #[command(flatten)]
+    file: FileArgument,
     /// Prints JSON.
     #[arg(long)]
     json: bool,
@@ -55,7 +58,7 @@ struct EndReport {
 
 pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.of.contains("://") {
-        return replica_status::run(&arguments.of, arguments.json).await;
+        return replica_status::run(arguments.file.open(&arguments.of)?, arguments.json).await;
     }
     let database = &PathBuf::from(&arguments.of);
     let owned = is_owned(database)?;

@@ -23,6 +23,11 @@ pub(super) struct Place {
 }
 
 impl Beneath {
+    /// Whether a table of the file is for the database.
+    pub(crate) fn has_table(&self) -> bool {
+        self.table.is_some()
+    }
+
     /// An error of the table that is for the database.
     pub(super) fn at_table(&self, why: &str) -> ConfigError {
         ConfigError(match &self.table {

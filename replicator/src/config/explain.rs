@@ -116,13 +116,16 @@ impl Explained {
     ///
     /// When the replica cannot be opened with these settings.
     pub fn open_store(&self) -> Result<Option<Store>, StoreError> {
-        let options = StoreOptions {
+        self.store(&StoreOptions {
             retries: 1,
             ..StoreOptions::reading()
-        };
+        })
+    }
+
+    pub(super) fn store(&self, options: &StoreOptions) -> Result<Option<Store>, StoreError> {
         match &self.target {
             None => Ok(None),
-            Some(Target::Uri(uri, keys)) => Store::open_with(uri, keys, &options).map(Some),
+            Some(Target::Uri(uri, keys)) => Store::open_with(uri, keys, options).map(Some),
             Some(Target::Operator(operator)) => Ok(Some(Store::from_operator(operator.clone()))),
         }
     }

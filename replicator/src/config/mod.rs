@@ -5,11 +5,12 @@
 //! means.
 //!
 //! `parse` (durations and sizes) → `settings` (names and values) → `file` (the file of `REPLVFS_CONFIG`) and `pattern` (the paths in it) → `beneath` (what
-//! is said of a database apart from its URI) → `explain` (the same for people).
+//! is said of a database apart from its URI) → `explain` (the same for people) and `named` (what is said of a replica, by its name).
 
 mod beneath;
 mod explain;
 mod file;
+mod named;
 pub(crate) mod parse;
 mod pattern;
 mod settings;
@@ -25,6 +26,7 @@ use crate::pipeline::upkeep;
 pub(crate) use beneath::Beneath;
 pub use explain::{Checked, CheckedTable, Explained, Matched, Setting, Source, check_file, check_text};
 pub use file::FileError;
+pub use named::NameError;
 pub(crate) use settings::{
     Given, Settings, Target, durability_of, is_immutable, is_sqlite_parameter, is_true, of_ours, replica_of,
 };

@@ -58,6 +58,14 @@ impl Pattern {
         &self.shown
     }
 
+    /// Of the one database, if it is no glob.
+    pub(super) fn path(&self) -> Option<&Path> {
+        match &self.kind {
+            Kind::Path(path) => Some(path),
+            Kind::Glob { .. } => None,
+        }
+    }
+
     pub(super) fn is_glob(&self) -> bool {
         matches!(self.kind, Kind::Glob { .. })
     }

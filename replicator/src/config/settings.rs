@@ -514,7 +514,7 @@ fn bound<T: PartialOrd + Copy>(
     }
 }
 
-const PLACEHOLDER: &str = "{name}";
+pub(super) const PLACEHOLDER: &str = "{name}";
 
 /// Whether databases with different names have different replicas.
 pub(super) fn has_name(replica: &str) -> bool {

@@ -108,7 +108,11 @@ impl ReadingHost {
             transfer_timeout: request,
             ..StoreOptions::reading()
         };
-        let keys = beneath.store.for_replica(&uri);
+        let (uri, keys) = match beneath.has_table() {
+            true => (uri.clone(), beneath.store.for_replica(&uri)),
+            // The name before the `?` need not be that of a database.
+            false => self.config.completed(&uri).map_err(|error| error.to_string())?,
+        };
         Store::open_with(&uri, &keys, &options).map_err(|error| error.to_string())
     }
 

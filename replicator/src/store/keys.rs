@@ -22,7 +22,7 @@ impl StoreKeys {
     }
 
     /// What a URI does not say itself.
-    pub(super) fn besides<'a>(&'a self, query: &'a [(String, String)]) -> impl Iterator<Item = &'a (String, String)> {
+    pub(crate) fn besides<'a>(&'a self, query: &'a [(String, String)]) -> impl Iterator<Item = &'a (String, String)> {
         let said = |name: &str| query.iter().any(|(known, _)| known == name);
         self.0.iter().filter(move |(name, _)| !said(name))
     }

@@ -9,6 +9,7 @@ use replvfs::time::{At, show as show_time};
 use rusqlite::{Connection, OpenFlags};
 
 use crate::Failure;
+use crate::replica::ReplicaArgument;
 use show::{Csv, Json, Show, Table};
 
 /// Runs a query on the database in a replica, as of the newest transaction unless another is asked for.
@@ -16,8 +17,8 @@ use show::{Csv, Json, Show, Table};
 /// The database is not restored: what the query reads is fetched, and nothing else. Nothing can be written to it, but temporary tables can be made.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Where the history is, as a URI.
-    replica: String,
+    #[command(flatten)]
+    replica: ReplicaArgument,
     /// One statement.
     sql: String,
     /// As of this time: RFC 3339, without an offset for UTC, or as "5 minutes ago". The newest transaction that was committed by then.
@@ -43,11 +44,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 fn open(arguments: &Arguments) -> Result<Connection, Failure> {
-    replvfs::register(replvfs::Config::default())?;
-    let mut uri = format!(
-        "file:replica.db?vfs=replvfs-remote&replica={}",
-        utf8_percent_encode(&arguments.replica, NON_ALPHANUMERIC)
-    );
+    replvfs::register(arguments.replica.file.to_config())?;
+    let which = &arguments.replica.replica;
+    let mut uri = match which.contains("://") {
+        true => format!(
+            "file:replica.db?vfs=replvfs-remote&replica={}",
+            utf8_percent_encode(which, NON_ALPHANUMERIC)
+        ),
+        false => format!(
+            "file:{}?vfs=replvfs-remote",
+            utf8_percent_encode(path_of(which)?.as_str(), NON_ALPHANUMERIC)
+        ),
+    };
     if let Some(at) = arguments.at {
         uri.push_str("&at=");
         uri.extend(utf8_percent_encode(&show_time(at.time), NON_ALPHANUMERIC));
@@ -60,6 +68,14 @@ fn open(arguments: &Arguments) -> Result<Connection, Failure> {
         Some(reason) => reason.into(),
         None => error.into(),
     })
+}
+
+/// The name by which the configuration knows a database.
+fn path_of(database: &str) -> Result<String, Failure> {
+    let path = std::path::absolute(database)?;
+    path.into_os_string()
+        .into_string()
+        .map_err(|_| "the current folder's name is not UTF-8".into())
 }
 
 /// SQLite only says that a page cannot be read.

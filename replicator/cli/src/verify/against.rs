@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{HumanBytes, HumanCount};
-use replvfs::store::{Store, StoreOptions};
 use replvfs::verify::against::{AgainstError, AgainstOptions, Compared, Outcome, PAGES_TOLD, TiedBy, against};
 use serde::Serialize;
 
@@ -48,7 +47,7 @@ struct PageReport {
 }
 
 pub(super) async fn run(arguments: &Arguments, database: &Path) -> Result<ExitCode, Failure> {
-    let store = Store::open(&arguments.replica, &StoreOptions::reading())?;
+    let store = arguments.replica.open()?;
     let timeout = Duration::from_secs(arguments.timeout);
     let bar = spinner();
     let options = AgainstOptions {

@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use replvfs::store::{Store, StoreOptions};
 use replvfs::time::At;
 use replvfs::verify::{Finding, Verified, VerifyOptions, verify};
 use serde::Serialize;
 
 use crate::generation::GenerationArgument;
+use crate::replica::ReplicaArgument;
 use crate::{Failure, about};
 
 /// What `verify` ends with when it found something.
@@ -33,8 +33,8 @@ const FINDINGS: u8 = 3;
     on standard error; 2 wrong usage; 3 something is wrong, and was listed: with --against also a database that has what the replica has not."
 )]
 pub(crate) struct Arguments {
-    /// Where the history is, as a URI.
-    replica: String,
+    #[command(flatten)]
+    replica: ReplicaArgument,
     /// What restores to this time and later need: RFC 3339, without an offset for UTC, or as "7 days ago".
     #[arg(long, value_name = "TIME", conflicts_with = "all")]
     from: Option<At>,
@@ -105,7 +105,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     if let Some(note) = arguments.from.and_then(|at| at.note()) {
         writeln!(std::io::stderr(), "replvfs: {note}")?;
     }
-    let store = Store::open(&arguments.replica, &StoreOptions::reading())?;
+    let store = arguments.replica.open()?;
     let bar = spinner();
     let options = VerifyOptions {
         since: arguments.from.map(|at| at.time),
