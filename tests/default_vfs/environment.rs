@@ -38,9 +38,14 @@ fn a_process_of_another_test() {
     };
     let folder: PathBuf = std::env::current_dir().unwrap();
     match story.as_str() {
-        "two databases" => {
+        "two databases" | "two folders" => {
             replvfs::register(Config::default()).unwrap();
-            for name in ["one.db", "two.db"] {
+            let names: &[&str] = match story.as_str() {
+                "two databases" => &["one.db", "two.db"],
+                _ => &["one/app.db", "two/app.db"],
+            };
+            for name in names {
+                std::fs::create_dir_all(folder.join(name).parent().unwrap()).unwrap();
                 let connection = Connection::open(folder.join(name)).unwrap();
                 use_wal(&connection);
                 connection.execute_batch("CREATE TABLE t(x)").unwrap();
@@ -87,6 +92,25 @@ fn a_replica_with_a_name_in_it_is_for_every_database() {
     for name in ["one.db", "two.db"] {
         let out = scratch.file("restored.db");
         restore_txid(&scratch.replica_named(&format!("{name}-replica")), &out, None);
+        compare_pages(&plain_image(&scratch.file(name)), &std::fs::read(&out).unwrap()).unwrap();
+        std::fs::remove_file(out).unwrap();
+    }
+}
+
+#[test]
+fn a_replica_with_a_path_in_it_is_for_every_folder() {
+    let scratch = Scratch::new();
+    let replica = scratch.replica_named("of/{path}");
+    let environment = [("REPLVFS_DEFAULT", "1"), ("REPLVFS_REPLICA", replica.as_str())];
+    assert_told(&tell("two folders", scratch.path(), &environment));
+    let folder = std::fs::canonicalize(scratch.path()).unwrap();
+    for name in ["one/app.db", "two/app.db"] {
+        let out = scratch.file("restored.db");
+        restore_txid(
+            &scratch.replica_named(&format!("of{}", folder.join(name).display())),
+            &out,
+            None,
+        );
         compare_pages(&plain_image(&scratch.file(name)), &std::fs::read(&out).unwrap()).unwrap();
         std::fs::remove_file(out).unwrap();
     }

@@ -13,7 +13,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::parse::{DURATION_FORMS, SIZE_FORMS};
 use super::pattern::{Pattern, spellings};
-use super::settings::{Given, NAMES, Source, fill_in_name, has_name};
+use super::placeholder::{fill_in, tells_apart, tells_folders_apart};
+use super::settings::{Given, NAMES, Source};
 use crate::store::{SCHEMES, StoreKeys, check, redacted, scheme_of, takes_key, takes_keys};
 
 /// Far more than thousands of databases take.
@@ -362,7 +363,7 @@ impl<'a> Reader<'a> {
         let replica = top.said.given.replica.as_deref();
         if let (Some(replica), Some(at)) = (replica, top.replica_at) {
             self.check_replica(replica, at);
-            if !has_name(replica) {
+            if !tells_apart(replica) {
                 let why = format!(
                     "the replica {} is at the top of the file, for every database: put {{name}} into it, which stands for the database's file name, or write it \
                      in a [[database]] table",
@@ -388,13 +389,13 @@ impl<'a> Reader<'a> {
         if let (Some(replica), Some(at)) = (table.said.given.replica.as_deref(), table.replica_at) {
             self.check_replica(replica, at);
             let same = |other: &&Table| other.said.given.replica.as_deref() == Some(replica);
-            if pattern.is_glob() && !has_name(replica) {
+            if pattern.is_glob() && !tells_apart(replica) {
                 let why = format!(
                     "the path is a glob, and the databases would share the replica {}: put {{name}} into it, which stands for the database's file name",
                     redacted(replica)
                 );
                 self.fail(at, why);
-            } else if !has_name(replica)
+            } else if !tells_apart(replica)
                 && let Some(other) = file.tables.iter().find(same)
             {
                 let why = format!(
@@ -407,8 +408,9 @@ impl<'a> Reader<'a> {
         }
         let replica = table.said.given.replica.as_deref();
         let replica = replica.or(file.everywhere.given.replica.as_deref());
-        if replica.is_some() && pattern.is_over_folders() {
-            let why = "the path is for several folders, and databases of the same name in them would share a replica: write a [[database]] table for each folder";
+        if replica.is_some_and(|replica| !tells_folders_apart(replica)) && pattern.is_over_folders() {
+            let why = "the path is for several folders, and databases of the same name in them would share a replica: put {path} into the replica, which stands for \
+                       the database's full path, or write a [[database]] table for each folder";
             self.fail(path_at, why.to_owned());
         }
         if let Some(replica) = replica {
@@ -417,7 +419,7 @@ impl<'a> Reader<'a> {
     }
 
     fn check_replica(&mut self, replica: &str, at: usize) {
-        let filled = fill_in_name(replica, Path::new("/name")).map_err(|error| error.to_string());
+        let filled = fill_in(replica, Path::new("/name")).map_err(|error| error.to_string());
         if let Err(why) = filled.and_then(|uri| check(&uri).map_err(|error| error.to_string())) {
             self.fail(at, why);
         }

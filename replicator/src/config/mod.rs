@@ -13,6 +13,7 @@ mod file;
 mod named;
 pub(crate) mod parse;
 mod pattern;
+mod placeholder;
 mod settings;
 
 use std::ffi::OsString;
@@ -27,8 +28,9 @@ pub(crate) use beneath::Beneath;
 pub use explain::{Checked, CheckedTable, Explained, Matched, Setting, Source, check_file, check_text};
 pub use file::FileError;
 pub use named::NameError;
+pub(crate) use placeholder::replica_of;
 pub(crate) use settings::{
-    Given, Settings, Target, durability_of, is_immutable, is_sqlite_parameter, is_true, of_ours, replica_of,
+    Given, Settings, Target, durability_of, is_immutable, is_sqlite_parameter, is_true, of_ours,
 };
 
 /// A duration as settings have it: a whole number with `ms`, `s`, `m`, `h` or `d`.
@@ -159,7 +161,7 @@ impl Config {
     /// Whether databases that name no VFS are replicated, too, where a replica is set for them; all others are passed through, as if replvfs was not there.
     /// Default: what `REPLVFS_DEFAULT` says, or false.
     ///
-    /// A replica that is for every database needs `{name}` in it then, and there can be no operator: whichever database is opened first would have it, a
+    /// A replica that is for every database needs `{name}` or `{path}` in it then, and there can be no operator: whichever database is opened first would have it, a
     /// temporary one of some library as well as the one that is meant. This VFS is named as [`vfs_name`](Config::vfs_name) with `-default` behind it; a
     /// database that is opened with `vfs=replvfs` still needs a replica.
     #[must_use]
@@ -178,7 +180,7 @@ impl Config {
     }
 
     /// Where the history goes: `s3://bucket/prefix?region=…`, `fs:///absolute/folder`, `memory://name`. `{name}` stands for the database's file
-    /// name; without it there can be one database only. No default.
+    /// name, `{path}` for its full path; without them there can be one database only. No default.
     #[must_use]
     pub fn replica(mut self, uri: impl Into<String>) -> Config {
         self.given.replica = Some(uri.into());
@@ -378,11 +380,11 @@ impl Config {
             ("in the program", &self.given),
             ("as REPLVFS_REPLICA", &self.environment),
         ] {
-            let Some(replica) = given.replica.as_deref().filter(|uri| !settings::has_name(uri)) else {
+            let Some(replica) = given.replica.as_deref().filter(|uri| !placeholder::tells_apart(uri)) else {
                 continue;
             };
             return Err(ConfigError(format!(
-                "the replica {} is set {place}, and {why}: put {{name}} into it, which stands for the database's file name, or name the database in a \
+                "the replica {} is set {place}, and {why}: put {{name}} into it, which stands for the database's file name, or {{path}}, or name the database in a \
                  file for REPLVFS_CONFIG",
                 crate::store::redacted(replica)
             )));

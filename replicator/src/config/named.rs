@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::file::{File, Keys, Said};
-use super::settings::{PLACEHOLDER, fill_in_name};
+use super::placeholder::{fill_in, is_like};
 use super::{Config, ConfigError};
 use crate::store::{Store, StoreError, StoreKeys, StoreOptions, scheme_of, takes_keys};
 
@@ -76,35 +76,17 @@ impl File {
             let set = table.said.given.replica.as_deref().or(everywhere)?;
             let is_it = match table.pattern.path() {
                 Some(path) => is_of(set, uri, path),
-                None => is_like(set, uri),
+                None => is_like(&place(set), &place(uri)),
             };
             is_it.then_some((Some(&table.said), Some(set)))
         });
-        of_table.unwrap_or_else(|| (None, everywhere.filter(|set| is_like(set, uri))))
+        of_table.unwrap_or_else(|| (None, everywhere.filter(|set| is_like(&place(set), &place(uri)))))
     }
 }
 
 /// Whether the replica that is set for one database is at this place.
 fn is_of(set: &str, uri: &str, database: &Path) -> bool {
-    fill_in_name(set, database).is_ok_and(|set| place(&set) == place(uri))
-}
-
-/// Whether a replica that is set for several databases can be at this place, whatever the name of the database.
-fn is_like(set: &str, uri: &str) -> bool {
-    let (set, uri) = (place(set), place(uri));
-    let names = set.matches(PLACEHOLDER).count();
-    if names == 0 {
-        return set == uri;
-    }
-    let written = set.len() - names * PLACEHOLDER.len();
-    let Some(start) = set.find(PLACEHOLDER) else {
-        return false;
-    };
-    let length = uri.len().saturating_sub(written) / names;
-    match uri.get(start..start + length) {
-        Some(name) => !name.is_empty() && !name.contains('/') && set.replace(PLACEHOLDER, name) == uri,
-        None => false,
-    }
+    fill_in(set, database).is_ok_and(|set| place(&set) == place(uri))
 }
 
 /// What of a URI says where it is.

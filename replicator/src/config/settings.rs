@@ -5,10 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use opendal::Operator;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
 use super::beneath::Beneath;
 use super::parse::{self, DURATION_FORMS, SIZE_FORMS, show_duration, show_size};
+use super::placeholder::fill_in;
 use super::{Config, ConfigError, Durability, OnFenced, OnTimeout, Restore, Retention};
 use crate::pipeline::upkeep::Rule;
 use crate::store::{StoreKeys, redacted};
@@ -354,7 +354,7 @@ impl Settings {
                 Target::Operator(operator.clone())
             }
             (Some(replica), _, _) | (None, None, Some(replica)) => {
-                let replica = fill_in_name(replica, path)?;
+                let replica = fill_in(replica, path)?;
                 let keys = beneath.store.for_replica(&replica);
                 Target::Uri(replica, keys)
             }
@@ -396,7 +396,7 @@ impl Settings {
         refuse_nolock(parameters)?;
         let mut uri = Given::from_uri(parameters)?;
         if let Some(replica) = &mut uri.replica {
-            *replica = fill_in_name(replica, path)?;
+            *replica = fill_in(replica, path)?;
         }
         let ours = &self.effective;
         let differing = [
@@ -471,11 +471,6 @@ pub(super) fn yes_or_no(variable: &str, value: &std::ffi::OsStr) -> Result<bool,
     }
 }
 
-/// The replica of a database that has this name, and need not have a file.
-pub(crate) fn replica_of(replica: &str, name: &str) -> Result<String, String> {
-    fill_in_name(replica, Path::new(name)).map_err(|error| error.to_string())
-}
-
 /// As `sqlite3_uri_boolean` reads it.
 pub(crate) fn is_true(parameters: &[(String, String)], name: &str) -> bool {
     parameters
@@ -511,35 +506,5 @@ fn bound<T: PartialOrd + Copy>(
             show(most)
         )),
         _ => Ok(()),
-    }
-}
-
-pub(super) const PLACEHOLDER: &str = "{name}";
-
-/// Whether databases with different names have different replicas.
-pub(super) fn has_name(replica: &str) -> bool {
-    let path = replica.split('?').next().unwrap_or_default();
-    path.contains(PLACEHOLDER)
-}
-
-/// Puts the database's file name into the replica, encoded so that no name leads anywhere else.
-pub(super) fn fill_in_name(replica: &str, path: &Path) -> Result<String, ConfigError> {
-    const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-    let rest = replica.replace(PLACEHOLDER, "");
-    if rest.contains(['{', '}']) {
-        return fail(format!(
-            "the replica {} contains braces: only {{name}} has a meaning in them",
-            redacted(replica)
-        ));
-    }
-    if rest.len() == replica.len() {
-        return Ok(replica.to_owned());
-    }
-    match path.file_name() {
-        Some(name) => {
-            let name = percent_encode(name.as_encoded_bytes(), UNRESERVED).to_string();
-            Ok(replica.replace(PLACEHOLDER, &name))
-        }
-        None => fail(format!("{} has no file name to put into the replica", path.display())),
     }
 }

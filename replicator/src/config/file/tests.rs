@@ -79,6 +79,17 @@ replica = "fs:///backup/{name}"
 "#;
 
 #[test]
+fn a_path_in_the_replica_tells_folders_apart() {
+    for text in [
+        "[[database]]\npath = '/**/*.db'\nreplica = 's3://b/{path}'",
+        "replica = 's3://b/{path}'\n[[database]]\npath = '/*/a.db'",
+        "replica = 's3://b/{path}'",
+    ] {
+        assert_eq!(crate::config::check_text(text), [], "{text}");
+    }
+}
+
+#[test]
 fn an_exact_path_beats_a_glob_and_the_first_glob_the_next() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(&folder, WHOLE, &[]).unwrap();
