@@ -1,0 +1,61 @@
+#!/bin/bash
+# Gets what the hosts need that a machine does not have: Python packages, better-sqlite3, a Node that it runs on, old SQLites. Below a folder, nothing elsewhere;
+# what is there already stays.
+# usage: prepare.sh folder
+#   folder/python       an environment with apsw, pysqlite3, Django and Flask
+#   folder/node         node, node_modules
+#   folder/sqlite-*     sqlite3.o and sqlite3.h: the newest that is refused, the oldest that will do
+set -euo pipefail
+here="$(dirname "$(realpath "$0")")"
+mkdir -p "$1"
+cd "$1"
+
+# What has failed is begun anew the next time.
+once() { [ -e "$1" ] || { "$2" "$1.part" && mv "$1.part" "$1"; }; }
+
+python() {
+    rm -rf python
+    /usr/bin/python3 -m venv python
+    python/bin/pip install --quiet --disable-pip-version-check --no-compile --only-binary :all: \
+        -r "$here/python/requirements.txt" -r "$here/../../examples/python/requirements.txt"
+    cp "$here/python/requirements.txt" "$1"
+}
+
+# Node of this machine, if it has what better-sqlite3 needs; otherwise npm has one, too.
+node() {
+    local quiet=(--silent --no-package-lock --no-audit --no-fund --prefix node) own
+    own="$(type -P node || true)"
+    mkdir -p node
+    cp "$here/node/package.json" node/
+    npm install "${quiet[@]}"
+    if [ -n "$own" ] && "$own" -e 'process.exit(process.versions.napi >= 10 ? 0 : 1)'; then
+        ln -sf "$own" node/node
+    else
+        local package
+        package="node-linux-$(uname -m | sed 's/x86_64/x64/; s/aarch64/arm64/')"
+        npm install "${quiet[@]}" --no-save "$package@22.23.3"
+        ln -sf "node_modules/$package/bin/node" node/node
+    fi
+    node/node -p '`node ${process.version}`' >"$1"
+}
+
+# better-sqlite3's packages have SQLite's source inside.
+sqlite() {
+    local work
+    work="$(mktemp -d)"
+    npm pack --silent --pack-destination "$work" "better-sqlite3@$2" >"$work/log"
+    tar -xOf "$work/better-sqlite3-$2.tgz" package/deps/sqlite3.tar.gz | tar -xz -C "$work"
+    mkdir -p "$1"
+    cc -O0 -w -DSQLITE_THREADSAFE=1 -c "$work/sqlite3.c" -o "$1/sqlite3.o"
+    cp "$work/sqlite3.h" "$1/"
+    rm -rf "$work"
+}
+oldest() { sqlite "$1" 7.1.0; }
+too_old() { sqlite "$1" 6.0.1; }
+
+once python.ready python &
+jobs=($!)
+# One npm at a time.
+{ once node.ready node && once sqlite-3.32.0 oldest && once sqlite-3.31.1 too_old; } &
+jobs+=($!)
+for job in "${jobs[@]}"; do wait "$job"; done
