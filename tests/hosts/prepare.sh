@@ -10,33 +10,41 @@ here="$(dirname "$(realpath "$0")")"
 mkdir -p "$1"
 cd "$1"
 
-# What has failed is begun anew the next time.
-once() { [ -e "$1" ] || { "$2" "$1.part" && mv "$1.part" "$1"; }; }
+requirements=("$here/python/requirements.txt" "$here/../../examples/python/requirements.txt")
+
+# Does what is to be done once for these files; what has failed is begun anew the next time.
+once() {
+    local ready="$1.ready" what="$1"
+    shift
+    cat /dev/null "$@" | cmp -s - "$ready" && return
+    rm -f "$ready"
+    "$what"
+    cat /dev/null "$@" >"$ready"
+}
 
 python() {
     rm -rf python
     /usr/bin/python3 -m venv python
-    python/bin/pip install --quiet --disable-pip-version-check --no-compile --only-binary :all: \
-        -r "$here/python/requirements.txt" -r "$here/../../examples/python/requirements.txt"
-    cp "$here/python/requirements.txt" "$1"
+    python/bin/pip install --quiet --disable-pip-version-check --no-compile --only-binary :all: $(printf -- '-r %s ' "${requirements[@]}")
 }
 
 # Node of this machine, if it has what better-sqlite3 needs; otherwise npm has one, too.
 node() {
     local quiet=(--silent --no-package-lock --no-audit --no-fund --prefix node) own
     own="$(type -P node || true)"
-    mkdir -p node
+    rm -rf node
+    mkdir node
     cp "$here/node/package.json" node/
     npm install "${quiet[@]}"
     if [ -n "$own" ] && "$own" -e 'process.exit(process.versions.napi >= 10 ? 0 : 1)'; then
-        ln -sf "$own" node/node
+        ln -s "$own" node/node
     else
         local package
         package="node-linux-$(uname -m | sed 's/x86_64/x64/; s/aarch64/arm64/')"
         npm install "${quiet[@]}" --no-save "$package@22.23.3"
-        ln -sf "node_modules/$package/bin/node" node/node
+        ln -s "node_modules/$package/bin/node" node/node
     fi
-    node/node -p '`node ${process.version}`' >"$1"
+    echo "node $(node/node --version)"
 }
 
 # better-sqlite3's packages have SQLite's source inside.
@@ -45,17 +53,19 @@ sqlite() {
     work="$(mktemp -d)"
     npm pack --silent --pack-destination "$work" "better-sqlite3@$2" >"$work/log"
     tar -xOf "$work/better-sqlite3-$2.tgz" package/deps/sqlite3.tar.gz | tar -xz -C "$work"
-    mkdir -p "$1"
-    cc -O0 -w -DSQLITE_THREADSAFE=1 -c "$work/sqlite3.c" -o "$1/sqlite3.o"
-    cp "$work/sqlite3.h" "$1/"
+    mkdir -p "sqlite-$1"
+    cc -O0 -w -DSQLITE_THREADSAFE=1 -c "$work/sqlite3.c" -o "sqlite-$1/sqlite3.o"
+    cp "$work/sqlite3.h" "sqlite-$1/"
     rm -rf "$work"
 }
-oldest() { sqlite "$1" 7.1.0; }
-too_old() { sqlite "$1" 6.0.1; }
+sqlites() {
+    sqlite 3.32.0 7.1.0
+    sqlite 3.31.1 6.0.1
+}
 
-once python.ready python &
+once python "${requirements[@]}" &
 jobs=($!)
 # One npm at a time.
-{ once node.ready node && once sqlite-3.32.0 oldest && once sqlite-3.31.1 too_old; } &
+{ once node "$here/node/package.json"; once sqlites; } &
 jobs+=($!)
 for job in "${jobs[@]}"; do wait "$job"; done

@@ -74,8 +74,9 @@ def run():
         for one in threads:
             one.join()
         db = connect()
-        flush(db)
+        # A connection that has read nothing yet cannot flush.
         show(db)
+        flush(db)
     else:
         db.execute("PRAGMA schema_version").fetchall()
     db.close()
