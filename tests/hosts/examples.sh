@@ -31,6 +31,7 @@ echo "-- shell"
 examples/shell/notes.sh "$library" "fs://$work/shell" | tee shell.out
 grep -qx 'restored: buy milk, the milk is sour' shell.out || fail "what is restored"
 grep -qx 'before: buy milk' shell.out || fail "what was before"
+if examples/shell/notes.sh "$library" "fs://$work/shell&no=parameter" >/dev/null; then fail "a script whose database cannot be opened goes on"; fi
 rm -f notes.db*
 
 "$python" "$root/replicator/packaging/wheel.py" "$library" 0.0.0 "$work" >/dev/null
