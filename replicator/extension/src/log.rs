@@ -2,9 +2,8 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Write};
-use std::mem::ManuallyDrop;
-use std::os::fd::FromRawFd;
+use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
@@ -27,27 +26,16 @@ pub(crate) fn to_standard_error(value: Option<OsString>) -> Result<(), String> {
             ));
         }
     };
+    // A descriptor of its own: no other file can come to have its number where the host closes standard error. And without the lock of `io::stderr`, which a
+    // child of fork() would find taken for ever if another thread had it at that moment.
+    let file = std::io::stderr().as_fd().try_clone_to_owned();
+    let file = File::from(file.map_err(|error| format!("REPLVFS_LOG: standard error cannot be written: {error}"))?);
     let layer = tracing_subscriber::fmt::layer()
         .with_ansi(false)
-        .with_writer(|| StandardError);
+        .with_writer(Arc::new(file));
     // Our own crates alone: what libraries log of requests is nobody's business.
     let ours = Targets::new().with_target("replvfs", level);
     // There already where registering failed the first time.
     let _ = tracing_subscriber::registry().with(layer).with(ours).try_init();
     Ok(())
-}
-
-/// Standard error without the lock of [`io::stderr`], which a child of `fork()` would find taken for ever if another thread had it at that moment.
-struct StandardError;
-
-impl Write for StandardError {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        // SAFETY: it is not closed, since it is not dropped. Where the host has closed it the write fails.
-        let mut file = ManuallyDrop::new(unsafe { File::from_raw_fd(2) });
-        file.write(line)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
