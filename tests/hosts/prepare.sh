@@ -65,6 +65,12 @@ sqlites() {
 
 once python "${requirements[@]}" &
 jobs=($!)
+if ! command -v npm >/dev/null; then
+    [ "${CI:-}" != true ] || { echo "npm is missing" >&2; exit 1; }
+    echo "SKIPPED: npm is missing" >&2
+    wait "${jobs[0]}"
+    exit
+fi
 # One npm at a time.
 { once node "$here/node/package.json"; once sqlites; } &
 jobs+=($!)
