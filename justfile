@@ -64,6 +64,15 @@ extension:
 c-library prefix *args:
     replicator/packaging/c-library.sh {{ prefix }} {{ args }}
 
+# One script in every host that there is, and the examples
+hosts: extension
+    cargo build --release --locked -p replvfs-cli
+    cargo build --locked --example host
+    cargo build --locked --manifest-path examples/sqlx/Cargo.toml --target-dir target/sqlx --bins --example host
+    tests/hosts/prepare.sh target/hosts
+    tests/hosts/table.py target/release/libreplvfs.so target/release/replvfs --rust target/debug/examples --sqlx target/sqlx/debug/examples
+    tests/hosts/examples.sh target/release/libreplvfs.so target/release/replvfs target/sqlx/debug/notes
+
 # Fuzzes one target for some seconds (needs nightly and cargo-fuzz)
 fuzz target seconds="60":
     cargo +nightly fuzz run {{ target }} -- -max_total_time={{ seconds }}

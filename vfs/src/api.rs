@@ -79,10 +79,10 @@ impl SqliteApi {
             // SAFETY: the caller keeps sqlite3_create_filename's contract.
             unsafe { ffi::sqlite3_create_filename(database, journal, wal, count, parameters.cast()) }
         }
-        /// As above: `sqlite3_free_filename` differs in constness between releases of the binding.
+        /// As above: `sqlite3_free_filename` takes `*mut` in bindings for older SQLites, and `*const` in newer ones.
         unsafe extern "C" fn free_filename(name: *const c_char) {
             // SAFETY: the caller keeps sqlite3_free_filename's contract.
-            unsafe { ffi::sqlite3_free_filename(name.cast()) }
+            unsafe { ffi::sqlite3_free_filename(name.cast_mut() as _) }
         }
         // SAFETY: sqlite3_libversion_number has no preconditions.
         let version = unsafe { ffi::sqlite3_libversion_number() };
