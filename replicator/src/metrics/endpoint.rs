@@ -24,7 +24,7 @@ use crate::pipeline;
 /// Connections at a time.
 const GUESTS: usize = 8;
 /// For the question, the answer and the end of a connection together.
-const MANNERS: Duration = Duration::from_secs(10);
+const MANNERS: Duration = Duration::from_secs(5);
 const LONGEST_HEAD_BYTES: usize = 8 << 10;
 /// More headers than that has nobody who asks for metrics.
 const MOST_HEADERS: usize = 64;

@@ -178,6 +178,7 @@ impl Host for ReplicatingHost {
     }
 
     fn after_fork(&self) -> Arc<dyn Host> {
+        tracing::info!("in a child of fork(): what it opens is replicated by itself");
         Arc::new(ReplicatingHost::new(self.config.clone(), self.metrics.after_fork()))
     }
 

@@ -93,7 +93,11 @@ impl Shared {
         let since = self.meters.pending_since(&numbers);
         of.oldest_pending
             .set(since.map_or(0.0, |since| since.0 as f64 / 1000.0));
-        if let Some(bytes) = self.log.wal_bytes_now() {
+        let wal_bytes = match self.is_owner() {
+            true => self.log.wal_bytes_now(),
+            false => Some(0),
+        };
+        if let Some(bytes) = wal_bytes {
             of.wal_held.set(bytes as f64);
         }
     }

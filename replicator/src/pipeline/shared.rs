@@ -211,8 +211,15 @@ impl Shared {
                 false
             }
             Ok(Taken::Still) => true,
-            Ok(Taken::Again | Taken::From(_)) => {
-                tracing::info!(database = %self.database, replica = self.store.replica(), "this process replicates it now");
+            Ok(how @ (Taken::Again | Taken::From(_))) => {
+                let replica = self.store.replica();
+                match how {
+                    // As often as it is opened and closed.
+                    Taken::Again => {
+                        tracing::debug!(database = %self.database, replica, "this process replicates it again")
+                    }
+                    _ => tracing::info!(database = %self.database, replica, "this process replicates it now"),
+                }
                 self.wake.notify_one();
                 true
             }

@@ -472,6 +472,14 @@ impl Task {
                     of.segments.increment(1);
                     of.segment_bytes.increment(segment.body.len());
                     of.uploaded.increment(transactions.len() as u64);
+                    tracing::debug!(
+                        database = %self.shared.database,
+                        generation = place.0.0,
+                        first = first.0,
+                        txid = last.txid.0,
+                        bytes = segment.body.len(),
+                        "a segment is in the replica"
+                    );
                     self.images.logged(&segment.touched, last.page_count);
                     let stored = Stored {
                         mark: Mark {

@@ -573,3 +573,25 @@ proptest! {
         let _ = File::parse(Path::new("/r.toml"), &text).map(|_| ());
     }
 }
+
+#[test]
+fn metrics_are_for_the_whole_process() {
+    let metrics = |text: &str| File::parse(Path::new("/srv/replvfs.toml"), text).map(|file| file.metrics());
+    assert_eq!(
+        metrics("metrics = '127.0.0.1:9464'").unwrap(),
+        Some(([127, 0, 0, 1], 9464).into())
+    );
+    assert_eq!(metrics("metrics = '[::1]:9464'").unwrap().unwrap().port(), 9464);
+    for (text, why) in [
+        ("metrics = '9464'", "is not an address with a port"),
+        ("metrics = 'localhost:9464'", "is not an address with a port"),
+        ("metrics = 9464", "metrics is a number"),
+        (
+            "[[database]]\npath = 'a.db'\nreplica = 'memory://a'\nmetrics = '127.0.0.1:9464'",
+            "metrics is for the whole process",
+        ),
+    ] {
+        let errors = metrics(text).unwrap_err();
+        assert!(errors[0].to_string().contains(why), "{text}: {errors:?}");
+    }
+}

@@ -12,6 +12,7 @@ use super::resuming::with_history;
 use crate::config::Retention;
 use crate::format::{Generation, Key};
 use crate::history::Target;
+use crate::pipeline::meters::Meters;
 use crate::pipeline::upkeep::{Rule, Schedule, Upkeep};
 use crate::store::{Body, Store};
 
