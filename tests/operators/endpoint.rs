@@ -18,12 +18,17 @@ fn the_numbers_are_those_of_the_work() {
         &[("REPLVFS_METRICS", &address.to_string())],
     );
     writer.sql("PRAGMA journal_mode=WAL; CREATE TABLE t(x); PRAGMA replvfs_flush;");
+    let database = format!("database=\"{}\"", scratch.database().display());
+    let of = [database.as_str()];
+    let uploaded = ["replvfs_uploaded_segments_total", "replvfs_uploaded_transactions_total"];
+    let text = metrics(address);
+    let before = uploaded.map(|name| value(&text, name, &of).unwrap());
     for row in 0..5 {
         writer.sql(&format!("INSERT INTO t VALUES ({row}); PRAGMA replvfs_flush;"));
     }
-    let database = format!("database=\"{}\"", scratch.database().display());
-    let of = [database.as_str()];
     let text = metrics(address);
+    let after = uploaded.map(|name| value(&text, name, &of).unwrap());
+    assert_eq!(after, before.map(|count| count + 5.0), "{text}");
     for (name, wanted) in [
         ("replvfs_open", 1.0),
         ("replvfs_owner", 1.0),
@@ -37,8 +42,6 @@ fn the_numbers_are_those_of_the_work() {
         ("replvfs_gaps_total", 0.0),
         ("replvfs_errors_total", 0.0),
         ("replvfs_images_total", 1.0),
-        ("replvfs_uploaded_segments_total", 5.0),
-        ("replvfs_uploaded_transactions_total", 5.0),
     ] {
         assert_eq!(value(&text, name, &of), Some(wanted), "{name} in\n{text}");
     }
@@ -59,12 +62,12 @@ fn the_numbers_are_those_of_the_work() {
     let replica = format!("replica=\"{}\"", scratch.replica());
     let created = ["kind=\"create\"", "outcome=\"ok\"", replica.as_str()];
     let count = value(&text, "replvfs_store_requests_total", &created).unwrap();
-    // replvfs.json, generation.json, a chunk and the manifest of the image, five segments.
-    assert_eq!(count, 9.0, "{text}");
+    let objects = scratch.objects().len() as f64;
+    assert_eq!(count, objects, "{text}");
     let all = ["kind=\"create\"", replica.as_str()];
     assert_eq!(
         value(&text, "replvfs_store_request_duration_seconds_count", &all),
-        Some(9.0),
+        Some(objects),
         "{text}"
     );
     assert_eq!(
@@ -94,6 +97,10 @@ fn the_numbers_are_those_of_the_work() {
         "{text}"
     );
     assert_eq!(value(&text, "replvfs_pending_transactions", &of), Some(2.0), "{text}");
+    assert!(
+        value(&text, "replvfs_captured_memory_bytes", &[]).unwrap() > 0.0,
+        "{text}"
+    );
     assert!(value(&text, "replvfs_errors_total", &of).unwrap() >= 1.0, "{text}");
     until(
         address,

@@ -101,7 +101,7 @@ fn lines_are_written_when_they_are_asked_for() {
     }
     for line in text.lines().filter(|line| line.contains(" replvfs::")) {
         assert!(
-            line.starts_with("20") && line[..25].ends_with('Z'),
+            line.starts_with("20") && line[..24].ends_with('Z'),
             "a time in UTC: {line}"
         );
         assert!(!line.contains("DEBUG") && !line.contains('\u{1b}'), "{line}");

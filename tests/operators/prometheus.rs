@@ -191,6 +191,7 @@ fn every_query_has_an_answer() {
             "oldest_pending",
             "trouble",
             "pending",
+            "captured_memory_bytes",
         ];
         if !may_be_zero.iter().any(|part| query.text.contains(part)) {
             prometheus.until(&query.text, |value| value > 0.0);
