@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use replvfs_tests::{Scratch, flush, open, status, use_wal};
 
-/// All series by name and labels. Counters begin again with each look.
+/// All series by name and labels. They begin again at 0 with each look.
 fn look(snapshotter: &Snapshotter) -> BTreeMap<String, f64> {
     let seen = snapshotter.snapshot().into_vec().into_iter().map(|(key, _, _, value)| {
         let mut labels: Vec<String> = key
@@ -100,7 +100,7 @@ fn a_recorder_gets_what_is_counted() {
     assert!(with("replvfs_remote_cache_misses_total", "") > 0.0);
     assert!(with("replvfs_remote_fetched_bytes_total", "") > 0.0);
     assert!(with("replvfs_remote_cache_bytes", "") > 0.0);
-    assert_eq!(seen["replvfs_captured_memory_limit_bytes{}"], f64::from(1 << 19));
+    assert_eq!(before["replvfs_captured_memory_limit_bytes{}"], f64::from(1 << 19));
     drop(reader);
 
     // What fails is counted as that.
