@@ -228,8 +228,10 @@ mod tests {
     #[test]
     fn a_line_stays_one() {
         let mut line = String::new();
-        write!(Escaped(&mut line), "a\nb\u{1b}[31m{}", "\r\0ü").unwrap();
-        assert_eq!(line, "a\\nb\\u{1b}[31m\\r\\u{0}ü");
+        let told = "\r\0ü";
+        write!(Escaped(&mut line), "a\nb\u{1b}{told}").unwrap();
+        Escaped(&mut line).write_str("\u{1b}[31m").unwrap();
+        assert_eq!(line, "a\\nb\\u{1b}\\r\\u{0}ü\\u{1b}[31m");
     }
 
     /// Nobody reads: it fills up, and then lines are left out. And when its other end is closed there is no signal.

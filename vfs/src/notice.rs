@@ -75,15 +75,15 @@ pub fn tell(code: i32, subject: Option<&dyn Display>, message: &str) {
 /// another result code than `SQLITE_WARNING`.
 #[macro_export]
 macro_rules! warning {
-    (code = $code:expr, $($rest:tt)+) => { $crate::notice!(warn, $code, $($rest)+) };
-    ($($rest:tt)+) => { $crate::notice!(warn, $crate::ffi::SQLITE_WARNING, $($rest)+) };
+    (code = $code:expr, $($rest:tt)+) => { $crate::notice!(WARN, $code, $($rest)+) };
+    ($($rest:tt)+) => { $crate::notice!(WARN, $crate::ffi::SQLITE_WARNING, $($rest)+) };
 }
 
 /// The same for what replication ends with, or what was lost.
 #[macro_export]
 macro_rules! failure {
-    (code = $code:expr, $($rest:tt)+) => { $crate::notice!(error, $code, $($rest)+) };
-    ($($rest:tt)+) => { $crate::notice!(error, $crate::ffi::SQLITE_ERROR, $($rest)+) };
+    (code = $code:expr, $($rest:tt)+) => { $crate::notice!(ERROR, $code, $($rest)+) };
+    ($($rest:tt)+) => { $crate::notice!(ERROR, $crate::ffi::SQLITE_ERROR, $($rest)+) };
 }
 
 /// What [`warning!`](crate::warning) and [`failure!`](crate::failure) have in common.
@@ -92,26 +92,17 @@ macro_rules! failure {
 macro_rules! notice {
     ($level:ident, $code:expr, database = $database:expr, replica = $replica:expr; $($text:tt)+) => {{
         let message = ::std::format!($($text)+);
-        #[allow(clippy::disallowed_macros, reason = "this is what is to be used in their place")]
-        {
-            ::tracing::$level!(database = %$database, replica = %$replica, "{message}");
-        }
+        ::tracing::event!(::tracing::Level::$level, database = %$database, replica = %$replica, "{message}");
         $crate::notice::tell($code, Some(&$database), &message);
     }};
     ($level:ident, $code:expr, $subject:ident = $value:expr; $($text:tt)+) => {{
         let message = ::std::format!($($text)+);
-        #[allow(clippy::disallowed_macros, reason = "this is what is to be used in their place")]
-        {
-            ::tracing::$level!($subject = %$value, "{message}");
-        }
+        ::tracing::event!(::tracing::Level::$level, $subject = %$value, "{message}");
         $crate::notice::tell($code, Some(&$value), &message);
     }};
     ($level:ident, $code:expr, ; $($text:tt)+) => {{
         let message = ::std::format!($($text)+);
-        #[allow(clippy::disallowed_macros, reason = "this is what is to be used in their place")]
-        {
-            ::tracing::$level!("{message}");
-        }
+        ::tracing::event!(::tracing::Level::$level, "{message}");
         $crate::notice::tell($code, None, &message);
     }};
 }
