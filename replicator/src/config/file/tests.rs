@@ -467,7 +467,8 @@ fn where_each_value_comes_from() {
     assert_eq!(of("close_timeout"), ("9s", Source::Program));
     assert_eq!(of("retention"), ("7d", Source::Default));
     assert_eq!(of("store.secret_access_key"), ("…", Source::File(8)));
-    for name in NAMES {
+    // Without an address there is no endpoint, and no setting to show.
+    for name in NAMES.iter().filter(|name| **name != "metrics") {
         of(name);
     }
 }
