@@ -21,7 +21,9 @@ pub mod format;
 pub mod history;
 pub mod image;
 pub mod local_state;
+mod logs;
 pub mod merge;
+mod metrics;
 mod outside;
 mod pipeline;
 pub mod prune;
@@ -41,6 +43,9 @@ pub use replvfs_vfs::types::Txid;
 pub use shutdown::{ShutdownError, Unfinished, shutdown};
 
 use std::sync::Arc;
+
+use config::ConfigError;
+use metrics::Metrics;
 
 use replvfs_vfs::api::SqliteApi;
 use replvfs_vfs::remote::RemoteRegistration;
@@ -68,17 +73,29 @@ pub fn register(config: Config) -> Result<(), Error> {
 /// As for [`register`].
 pub fn register_with(api: SqliteApi, config: Config) -> Result<(), Error> {
     let config = config.with_environment(|name| std::env::var_os(name))?;
+    if config.metrics_address().is_some() && !Metrics::has_endpoint() {
+        return Err(ConfigError(
+            "metrics is set, and this build has no endpoint for them: build replvfs with its feature prometheus, or leave it out".to_owned(),
+        )
+        .into());
+    }
+    if let Some(filter) = config.log_filter() {
+        logs::install(filter.clone());
+    }
+    let metrics = Metrics::new(config.metrics_address());
+    let memory = config.memory_limit_bytes() / 2;
+    metrics.memory_limit(memory);
     let reading = RemoteRegistration {
         name: format!("{}-remote", config.vfs_name),
-        host: Arc::new(remote::ReadingHost::new(config.clone())),
+        host: Arc::new(remote::ReadingHost::new(config.clone(), metrics.clone())),
     };
     let registration = Registration {
         name: config.vfs_name.clone(),
         make_default: config.is_default(),
         transaction_memory: config.memory_limit_bytes() / 4,
-        memory: config.memory_limit_bytes() / 2,
+        memory,
         read_at_once: READ_AT_ONCE_BYTES,
-        host: Arc::new(pipeline::ReplicatingHost::new(config)),
+        host: Arc::new(pipeline::ReplicatingHost::new(config, metrics)),
     };
     // Before ours can be the default: temporary files of remote databases are the system's.
     let reading = replvfs_vfs::remote::register(api, reading)?;

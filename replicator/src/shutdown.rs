@@ -23,6 +23,10 @@ use crate::replication::LONGEST;
 /// databases' WALs, and is uploaded when they are opened the next time.
 pub fn shutdown(timeout: Duration) -> Result<(), ShutdownError> {
     let timeout = timeout.min(LONGEST);
+    tracing::info!(
+        timeout_ms = timeout.as_millis() as u64,
+        "shutting down: what waits is uploaded"
+    );
     let finishing: Vec<_> = shim::replicas()
         .into_iter()
         .filter_map(|(database, replica)| {
@@ -39,6 +43,9 @@ pub fn shutdown(timeout: Duration) -> Result<(), ShutdownError> {
             Some(Unfinished { database, error })
         })
         .collect();
+    for Unfinished { database, error } in &unfinished {
+        replvfs_vfs::warning!(database = database.display(); "it was not confirmed at the end of the program that all of it is in the replica: {error}");
+    }
     match unfinished.is_empty() {
         true => Ok(()),
         false => Err(ShutdownError { unfinished }),

@@ -8,6 +8,7 @@ mod secrets;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
+use metrics_util::debugging::{DebuggingRecorder, Snapshotter};
 use replvfs::Config;
 use replvfs_tests::{compare_pages, flush, plain_image, restore_txid, sqlite_log, status, use_wal};
 use rusqlite::Connection;
@@ -15,6 +16,7 @@ use rusqlite::Connection;
 /// One for the process, since a VFS is registered once: a folder of the build.
 struct Place {
     folder: PathBuf,
+    metrics: Snapshotter,
 }
 
 /// Tests run one after another: they change the file, and look at SQLite's error log.
@@ -24,7 +26,10 @@ fn place() -> (MutexGuard<'static, ()>, &'static Place) {
         if folder.exists() {
             std::fs::remove_dir_all(&folder).unwrap();
         }
-        let place = Place { folder };
+        let recorder = DebuggingRecorder::new();
+        let metrics = recorder.snapshotter();
+        recorder.install().unwrap();
+        let place = Place { folder, metrics };
         for folder in ["chosen", "other", "plain"] {
             std::fs::create_dir_all(place.file(folder)).unwrap();
         }

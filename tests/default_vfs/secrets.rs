@@ -134,6 +134,12 @@ fn no_credential_is_in_anything_that_is_shown_or_left() {
         std::fs::write(&file, text).unwrap();
     }
     shown.push_str(&format!("{:?}", sqlite_log()));
+    let metrics = format!("{:?}", place.metrics.snapshot().into_vec());
+    assert!(
+        metrics.contains("s3://bucket/app.db"),
+        "requests to it are counted: {metrics}"
+    );
+    shown.push_str(&metrics);
     for entry in std::fs::read_dir(&folder).unwrap() {
         let entry = entry.unwrap();
         if !entry.file_type().unwrap().is_file() {

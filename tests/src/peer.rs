@@ -15,8 +15,17 @@ pub struct Peer {
 impl Peer {
     /// Starts it, and waits until it says `ready`.
     pub fn start(environment: &[(&str, &OsStr)]) -> Peer {
+        Peer::start_as("other_process", environment)
+    }
+
+    /// The same of the test `program`.
+    pub fn start_program(environment: &[(&str, &OsStr)]) -> Peer {
+        Peer::start_as("program", environment)
+    }
+
+    fn start_as(test: &str, environment: &[(&str, &OsStr)]) -> Peer {
         let mut process = Command::new(std::env::current_exe().expect("the test's own program"))
-            .args(["--exact", "other_process", "--nocapture", "--quiet"])
+            .args(["--exact", test, "--nocapture", "--quiet"])
             .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

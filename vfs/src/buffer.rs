@@ -56,6 +56,11 @@ impl Budget {
         })
     }
 
+    /// In bytes.
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
     fn try_take(&self, bytes: u64) -> bool {
         let more = |used: u64| used.checked_add(bytes).filter(|used| *used <= self.limit);
         self.used

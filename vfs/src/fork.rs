@@ -37,7 +37,7 @@ pub(crate) fn watch() {
     ONCE.call_once(|| {
         // SAFETY: the function lives as long as the process, and does only what is allowed in a child of a process with threads.
         if unsafe { pthread_atfork(None, None, Some(in_child)) } != 0 {
-            tracing::warn!("replvfs cannot be told of fork(): use no database in a child before exec()");
+            crate::warning!(; "replvfs cannot be told of fork(): use no database in a child before exec()");
         }
     });
 }

@@ -2,18 +2,18 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::notice::later;
+
 /// Runs the body of a callback. A panic becomes `None`, after it was reported.
 pub(crate) fn guard<T>(callback: &'static str, body: impl FnOnce() -> T) -> Option<T> {
+    // What is to be told of it, is told without its locks.
+    let _later = later();
     let caught = catch_unwind(AssertUnwindSafe(|| {
         injection::strike(callback);
         body()
     }));
     if caught.is_err() {
-        tracing::error!(callback, "a panic inside replvfs was caught; this is a bug");
-        crate::api::report(
-            libsqlite3_sys::SQLITE_INTERNAL,
-            &format!("replvfs: a panic in {callback} was caught; please report this bug"),
-        );
+        crate::failure!(code = libsqlite3_sys::SQLITE_INTERNAL, ; "a panic in {callback} was caught; please report this bug");
     }
     caught.ok()
 }

@@ -16,6 +16,7 @@ mod guard;
 pub mod held;
 pub mod host;
 pub mod log;
+pub mod notice;
 mod over;
 mod pages;
 pub mod remote;

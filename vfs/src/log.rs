@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::host::{FlushError, Replica};
+use crate::notice::later;
 use crate::resume::Resume;
 use crate::snapshot::Snapshot;
 use crate::transaction::Transaction;
@@ -80,10 +81,37 @@ pub trait Capturing: Send + Sync {
     fn is_pinned(&self) -> bool;
     fn is_to_be_watched(&self) -> bool;
     fn wal_bytes(&self) -> u64;
+    /// The same, unless that would be waited for.
+    fn wal_bytes_now(&self) -> Option<u64> {
+        Some(self.wal_bytes())
+    }
     fn has_news(&self) -> bool;
     fn look(&self);
     fn let_writers_by(&self);
     fn attend(self: Arc<Self>) -> Result<(), FlushError>;
+}
+
+/// The log in numbers, as of one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Numbers {
+    /// The newest captured transaction, if it is known to be the newest.
+    pub last: Option<Txid>,
+    /// The newest that can be restored from the store.
+    pub acked: Option<Txid>,
+    /// See [`Log::unacked`].
+    pub unacked: u64,
+    /// WAL bytes of the transactions that are not known to be in the store.
+    pub wal_bytes: u64,
+    /// When the oldest transaction was committed that is not known to be in the store.
+    pub oldest: Option<UnixMillis>,
+    /// Transactions that were captured since the log was made.
+    pub captured: u64,
+    /// Their WAL bytes.
+    pub captured_bytes: u64,
+    /// What is captured is dropped, since too much would have to be kept.
+    pub is_suspended: bool,
+    /// Replication has ended.
+    pub has_failed: bool,
 }
 
 /// What is waiting in the log.
@@ -130,6 +158,8 @@ struct Inner {
     taken_bytes: u64,
     /// WAL bytes of all transactions ever pushed.
     pushed_bytes: u64,
+    /// How many those are.
+    pushed: u64,
     /// The newest that is committed.
     last: Option<Txid>,
     acked: Option<Txid>,
@@ -267,6 +297,7 @@ impl Log {
             }
             inner.urgent += usize::from(item.is_urgent());
             inner.images += usize::from(matches!(item, Item::Image(_)));
+            inner.pushed += u64::from(item.transaction().is_some());
             inner.queue.push_back(item);
             inner.wal_bytes += wal_bytes;
             inner.pushed_bytes += wal_bytes;
@@ -616,6 +647,11 @@ impl Log {
         self.capturing().map_or(0, |capturing| capturing.wal_bytes())
     }
 
+    /// The same, unless that would be waited for.
+    pub fn wal_bytes_now(&self) -> Option<u64> {
+        self.capturing().map_or(Some(0), |capturing| capturing.wal_bytes_now())
+    }
+
     /// Bytes of the transactions that are kept in memory.
     pub fn memory_bytes(&self) -> u64 {
         let inner = self.lock();
@@ -636,6 +672,7 @@ impl Log {
     /// Captures what other processes have committed, and restarts a WAL that nobody needs any more when its writers cannot. Blocks on
     /// file I/O.
     pub fn look(&self) {
+        let _later = later();
         if let Some(capturing) = self.capturing() {
             capturing.look();
         }
@@ -648,6 +685,7 @@ impl Log {
     ///
     /// When it cannot be proved that all of it is captured. Where a connection of this process has the database for itself only that one can prove it.
     pub fn attend(&self) -> Result<(), FlushError> {
+        let _later = later();
         let capturing = self.capturing();
         capturing.map_or_else(|| Err(FlushError::new("the database is closed")), Capturing::attend)
     }
@@ -655,6 +693,7 @@ impl Log {
     /// The store does not answer: what is still to be read from a database without a WAL is given up where it keeps other processes from
     /// writing. Blocks on file I/O.
     pub fn let_writers_by(&self) {
+        let _later = later();
         if let Some(capturing) = self.capturing() {
             capturing.let_writers_by();
         }
@@ -694,6 +733,28 @@ impl Log {
     /// The newest transaction that is known to be restorable from the store.
     pub fn acked(&self) -> Option<Txid> {
         self.lock().acked
+    }
+
+    /// All that is told in numbers. Does not look at each of what waits.
+    pub fn numbers(&self) -> Numbers {
+        let inner = self.lock();
+        let known = inner.acked.unwrap_or_default().max(inner.taken_up);
+        let last = inner.last.filter(|_| inner.settled);
+        let oldest = inner
+            .taken
+            .front()
+            .or_else(|| inner.queue.iter().find_map(Item::transaction));
+        Numbers {
+            last,
+            acked: inner.acked,
+            unacked: last.map_or(0, |last| last.0.saturating_sub(known.0)),
+            wal_bytes: inner.wal_bytes + inner.taken_bytes,
+            oldest: oldest.map(|transaction| transaction.committed_at),
+            captured: inner.pushed,
+            captured_bytes: inner.pushed_bytes,
+            is_suspended: inner.suspended,
+            has_failed: inner.failure.is_some(),
+        }
     }
 
     /// How many of the captured transactions cannot be restored from the store yet. Not those in whose place a base stands: that one counts, unless it is

@@ -24,6 +24,10 @@
  * waits for then, nor from a signal handler. None of them throws or unwinds into the caller. The library starts threads of its own, when a database is opened
  * through it for the first time; they stay, and wait without taking time when there is nothing to do.
  *
+ * Warnings and errors are in SQLite's error log (SQLITE_CONFIG_LOG), which may be called by threads of the library, and never under a lock of its own. With
+ * REPLVFS_LOG=info in the environment it writes a line each on standard error as well. With REPLVFS_METRICS=127.0.0.1:9464 it shows its metrics to Prometheus there, at
+ * /metrics, from the moment on at which it begins to replicate a database or to read a replica; without it no port is opened.
+ *
  * fork(): a child has none of its parent's replication. It may open databases anew, and call all functions for those; a connection that it has from its
  * parent must not be used, as ever with SQLite. replvfs_register() need not be called again.
  */

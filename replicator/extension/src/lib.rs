@@ -3,10 +3,8 @@
 //! With `REPLVFS_DEFAULT=1` in the environment the databases that it opens from then on need not name it. With `REPLVFS_LOG=warn` what it has to say is on
 //! standard error: many hosts give no access to SQLite's error log, and none to `tracing`.
 //!
-//! Owns the entry point and that log, and nothing else. Every function of SQLite comes from the table of the host that loads
+//! Owns the entry point, and nothing else. Every function of SQLite comes from the table of the host that loads
 //! it; a SQLite of its own would have locks and memory of its own.
-
-mod log;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -58,7 +56,6 @@ fn load(api: SqliteApi) -> Result<(), String> {
     if !api.vfs_find(Some(c"replvfs")).is_null() {
         return Ok(());
     }
-    log::to_standard_error(std::env::var_os("REPLVFS_LOG"))?;
     replvfs::register_with(api, Config::default()).map_err(|error| error.to_string())
 }
 

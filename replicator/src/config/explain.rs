@@ -234,6 +234,7 @@ impl Given {
             "flush_interval" => self.flush_interval.map(show_duration),
             "segment_size" => self.segment_size.map(show_size),
             "memory_limit" => self.memory_limit.map(show_size),
+            "metrics" => self.metrics.map(|address| address.to_string()),
             "wal_limit" => self.wal_limit.map(show_size),
             "close_timeout" => self.close_timeout.map(show_duration),
             "restore" => self.restore.map(|value| {

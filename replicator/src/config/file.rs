@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
@@ -180,6 +181,10 @@ impl File {
         first(false).or_else(|| first(true))
     }
 
+    pub(super) fn metrics(&self) -> Option<SocketAddr> {
+        self.everywhere.given.metrics
+    }
+
     pub(super) fn memory_limit(&self) -> Option<u64> {
         self.everywhere.given.memory_limit
     }
@@ -259,9 +264,9 @@ impl<'a> Reader<'a> {
             match (key.get_ref().as_ref(), value.get_ref()) {
                 ("path", DeValue::String(path)) => open.path = Some((value.span().start, path)),
                 ("path", other) => self.fail(value.span().start, not_a_string("path", other)),
-                ("memory_limit", _) => self.fail(
+                (name @ ("memory_limit" | "metrics"), _) => self.fail(
                     key.span().start,
-                    "memory_limit is for the whole process: write it at the top of the file".to_owned(),
+                    format!("{name} is for the whole process: write it at the top of the file"),
                 ),
                 _ => self.entry(&mut open, key, value, "in a [[database]] table"),
             }

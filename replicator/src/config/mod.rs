@@ -17,15 +17,18 @@ mod placeholder;
 mod settings;
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use opendal::Operator;
 
+use crate::logs::Filter;
 use crate::pipeline::due::Rule;
 use crate::pipeline::upkeep;
 pub(crate) use beneath::Beneath;
 pub use explain::{Checked, CheckedTable, Explained, Matched, Setting, Source, check_file, check_text};
+use file::File;
 pub use file::FileError;
 pub use named::NameError;
 pub(crate) use placeholder::replica_of;
@@ -124,6 +127,8 @@ pub struct Config {
     file: Option<PathBuf>,
     /// What the file said of it when replvfs was registered: it is for the process.
     memory_limit_of_file: Option<u64>,
+    metrics_of_file: Option<SocketAddr>,
+    log_filter: Option<Filter>,
     pub(crate) upkeep: upkeep::Rule,
     pub(crate) images: Rule,
 }
@@ -138,6 +143,8 @@ impl Default for Config {
             environment: Given::default(),
             file: None,
             memory_limit_of_file: None,
+            metrics_of_file: None,
+            log_filter: None,
             upkeep: upkeep::Rule::default(),
             images: Rule::default(),
         }
@@ -237,6 +244,17 @@ impl Config {
     #[must_use]
     pub fn memory_limit(mut self, bytes: u64) -> Config {
         self.given.memory_limit = Some(bytes);
+        self
+    }
+
+    /// Where the process shows its metrics to Prometheus, at `http://…/metrics`, as soon as it replicates a database or reads a replica. Port 0: any that is free,
+    /// which a line of the log tells. No default: no port is opened.
+    ///
+    /// It takes the crate's feature `prometheus`; without it registering fails. What is counted is shown there then, and does not get into a recorder of the
+    /// program's own.
+    #[must_use]
+    pub fn metrics(mut self, address: impl Into<SocketAddr>) -> Config {
+        self.given.metrics = Some(address.into());
         self
     }
 
@@ -353,7 +371,10 @@ impl Config {
         // The program may change its folder before a database is opened.
         let file = self.file.take().or_else(|| set("REPLVFS_CONFIG").map(PathBuf::from));
         self.file = file.map(|file| std::path::absolute(&file).unwrap_or(file));
-        self.memory_limit_of_file = self.read_file()?.and_then(|file| file.memory_limit());
+        let file = self.read_file()?;
+        self.memory_limit_of_file = file.as_ref().and_then(File::memory_limit);
+        self.metrics_of_file = file.as_ref().and_then(File::metrics);
+        self.log_filter = set("REPLVFS_LOG").map(|value| Filter::parse(&value)).transpose()?;
         Ok(self)
     }
 
@@ -366,6 +387,17 @@ impl Config {
     pub(crate) fn memory_limit_bytes(&self) -> u64 {
         let said = self.given.memory_limit.or(self.memory_limit_of_file);
         said.or(self.environment.memory_limit).unwrap_or(settings::MEMORY_LIMIT)
+    }
+
+    /// Where metrics are shown.
+    pub(crate) fn metrics_address(&self) -> Option<SocketAddr> {
+        let said = self.given.metrics.or(self.metrics_of_file);
+        said.or(self.environment.metrics)
+    }
+
+    /// What is written to standard error.
+    pub(crate) fn log_filter(&self) -> Option<&Filter> {
+        self.log_filter.as_ref()
     }
 
     /// One replica for whatever is opened would get the history of one database, and be restored as another.

@@ -1,6 +1,7 @@
 //! From names and values to the settings of one database. Pure: the environment is passed in.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ pub(super) const NAMES: &[&str] = &[
     "flush_interval",
     "segment_size",
     "memory_limit",
+    "metrics",
     "wal_limit",
     "close_timeout",
     "restore",
@@ -63,6 +65,7 @@ pub(crate) struct Given {
     pub(crate) flush_interval: Option<Duration>,
     pub(crate) segment_size: Option<u64>,
     pub(crate) memory_limit: Option<u64>,
+    pub(crate) metrics: Option<SocketAddr>,
     pub(crate) wal_limit: Option<u64>,
     pub(crate) close_timeout: Option<Duration>,
     pub(crate) restore: Option<Restore>,
@@ -81,6 +84,7 @@ impl std::fmt::Debug for Given {
             .field("flush_interval", &self.flush_interval)
             .field("segment_size", &self.segment_size)
             .field("memory_limit", &self.memory_limit)
+            .field("metrics", &self.metrics)
             .field("wal_limit", &self.wal_limit)
             .field("close_timeout", &self.close_timeout)
             .field("restore", &self.restore)
@@ -174,6 +178,11 @@ impl Given {
                      REPLVFS_MEMORY_LIMIT"
                 ));
             }
+            if name == "metrics" {
+                return fail(
+                    "metrics in a URI: the endpoint is the whole process's; set it in the program or as REPLVFS_METRICS".to_owned(),
+                );
+            }
             given.set(Source::Uri, name, value)?;
         }
         Ok(given)
@@ -256,6 +265,14 @@ impl Given {
             "segment_size" => self.segment_size = Some(read_size(&at, value)?),
             "memory_limit" => self.memory_limit = Some(read_size(&at, value)?),
             "wal_limit" => self.wal_limit = Some(read_size(&at, value)?),
+            "metrics" => match value.parse() {
+                Ok(address) => self.metrics = Some(address),
+                Err(_) => {
+                    return fail(format!(
+                        "{at}={value} is not an address with a port: write 127.0.0.1:9464, or 0.0.0.0:9464 for all networks of the machine"
+                    ));
+                }
+            },
             _ => {
                 return fail(format!(
                     "{name} is not a URI parameter of replvfs or SQLite; replvfs has {}",
@@ -302,6 +319,7 @@ impl Given {
             flush_interval: self.flush_interval.or(weaker.flush_interval),
             segment_size: self.segment_size.or(weaker.segment_size),
             memory_limit: self.memory_limit.or(weaker.memory_limit),
+            metrics: self.metrics.or(weaker.metrics),
             wal_limit: self.wal_limit.or(weaker.wal_limit),
             close_timeout: self.close_timeout.or(weaker.close_timeout),
             restore: self.restore.or(weaker.restore),

@@ -334,3 +334,25 @@ fn no_secret_is_shown_for_debugging() {
     let shown = format!("{config:?} {settings:?}");
     assert!(shown.contains("s3://b/p") && !shown.contains("hunter2"), "{shown}");
 }
+
+#[test]
+fn what_is_for_operators_is_understood_when_it_is_registered() {
+    let with = |name: &'static str, value: &'static str| {
+        Config::default().with_environment(move |asked| (asked == name).then(|| value.into()))
+    };
+    let address = "127.0.0.1:9464".parse().unwrap();
+    assert_eq!(
+        with("REPLVFS_METRICS", "127.0.0.1:9464").unwrap().metrics_address(),
+        Some(address)
+    );
+    assert_eq!(Config::default().metrics(address).metrics_address(), Some(address));
+    assert!(with("REPLVFS_LOG", "debug").unwrap().log_filter().is_some());
+    assert!(with("REPLVFS_LOG", "").unwrap().log_filter().is_none());
+    for (name, value) in [("REPLVFS_METRICS", "here"), ("REPLVFS_LOG", "here")] {
+        let error = with(name, value).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{name}={value} is not")), "{error}");
+    }
+    let parameters = [("metrics".to_owned(), "127.0.0.1:9464".to_owned())];
+    let error = Settings::resolve(&Config::default(), Path::new("/srv/app.db"), &parameters);
+    assert!(error.unwrap_err().to_string().contains("metrics in a URI"));
+}

@@ -159,6 +159,7 @@ async fn merge_path(
         let is_again = spans.iter().any(|made| made.key == span.key);
         // A writer that goes on is not followed for ever.
         let is_new = matches!(span.key, Key::Span(_, _, last) if last > end);
+        tracing::info!(replica = store.replica(), "segments were merged into {}", span.key);
         spans.push(span);
         if is_again || is_new {
             break;

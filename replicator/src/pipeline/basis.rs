@@ -121,7 +121,7 @@ async fn whole(store: &Store, generation: Generation, txid: Txid) -> Result<Opti
         Err(error) => error.to_string(),
     };
     let (replica, key) = (store.replica(), Key::Image(generation, txid));
-    tracing::warn!(replica, "no image is made after {key}, which cannot be used: {problem}");
+    replvfs_vfs::warning!(replica = replica; "no image is made after {key}, which cannot be used: {problem}");
     Ok(None)
 }
 

@@ -111,7 +111,7 @@ pub(super) fn forward_if_behind(
     }
     let mut held = hold(file, store, timeout)?;
     if stand(file, &known)? != standing {
-        tracing::warn!(database = %path.display(), "it was written while its newest state was read, and is left as it is");
+        replvfs_vfs::warning!(database = path.display(); "it was written while its newest state was read, and is left as it is");
         return Ok(());
     }
     let restored = aside.restored().clone();
@@ -125,7 +125,7 @@ pub(super) fn forward_if_behind(
         "it was behind its replica, and was brought up to date"
     );
     for warning in restored.warnings {
-        tracing::warn!(database = %path.display(), "{warning}");
+        replvfs_vfs::warning!(database = path.display(); "{warning}");
     }
     Ok(())
 }

@@ -213,9 +213,8 @@ pub(super) async fn probe_again(uploader: &Uploader, generation: Generation) {
 fn overwrites(uploader: &Uploader) {
     let shared = uploader.shared();
     shared.store.condition_is_ignored();
-    tracing::warn!(
-        database = %shared.database,
-        replica = shared.store.replica(),
+    replvfs_vfs::warning!(
+        database = shared.database, replica = shared.store.replica();
         "the store overwrites objects that it was asked to create only if they do not exist: two writers of this replica would not be \
          kept apart (fencing: best-effort)"
     );

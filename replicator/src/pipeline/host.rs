@@ -7,8 +7,6 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use replvfs_vfs::api::report;
-use replvfs_vfs::ffi::SQLITE_WARNING;
 use replvfs_vfs::held::DatabaseFile;
 use replvfs_vfs::host::{Host, OpenError, OpenRequest, Replica};
 use replvfs_vfs::log::Log;
@@ -16,6 +14,7 @@ use replvfs_vfs::types::UnixMillis;
 use tokio::runtime::{Builder, Runtime};
 
 use super::due::Rule;
+use super::meters::Meters;
 use super::neighbours::{self, Neighbours};
 use super::replica::{DatabaseReplica, Patience};
 use super::shared::{self, Shared};
@@ -24,12 +23,14 @@ use super::upkeep::Schedule;
 use super::{behind, missing};
 use crate::config::{Config, OnFenced, Restore, Settings, Target, is_immutable, of_ours};
 use crate::local_state::state_file;
+use crate::metrics::Metrics;
 use crate::store::{Store, StoreOptions};
 
 /// The replicating side of one registered VFS.
 #[derive(Debug)]
 pub(crate) struct ReplicatingHost {
     config: Config,
+    metrics: Metrics,
     /// Made when it is first needed and never ended: uploads outlive the connections.
     runtime: OnceLock<Result<Runtime, String>>,
     databases: Mutex<Databases>,
@@ -49,9 +50,10 @@ struct Entry {
 }
 
 impl ReplicatingHost {
-    pub(crate) fn new(config: Config) -> ReplicatingHost {
+    pub(crate) fn new(config: Config, metrics: Metrics) -> ReplicatingHost {
         ReplicatingHost {
             config,
+            metrics,
             runtime: OnceLock::new(),
             databases: Mutex::default(),
         }
@@ -85,9 +87,17 @@ impl ReplicatingHost {
         };
         let place = store.place().to_owned();
         self.reserve(path, &store)?;
-        let started = self
-            .runtime()
-            .and_then(|runtime| start(runtime, request.file, &settings, store, log, self.config.images));
+        store.counted_by(&self.metrics);
+        let started = self.runtime().and_then(|runtime| {
+            start(
+                runtime,
+                request.file,
+                &settings,
+                store,
+                log,
+                (self.config.images, &self.metrics),
+            )
+        });
         let (shared, replica) = match started {
             Ok(started) => started,
             Err(error) => {
@@ -168,7 +178,8 @@ impl Host for ReplicatingHost {
     }
 
     fn after_fork(&self) -> Arc<dyn Host> {
-        Arc::new(ReplicatingHost::new(self.config.clone()))
+        tracing::info!("in a child of fork(): what it opens is replicated by itself");
+        Arc::new(ReplicatingHost::new(self.config.clone(), self.metrics.after_fork()))
     }
 
     fn now(&self) -> UnixMillis {
@@ -183,8 +194,7 @@ fn warn_if_known(path: &Path) {
             "{} was replicated before, and is not now: no replica is set for it (replvfs check-config --database tells why)",
             path.display()
         );
-        tracing::warn!("{message}");
-        report(SQLITE_WARNING, &format!("replvfs: {message}"));
+        replvfs_vfs::warning!(; "{message}");
     }
 }
 
@@ -208,7 +218,7 @@ fn start(
     settings: &Settings,
     store: Store,
     log: &Arc<Log>,
-    images: Rule,
+    (images, metrics): (Rule, &Metrics),
 ) -> Result<Started, String> {
     let path = file.path();
     match settings.restore {
@@ -222,6 +232,7 @@ fn start(
     }
     let mut shared = Shared::new(Arc::clone(log), store, path);
     shared.neighbours = Neighbours::of(path);
+    shared.meters = Meters::new(metrics, path);
     let shared = Arc::new(shared);
     let plan = Plan {
         flush_interval: settings.flush_interval,

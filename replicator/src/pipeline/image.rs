@@ -257,8 +257,8 @@ async fn missing_chunk(uploader: &Uploader, manifest: &Manifest) -> Result<Optio
 /// An image that is not whole must not stay: another one would be made after it. Nobody has deleted anything because of it, however late this is.
 async fn withdraw(uploader: &Uploader, key: Key, gone: Key) -> Result<Made, Stopped> {
     let shared = uploader.shared();
-    tracing::warn!(
-        database = %shared.database,
+    replvfs_vfs::warning!(
+        database = shared.database;
         "{gone} was deleted while the image {key} was made, which relies on it; the image is withdrawn, and another will be made"
     );
     uploader.until_answered(|| shared.store.delete(&key)).await?;
@@ -305,7 +305,7 @@ async fn find_basis(uploader: &Uploader, wanted: Wanted, ticket: &Ticket) -> Res
     match uploader.until_told(find).await? {
         Ok(basis) => Ok(basis),
         Err(error) => {
-            tracing::warn!(database = %shared.database, "an image is made of all pages, since the one before it cannot be used: {error}");
+            replvfs_vfs::warning!(database = shared.database; "an image is made of all pages, since the one before it cannot be used: {error}");
             Ok(Basis::default())
         }
     }

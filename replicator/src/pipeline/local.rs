@@ -8,6 +8,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use replvfs_vfs::notice::later;
 use replvfs_vfs::resume::{Left, Mark};
 use replvfs_vfs::types::{PageSize, Txid};
 
@@ -109,6 +110,7 @@ impl Local {
     ///
     /// When the lock cannot be had, or the state is not for this release: this process is no owner then.
     pub(super) fn take(&self, taken: impl FnOnce(&Taken)) -> Result<Taken, Problem> {
+        let _later = later();
         let mut inner = self.lock();
         if inner.ownership.is_some() {
             return Ok(Taken::Still);
@@ -121,7 +123,7 @@ impl Local {
         let found = match local_state::read(&self.state_file) {
             Ok(found) => found,
             Err(error) if error.is_damage() => {
-                tracing::warn!("{error}; going on as if it was not there");
+                replvfs_vfs::warning!(; "{error}; going on as if it was not there");
                 None
             }
             Err(error @ StateError::Format { .. }) => {
@@ -159,17 +161,18 @@ impl Local {
         // The WAL has its name for good before that is relied on.
         let folder = self.state_file.parent().unwrap_or(Path::new("."));
         if let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
-            tracing::warn!("syncing {} failed: {error}", folder.display());
+            replvfs_vfs::warning!(; "syncing {} failed: {error}", folder.display());
             return;
         }
         state.if_wal = None;
         if let Err(problem) = self.write(inner, state) {
-            tracing::warn!("{problem}");
+            replvfs_vfs::warning!(; "{problem}");
         }
     }
 
     /// Lets another process be the owner, if `decide` says so, during which nobody can take it. What is noted is made durable first.
     pub(super) fn release(&self, decide: impl FnOnce() -> bool) {
+        let _later = later();
         let mut inner = self.lock();
         if inner.ownership.is_none() || !decide() {
             return;
@@ -177,7 +180,7 @@ impl Local {
         if let Some(file) = inner.file.take()
             && let Err(error) = local_state::sync(&file)
         {
-            tracing::warn!("syncing {} failed: {error}", self.state_file.display());
+            replvfs_vfs::warning!(; "syncing {} failed: {error}", self.state_file.display());
         }
         inner.ownership = None;
     }

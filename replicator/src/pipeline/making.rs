@@ -85,6 +85,20 @@ impl Maker {
                     return;
                 }
                 self.images.stored(&ticket, txid, taken_at);
+                let of = &shared.meters.of;
+                of.images.increment(1);
+                of.image_chunks.increment(counts.chunks as u64);
+                of.image_chunks_sent.increment(counts.sent as u64);
+                of.last_image.set(taken_at.0 as f64 / 1000.0);
+                tracing::info!(
+                    database = %shared.database,
+                    replica = shared.store.replica(),
+                    generation = generation.0,
+                    txid = txid.0,
+                    chunks = counts.chunks,
+                    chunks_sent = counts.sent,
+                    "an image is in the replica"
+                );
                 shared.status.stored(LastImage {
                     txid,
                     taken_at,

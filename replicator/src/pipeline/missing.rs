@@ -107,7 +107,7 @@ fn told(path: &Path, store: &Store, result: Result<Restored, RestoreError>) -> R
                 "its file was missing, and was restored"
             );
             for warning in restored.warnings {
-                tracing::warn!(database = %path.display(), "{warning}");
+                replvfs_vfs::warning!(database = path.display(); "{warning}");
             }
             Ok(())
         }

@@ -6,7 +6,7 @@
 //! where the database cannot be read beside its writers, [`replay`] puts those together in a [`scratch`] file out of the replica;
 //! [`uploader`] gets them into the store, [`turn`] asks whether it is still this process's, and [`progress`] tells what is restorable. [`upkeep`]
 //! keeps the replica small. [`shared`] is what they all have in common, [`status`]
-//! what of it is shown.
+//! what of it is shown, [`meters`] what is measured.
 //!
 //! [`missing`] restores a database whose file is not there, [`behind`] brings one up to date that is older than its replica: the two that make an
 //! open wait for the store, by [`waiting`].
@@ -36,6 +36,7 @@ pub(crate) mod image;
 mod images;
 mod local;
 mod making;
+mod meters;
 mod missing;
 mod neighbours;
 mod owner;
@@ -56,6 +57,7 @@ mod uploader;
 pub(crate) mod waiting;
 
 pub(crate) use host::ReplicatingHost;
+pub(crate) use meters::publish_all;
 pub(crate) use owner::lock_file;
 pub(crate) use replica::DatabaseReplica;
 

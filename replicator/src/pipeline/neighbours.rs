@@ -128,8 +128,8 @@ impl Neighbours {
         let Some(database) = &self.database else { return };
         match listen(database) {
             Ok(listening) => self.change(Some(listening)),
-            Err(error) => tracing::warn!(
-                database = %database.display(),
+            Err(error) => replvfs_vfs::warning!(
+                database = database.display();
                 "{} cannot be made ({error}): commits of other processes that wait for the replica will fail",
                 socket(database).display()
             ),
@@ -282,7 +282,7 @@ async fn accept(shared: &Arc<Shared>, version: u64, listening: Listening) {
     let listener = match tokio::net::UnixListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => {
-            tracing::warn!(database = %shared.database, "other processes cannot be answered: {error}");
+            replvfs_vfs::warning!(database = shared.database; "other processes cannot be answered: {error}");
             return;
         }
     };

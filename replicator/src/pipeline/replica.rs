@@ -157,8 +157,8 @@ impl Replica for DatabaseReplica {
         match (confirmed, self.patience.on_timeout) {
             (Err(error), OnTimeout::Continue) => {
                 let database = &self.shared.database;
-                tracing::warn!(
-                    database,
+                replvfs_vfs::warning!(
+                    database = database;
                     "a transaction is committed here, and not confirmed there: {error}"
                 );
                 Ok(())
@@ -223,8 +223,8 @@ impl Replica for DatabaseReplica {
         let drained = shared.is_drained();
         if !drained {
             self.gave_up.store(true, Ordering::Relaxed);
-            tracing::warn!(
-                database = %shared.database,
+            replvfs_vfs::warning!(
+                database = shared.database;
                 "closing did not wait for the upload any longer; what is missing in the replica stays in the WAL"
             );
         }
@@ -255,6 +255,7 @@ impl Replica for DatabaseReplica {
             // It lets go when it has nothing more to do.
             shared.wake.notify_one();
         }
+        shared.publish();
     }
 
     fn wal_limit(&self) -> u64 {

@@ -151,9 +151,8 @@ async fn find(uploader: &Uploader, generation: Generation) -> Result<Option<Tail
 /// A history that is damaged at its end must not keep the database from being replicated.
 fn cannot(uploader: &Uploader, generation: Generation, error: &HistoryError) -> Ended {
     let shared = uploader.shared();
-    tracing::warn!(
-        database = %shared.database,
-        replica = shared.store.replica(),
+    replvfs_vfs::warning!(
+        database = shared.database, replica = shared.store.replica();
         "generation {generation} cannot be ended, so that another process that may still write it is not kept out of it: {error}"
     );
     Ended {

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::fenced::Refusal;
 use super::local::{Local, Taken};
+use super::meters::Meters;
 use super::neighbours::Neighbours;
 use super::status::Status;
 use super::upkeep::Upkeep;
@@ -27,6 +28,7 @@ pub(super) struct Shared {
     /// The lock and the state file.
     pub(super) local: Local,
     pub(super) status: Status,
+    pub(super) meters: Meters,
     pub(super) refusal: Refusal,
     pub(super) upkeep: Upkeep,
     /// Wakes the task.
@@ -77,6 +79,7 @@ impl Shared {
             store,
             database: database.display().to_string(),
             status: Status::default(),
+            meters: Meters::default(),
             refusal: Refusal::default(),
             upkeep: Upkeep::default(),
             wake: Notify::new(),
@@ -126,6 +129,7 @@ impl Shared {
         self.opened_new();
         // Not by a look at the flag: the task may be about to let go.
         self.take();
+        self.publish();
     }
 
     /// The same where it is not known yet that there will be a database.
@@ -141,6 +145,11 @@ impl Shared {
 
     pub(super) fn is_open(&self) -> bool {
         self.open.load(Ordering::Acquire)
+    }
+
+    /// Whether this process replicates the database, as far as is known.
+    pub(super) fn is_owner(&self) -> bool {
+        self.owner.load(Ordering::Acquire)
     }
 
     /// Whether another process replicates the database, as far as is known.
@@ -202,8 +211,15 @@ impl Shared {
                 false
             }
             Ok(Taken::Still) => true,
-            Ok(Taken::Again | Taken::From(_)) => {
-                tracing::debug!(database = %self.database, "this process replicates it now");
+            Ok(how @ (Taken::Again | Taken::From(_))) => {
+                let replica = self.store.replica();
+                match how {
+                    // As often as it is opened and closed.
+                    Taken::Again => {
+                        tracing::debug!(database = %self.database, replica, "this process replicates it again")
+                    }
+                    _ => tracing::info!(database = %self.database, replica, "this process replicates it now"),
+                }
                 self.wake.notify_one();
                 true
             }
@@ -235,6 +251,7 @@ impl Shared {
             }
             lets_go
         });
+        self.publish();
     }
 
     /// Whether everything that was captured is restorable from the store, or never will be by this process.
@@ -271,6 +288,7 @@ impl Shared {
     /// The store answered.
     pub(super) fn answered(&self) {
         if self.status.trouble_is_over() {
+            self.meters.of.trouble.set(0.0);
             tracing::info!(database = %self.database, "the replica answers again");
             self.log.remind();
         }
@@ -279,15 +297,19 @@ impl Shared {
 
     /// Something does not work now, and is tried again. Logged when it is not what was said last.
     pub(super) fn trouble(&self, message: &str) {
+        self.meters.of.errors.increment(1);
+        self.meters.of.trouble.set(1.0);
         if self.status.trouble(message) {
-            tracing::warn!(database = %self.database, "{message}; replication goes on as soon as this works");
+            replvfs_vfs::warning!(database = self.database; "{message}; replication goes on as soon as this works");
         }
     }
 
     /// Ends replication of the database in this process, loudly.
     pub(super) fn fail(&self, reason: &str) {
-        tracing::error!(database = %self.database, replica = self.store.replica(), "replication stopped: {reason}");
+        replvfs_vfs::failure!(database = self.database, replica = self.store.replica(); "replication stopped: {reason}");
         self.log.fail(reason.to_owned());
+        self.meters.of.errors.increment(1);
+        self.meters.of.failed.set(1.0);
         self.failed();
     }
 

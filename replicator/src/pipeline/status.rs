@@ -123,6 +123,10 @@ impl Status {
         self.change(|state| state.fenced = true);
     }
 
+    pub(super) fn is_fenced(&self) -> bool {
+        self.change(|state| state.fenced)
+    }
+
     pub(super) fn diverged(&self) {
         self.change(|state| state.diverged = true);
     }

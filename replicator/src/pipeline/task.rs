@@ -63,6 +63,8 @@ pub(super) struct Task {
     /// What was taken up last, and whose turn it was then: see [`Local`](super::local::Local).
     epoch: u64,
     tenure: u64,
+    /// In which tenure the metrics were asked to be served last.
+    served: u64,
     /// What the store says, until the database has said how it goes on.
     found: Expected,
     chain: Option<Chain>,
@@ -144,6 +146,7 @@ impl Task {
             plan,
             epoch: 0,
             tenure: 0,
+            served: 0,
             found: Expected::default(),
             chain: None,
             ahead: None,
@@ -170,18 +173,24 @@ impl Task {
         self.shared.failed();
         let log = Arc::clone(&self.shared.log);
         if outside::blocking(move || log.look()).await.is_err() {
-            tracing::error!(database = %self.shared.database, "letting go of the WAL failed, which is a bug in replvfs");
+            replvfs_vfs::failure!(database = self.shared.database; "letting go of the WAL failed, which is a bug in replvfs");
         }
         // Whatever goes on with it is not this process.
         self.shared.let_go();
+        self.shared.publish();
     }
 
     async fn step(&mut self) -> Result<(), Stopped> {
+        self.shared.publish();
         self.wait().await?;
         if !self.shared.own() {
             self.last_sealed = Some(Instant::now());
             self.shared.local.forget(|| self.shared.log.forget());
             return Ok(());
+        }
+        if self.served != self.shared.local.tenure() {
+            self.served = self.shared.local.tenure();
+            self.shared.meters.serve();
         }
         if self.epoch != self.shared.local.epoch() {
             return self.attach().await;
@@ -219,6 +228,7 @@ impl Task {
             self.rest().await?;
         }
         status.waits(true);
+        self.shared.publish();
         let since = Instant::now();
         loop {
             let due = pace::due(&Situation {
@@ -303,9 +313,8 @@ impl Task {
             Verdict::Forestalled => return Err(fenced::forestalled(&self.shared)),
             Verdict::Lost(how) => {
                 self.gap = true;
-                tracing::warn!(
-                    database = %self.shared.database,
-                    replica,
+                replvfs_vfs::warning!(
+                    database = self.shared.database, replica = replica;
                     "{how}; the history begins anew, with an image of the whole database"
                 );
             }
@@ -315,9 +324,8 @@ impl Task {
 
     fn diverged(&self, how: &str) {
         self.shared.status.diverged();
-        tracing::warn!(
-            database = %self.shared.database,
-            replica = self.shared.store.replica(),
+        replvfs_vfs::warning!(
+            database = self.shared.database, replica = self.shared.store.replica();
             "the replica goes on in another way than this database ({how}): it has diverged, and gets a new generation. What was written elsewhere stays in the old one"
         );
     }
@@ -460,6 +468,18 @@ impl Task {
             }
             if turn == Turn::Ours {
                 if let Some(last) = transactions.last() {
+                    let of = &self.shared.meters.of;
+                    of.segments.increment(1);
+                    of.segment_bytes.increment(segment.body.len());
+                    of.uploaded.increment(transactions.len() as u64);
+                    tracing::debug!(
+                        database = %self.shared.database,
+                        generation = place.0.0,
+                        first = first.0,
+                        txid = last.txid.0,
+                        bytes = segment.body.len(),
+                        "a segment is in the replica"
+                    );
                     self.images.logged(&segment.touched, last.page_count);
                     let stored = Stored {
                         mark: Mark {
@@ -507,9 +527,12 @@ impl Task {
         self.progress.segment(stored.mark.txid);
         let shared = &self.shared;
         let last = stored.mark.txid;
-        shared
-            .upkeep
-            .stored(&self.plan.upkeep, last, &shared.store, &shared.database);
+        shared.upkeep.stored(
+            &self.plan.upkeep,
+            last,
+            &shared.store,
+            (&shared.database, &shared.meters.of),
+        );
     }
 
     /// A slot that was this process's turn is taken. If what is in it is ours, its transactions are done, and leave `transactions`; else says
@@ -626,8 +649,8 @@ impl Task {
                 .fail(&format!("{reason}; this happened {GAPS_IN_A_ROW} times in a row"));
             return Err(Stopped);
         }
-        tracing::error!(
-            database = %self.shared.database,
+        replvfs_vfs::failure!(
+            database = self.shared.database;
             "{reason}; the history will have a gap, and go on with a new image of the database"
         );
         self.shared.status.trouble(reason);
@@ -647,6 +670,7 @@ async fn watch(shared: &Shared, interval: Duration) -> Stopped {
             continue;
         }
         tokio::time::sleep(interval).await;
+        shared.publish();
         let log = &shared.log;
         if shared.is_undecided() {
             // Perhaps the file was never made. Whoever reads it asks.

@@ -35,6 +35,7 @@ use super::{ReplicatingHost, Stopped};
 use crate::config::Config;
 use crate::format::{Generation, GenerationMeta, Key, ObjectHash, Parent, ReplicaMeta, SegmentIndex};
 use crate::history::walk::{Slot, slot_end};
+use crate::metrics::Metrics;
 use crate::store::{Body, Store, StoreOptions};
 
 fn uploader(store: Store) -> Uploader {
@@ -353,7 +354,7 @@ fn one_replica_is_not_given_to_two_databases_however_it_is_written() {
     let root = folder.path().display();
     std::fs::create_dir(folder.path().join("r")).expect("makes");
     std::os::unix::fs::symlink("r", folder.path().join("link")).expect("links");
-    let host = ReplicatingHost::new(Config::default());
+    let host = ReplicatingHost::new(Config::default(), Metrics::default());
     let open = |path: &str, replica: &str| {
         // Not all of these stores can be asked.
         let parameters =

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
+use replvfs_vfs::notice::later;
 use replvfs_vfs::types::Txid;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -18,6 +19,7 @@ use crate::config::Retention;
 use crate::format::Generation;
 use crate::history::list_generations;
 use crate::merge::{MergeError, MergeOptions, merge_generation};
+use crate::metrics::DatabaseMetrics;
 use crate::prune::{GRACE, PruneError, PruneOptions, prune};
 use crate::store::Store;
 
@@ -144,7 +146,13 @@ impl Upkeep {
     }
 
     /// A segment was stored, `last` of which is its last transaction. May begin to work in the background.
-    pub(super) fn stored(&self, schedule: &Schedule, last: Txid, store: &Store, database: &str) {
+    pub(super) fn stored(
+        &self,
+        schedule: &Schedule,
+        last: Txid,
+        store: &Store,
+        (database, metrics): (&str, &Arc<DatabaseMetrics>),
+    ) {
         let Some(retention) = schedule.retention else { return };
         let rule = schedule.rule;
         let mut state = lock(&self.state);
@@ -163,8 +171,9 @@ impl Upkeep {
         state.segments = 0;
         state.since = Some(Instant::now());
         let (store, database, memory) = (store.clone(), database.to_owned(), Arc::clone(&self.memory));
+        let metrics = Arc::clone(metrics);
         state.running = Some(tokio::spawn(async move {
-            let done = AssertUnwindSafe(work(&rule, retention, &store, &memory))
+            let done = AssertUnwindSafe(work(&rule, retention, (&store, &database), &memory, &metrics))
                 .catch_unwind()
                 .await;
             let (problems, warnings) = done.unwrap_or_else(|_| {
@@ -177,6 +186,8 @@ impl Upkeep {
                     Vec::new(),
                 )
             });
+            metrics.upkeep_errors.increment(problems.len() as u64);
+            let _later = later();
             lock(&memory).tell(problems, warnings, &database, store.replica());
         }));
     }
@@ -230,20 +241,25 @@ impl Memory {
         for problem in problems.iter().filter(|problem| !known(problem)) {
             self.told += 1;
             let text = &problem.text;
-            tracing::warn!(
-                database,
-                replica,
+            replvfs_vfs::warning!(
+                database = database, replica = replica;
                 "looking after the replica failed, and is tried again later: {text}"
             );
         }
         for warning in warnings.iter().filter(|warning| !self.warnings.contains(warning)) {
-            tracing::warn!(database, replica, "{warning}");
+            replvfs_vfs::warning!(database = database, replica = replica; "{warning}");
         }
         (self.problems, self.warnings) = (problems, warnings);
     }
 }
 
-async fn work(rule: &Rule, retention: Retention, store: &Store, memory: &Mutex<Memory>) -> (Vec<Problem>, Vec<String>) {
+async fn work(
+    rule: &Rule,
+    retention: Retention,
+    (store, database): (&Store, &str),
+    memory: &Mutex<Memory>,
+    metrics: &DatabaseMetrics,
+) -> (Vec<Problem>, Vec<String>) {
     let mut problems = Vec::new();
     // What was merged would be there twice.
     let may_delete = lock(memory).problems.iter().all(|problem| problem.kind != DENIED);
@@ -273,7 +289,10 @@ async fn work(rule: &Rule, retention: Retention, store: &Store, memory: &Mutex<M
         }
     };
     if !done.deletions.is_empty() {
-        tracing::debug!(
+        metrics.pruned.increment(done.deletions.len() as u64);
+        metrics.pruned_bytes.increment(done.bytes());
+        tracing::info!(
+            database,
             replica = store.replica(),
             objects = done.deletions.len(),
             bytes = done.bytes(),

@@ -93,6 +93,7 @@ impl Uploader {
                 }
                 Err(error) => {
                     self.shared.trouble(&error.to_string());
+                    self.shared.publish();
                     backoff.pause(&self.shared).await?;
                 }
             }

@@ -15,6 +15,7 @@ use super::line::{Source, SourceId};
 use crate::format::{Key, SegmentReader, decode_chunk, max_chunk_bytes};
 use crate::history::HistoryError;
 use crate::history::walk::{read, read_range};
+use crate::metrics::{Metrics, ReaderMetrics};
 use crate::store::Store;
 
 type Raw = Arc<Vec<u8>>;
@@ -62,6 +63,7 @@ struct Inner {
     cache: Mutex<Cache>,
     flights: Mutex<HashMap<SourceId, Flight>>,
     counts: Counts,
+    metrics: ReaderMetrics,
 }
 
 impl std::fmt::Debug for Blocks {
@@ -74,9 +76,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.metrics.cache_bytes.set(0.0);
+    }
+}
+
 impl Blocks {
-    pub(super) fn new(store: Store, runtime: Handle, limit: u64) -> Blocks {
+    pub(super) fn new(store: Store, runtime: Handle, limit: u64, metrics: &Metrics) -> Blocks {
         Blocks(Arc::new(Inner {
+            metrics: metrics.of_reader(store.replica()),
             store,
             runtime,
             cache: Mutex::new(Cache::new(limit)),
@@ -105,11 +114,13 @@ impl Blocks {
     /// Fills `page` if it is in memory.
     pub(super) fn read(&self, id: SourceId, at: usize, page: &mut [u8]) -> bool {
         let found = lock(&self.0.cache).read(id, at, page);
-        let count = match found {
-            true => &self.0.counts.hits,
-            false => &self.0.counts.misses,
+        let (counts, metrics) = (&self.0.counts, &self.0.metrics);
+        let (count, metric) = match found {
+            true => (&counts.hits, &metrics.hits),
+            false => (&counts.misses, &metrics.misses),
         };
         count.fetch_add(1, Ordering::Relaxed);
+        metric.increment(1);
         found
     }
 
@@ -130,7 +141,15 @@ impl Blocks {
         let running = self.0.runtime.spawn(async move {
             let fetched = blocks.load(source).await;
             if let Ok(raw) = &fetched {
-                lock(&blocks.0.cache).insert(id, Arc::clone(raw), page_size);
+                let cached = {
+                    let mut cache = lock(&blocks.0.cache);
+                    cache.insert(id, Arc::clone(raw), page_size);
+                    cache.bytes()
+                };
+                let metrics = &blocks.0.metrics;
+                metrics.cache_bytes.set(cached as f64);
+                metrics.fetched.increment(1);
+                metrics.fetched_bytes.increment(raw.len() as u64);
                 blocks.0.counts.fetched.fetch_add(1, Ordering::Relaxed);
                 let bytes = raw.len() as u64;
                 blocks.0.counts.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);

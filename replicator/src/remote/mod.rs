@@ -24,6 +24,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::config::{Beneath, Config};
 use crate::history::Target;
+use crate::metrics::Metrics;
 use crate::pipeline::waiting::answer;
 use crate::store::{Store, StoreOptions};
 use connection::Connection;
@@ -37,6 +38,7 @@ type Place = (String, Duration);
 #[derive(Debug)]
 pub(crate) struct ReadingHost {
     config: Config,
+    metrics: Metrics,
     /// Made when it is first needed and never ended.
     runtime: OnceLock<Result<Runtime, String>>,
     /// By [`Store::place`], and the patience that its requests have. They live as long as a connection, and the last few for a while longer.
@@ -45,9 +47,10 @@ pub(crate) struct ReadingHost {
 }
 
 impl ReadingHost {
-    pub(crate) fn new(config: Config) -> ReadingHost {
+    pub(crate) fn new(config: Config, metrics: Metrics) -> ReadingHost {
         ReadingHost {
             config,
+            metrics,
             runtime: OnceLock::new(),
             replicas: Mutex::default(),
             kept: Kept::default(),
@@ -71,6 +74,8 @@ impl ReadingHost {
         let beneath = beneath.map_err(|error| error.to_string())?;
         let settings = Settings::from_uri(request.name, request.uri_parameters, beneath.given.timeout)?;
         let store = self.store(&settings, &beneath, request.name)?;
+        store.counted_by(&self.metrics);
+        self.metrics.serve(self.runtime()?);
         let replica = self.replica(store, &settings)?;
         let (asked, target) = (Arc::clone(&replica), settings.target);
         let found = answer(self.runtime()?, settings.timeout, |_| async move {
@@ -127,7 +132,7 @@ impl ReadingHost {
             replica.blocks().raise(settings.page_cache);
             return Ok(replica);
         }
-        let replica = Arc::new(Replica::new(store, runtime, settings.page_cache));
+        let replica = Arc::new(Replica::new(store, runtime, settings.page_cache, &self.metrics));
         replicas.push((place, Arc::downgrade(&replica)));
         Ok(replica)
     }
@@ -142,6 +147,6 @@ impl RemoteHost for ReadingHost {
     }
 
     fn after_fork(&self) -> Arc<dyn RemoteHost> {
-        Arc::new(ReadingHost::new(self.config.clone()))
+        Arc::new(ReadingHost::new(self.config.clone(), self.metrics.after_fork()))
     }
 }

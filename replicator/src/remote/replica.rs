@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::future::join;
+use replvfs_vfs::notice::later;
 use replvfs_vfs::types::Txid;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -15,6 +16,7 @@ use super::line::{Begun, Line, Origin, State, Way};
 use crate::format::{Generation, Key, Manifest};
 use crate::history::walk::size;
 use crate::history::{History, HistoryError, Plan, Target};
+use crate::metrics::Metrics;
 use crate::store::Store;
 
 /// Asking for the next slot is all that a follower does, but for this: as often it looks at the whole replica, for images that are nearer, segments that
@@ -61,9 +63,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Replica {
-    pub(super) fn new(store: Store, runtime: Handle, page_cache: u64) -> Replica {
+    pub(super) fn new(store: Store, runtime: Handle, page_cache: u64, metrics: &Metrics) -> Replica {
         Replica {
-            blocks: Blocks::new(store.clone(), runtime.clone(), page_cache),
+            blocks: Blocks::new(store.clone(), runtime.clone(), page_cache, metrics),
             store,
             runtime,
             lines: Mutex::default(),
@@ -107,7 +109,7 @@ impl Replica {
         let (plan, ()) = join(history.plan(target, None), begin).await;
         let plan = plan?;
         for warning in &plan.warnings {
-            tracing::warn!(replica = self.store.replica(), "{warning}");
+            replvfs_vfs::warning!(replica = self.store.replica(); "{warning}");
         }
         let way = Way::new(&plan, begun);
         let line = self.line(origin(&history, &plan)?, plan.manifest);
@@ -174,12 +176,13 @@ impl Replica {
     /// Asks the store for what is new, with one request if nothing is.
     pub(super) async fn look(&self) -> Result<State, HistoryError> {
         let looked = self.try_look().await;
+        let _later = later();
         let mut newest = lock(&self.newest);
         let now = looked.as_ref().err().map(ToString::to_string);
         if let Some(problem) = now.as_ref().filter(|now| newest.problem.as_ref() != Some(*now)) {
             let replica = self.store.replica();
-            tracing::warn!(
-                replica,
+            replvfs_vfs::warning!(
+                replica = replica;
                 "what is new in the replica cannot be read, and is tried again: {problem}"
             );
         }

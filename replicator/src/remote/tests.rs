@@ -13,6 +13,7 @@ use super::line::{Place, State};
 use super::replica::Replica;
 use crate::format::{Generation, Key};
 use crate::history::{HistoryError, Target};
+use crate::metrics::Metrics;
 use crate::restore::tests::Replica as Source;
 use distant::Distant;
 
@@ -32,7 +33,7 @@ async fn source(seed: u64, segments: &[usize]) -> Source {
 async fn reader(source: &Source) -> (Distant, Arc<Replica>) {
     let distant = Distant::new();
     distant.put(source.folder.path()).await;
-    let replica = Replica::new(distant.store.clone(), Handle::current(), 4 << 20);
+    let replica = Replica::new(distant.store.clone(), Handle::current(), 4 << 20, &Metrics::default());
     (distant, Arc::new(replica))
 }
 

@@ -35,7 +35,7 @@ pub(crate) fn put_over(held: &mut Held, aside: Aside) -> Result<(), RestoreError
     over.commit()?;
     // Now the WAL says it all. What is left undone, any connection does.
     if let Err(error) = over.fold(held) {
-        tracing::warn!("{error}; the newest state stays in the WAL until a checkpoint");
+        replvfs_vfs::warning!(; "{error}; the newest state stays in the WAL until a checkpoint");
     }
     Ok(())
 }

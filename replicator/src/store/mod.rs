@@ -17,8 +17,8 @@ use std::future::Future;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::{Range, RangeBounds};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,8 +26,10 @@ use futures::TryStreamExt;
 use opendal::layers::{ConcurrentLimitLayer, RetryEvent, RetryLayer, TimeoutLayer, TracingLayer};
 use opendal::{Buffer, ErrorKind, Metadata, Operator};
 use replvfs_vfs::types::UnixMillis;
+use tokio::time::Instant;
 
 use crate::format::Key;
+use crate::metrics::{Metrics, Outcome, Request, StoreMetrics};
 use crate::outside;
 use error::Action;
 pub use error::StoreError;
@@ -147,7 +149,11 @@ struct Inner {
     place: String,
     folder: Option<Folder>,
     best_effort: AtomicBool,
+    metrics: Counted,
 }
+
+/// Where requests are counted, if they are.
+type Counted = Arc<OnceLock<StoreMetrics>>;
 
 impl Store {
     /// Opens the replica at a URI:
@@ -169,6 +175,8 @@ impl Store {
     /// [`open`](Store::open), with what the store is told besides its URI.
     pub(crate) fn open_with(uri: &str, keys: &StoreKeys, options: &StoreOptions) -> Result<Store, StoreError> {
         let opened = uri::open(uri, keys, options.create)?;
+        let metrics = Counted::default();
+        let retried = Arc::clone(&metrics);
         // From the inside out. The timeout is inside the retry, since a retry that is dropped half-way loses its writer; the limit is outside, so that
         // waiting for one's turn is no timeout.
         let operator = opened
@@ -184,11 +192,16 @@ impl Store {
                     .with_max_delay(Duration::from_secs(5))
                     .with_max_times(options.retries)
                     .with_jitter()
-                    .with_notify(trace_retry),
+                    .with_notify(move |event: RetryEvent<'_>| {
+                        trace_retry(&event);
+                        if let Some(metrics) = retried.get() {
+                            metrics.retries.increment(1);
+                        }
+                    }),
             )
             .layer(ConcurrentLimitLayer::new(options.concurrency.max(1)))
             .layer(TracingLayer::new());
-        Ok(Store::new(operator, opened.replica, opened.place))
+        Ok(Store::new(operator, opened.replica, opened.place, metrics))
     }
 
     /// Takes a ready operator as it is: timeouts and retries are the caller's. Objects of an `fs` operator are created in its
@@ -198,10 +211,10 @@ impl Store {
         let info = operator.info();
         let replica = redacted(&format!("{}://{}{}", info.scheme(), info.name(), info.root()));
         let place = uri::place_of(&operator);
-        Store::new(operator, replica, place)
+        Store::new(operator, replica, place, Counted::default())
     }
 
-    fn new(operator: Operator, replica: String, place: String) -> Store {
+    fn new(operator: Operator, replica: String, place: String, metrics: Counted) -> Store {
         let info = operator.info();
         let folder = (info.scheme() == "fs").then(|| Folder::new(PathBuf::from(info.root())));
         let conditional = folder.is_some() || info.capability().write_with_if_not_exists;
@@ -211,7 +224,35 @@ impl Store {
             place,
             folder,
             best_effort: AtomicBool::new(!conditional),
+            metrics,
         }))
+    }
+
+    /// From here on requests are counted.
+    pub(crate) fn counted_by(&self, metrics: &Metrics) {
+        // The second time it is by the same.
+        let _ = self.0.metrics.set(metrics.of_store(&self.0.replica));
+    }
+
+    /// Counts what comes of one operation. One that is given up counts for nothing.
+    async fn counted<T>(
+        &self,
+        kind: Request,
+        call: impl Future<Output = Result<T, StoreError>>,
+        outcome: impl FnOnce(&T) -> Outcome,
+    ) -> Result<T, StoreError> {
+        let Some(metrics) = self.0.metrics.get() else {
+            return call.await;
+        };
+        let begun = Instant::now();
+        let answer = call.await;
+        let outcome = match &answer {
+            Ok(answer) => outcome(answer),
+            Err(error) if error.is_not_found() && matches!(kind, Request::Read | Request::Stat) => Outcome::NotFound,
+            Err(_) => Outcome::Error,
+        };
+        metrics.done(kind, outcome, begun.elapsed());
+        answer
     }
 
     /// The replica's URI, without query and credentials.
@@ -252,6 +293,14 @@ impl Store {
     ///
     /// After an error the object may exist nevertheless, as a whole: the answer may have been lost.
     pub async fn create(&self, key: &Key, body: Body) -> Result<Created, StoreError> {
+        let outcome = |created: &Created| match created {
+            Created::New => Outcome::Ok,
+            Created::Exists => Outcome::Exists,
+        };
+        self.counted(Request::Create, self.try_create(key, body), outcome).await
+    }
+
+    async fn try_create(&self, key: &Key, body: Body) -> Result<Created, StoreError> {
         let path = key.path();
         if self.0.folder.is_some() {
             return self.create_in_folder(path, body).await;
@@ -347,6 +396,11 @@ impl Store {
     ///
     /// Also when deleting is not allowed. After an error the object may be gone nevertheless.
     pub async fn delete(&self, key: &Key) -> Result<(), StoreError> {
+        self.counted(Request::Delete, self.try_delete(key), |()| Outcome::Ok)
+            .await
+    }
+
+    async fn try_delete(&self, key: &Key) -> Result<(), StoreError> {
         let path = key.path();
         if self.0.folder.is_some() {
             let (inner, name) = (Arc::clone(&self.0), path.clone());
@@ -410,9 +464,11 @@ impl Store {
     /// See [`StoreError::is_not_found`].
     pub async fn read_up_to(&self, key: &Key, limit: u64) -> Result<Bytes, StoreError> {
         let path = key.path();
-        self.gather(&path, .., limit)
-            .await
-            .map_err(|error| self.opendal(Action::Read, Some(&path), &error))
+        let reading = async {
+            let gathered = self.gather(&path, .., limit).await;
+            gathered.map_err(|error| self.opendal(Action::Read, Some(&path), &error))
+        };
+        self.counted(Request::Read, reading, |_| Outcome::Ok).await
     }
 
     async fn gather(&self, path: &str, range: impl RangeBounds<u64>, limit: u64) -> Result<Bytes, opendal::Error> {
@@ -441,11 +497,14 @@ impl Store {
         }
         let path = key.path();
         let len = range.end - range.start;
-        match self.gather(&path, range, len.saturating_add(1)).await {
-            Ok(bytes) if bytes.len() as u64 == len => Ok(bytes),
-            Ok(_) => Err(self.io(Action::Read, Some(&path), &io::ErrorKind::UnexpectedEof.into())),
-            Err(error) => Err(self.opendal(Action::Read, Some(&path), &error)),
-        }
+        let reading = async {
+            match self.gather(&path, range, len.saturating_add(1)).await {
+                Ok(bytes) if bytes.len() as u64 == len => Ok(bytes),
+                Ok(_) => Err(self.io(Action::Read, Some(&path), &io::ErrorKind::UnexpectedEof.into())),
+                Err(error) => Err(self.opendal(Action::Read, Some(&path), &error)),
+            }
+        };
+        self.counted(Request::Read, reading, |_| Outcome::Ok).await
     }
 
     /// The size of an object in bytes.
@@ -455,10 +514,13 @@ impl Store {
     /// See [`StoreError::is_not_found`].
     pub async fn size(&self, key: &Key) -> Result<u64, StoreError> {
         let path = key.path();
-        match self.0.operator.stat(&path).await {
-            Ok(metadata) => Ok(metadata.content_length()),
-            Err(error) => Err(self.opendal(Action::Stat, Some(&path), &error)),
-        }
+        let looking = async {
+            match self.0.operator.stat(&path).await {
+                Ok(metadata) => Ok(metadata.content_length()),
+                Err(error) => Err(self.opendal(Action::Stat, Some(&path), &error)),
+            }
+        };
+        self.counted(Request::Stat, looking, |_| Outcome::Ok).await
     }
 
     /// Whether an object is there.
@@ -505,11 +567,14 @@ impl Store {
             }
             Ok::<_, opendal::Error>(())
         };
-        match listing.await {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(self.opendal(Action::List, Some(prefix), &error)),
-        }
+        let listing = async {
+            match listing.await {
+                Ok(()) => Ok(()),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(self.opendal(Action::List, Some(prefix), &error)),
+            }
+        };
+        self.counted(Request::List, listing, |()| Outcome::Ok).await
     }
 
     /// Those that come after `key` in the order of names, in one request where the store can begin there.
@@ -557,11 +622,14 @@ impl Store {
             };
             lister.map_ok(|entry| entry.into_parts()).try_collect::<Vec<_>>().await
         };
-        match listing.await {
-            Ok(entries) => Ok(entries),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(self.opendal(Action::List, (!prefix.is_empty()).then_some(prefix), &error)),
-        }
+        let listing = async {
+            match listing.await {
+                Ok(entries) => Ok(entries),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+                Err(error) => Err(self.opendal(Action::List, (!prefix.is_empty()).then_some(prefix), &error)),
+            }
+        };
+        self.counted(Request::List, listing, |_| Outcome::Ok).await
     }
 
     fn opendal(&self, action: Action, object: Option<&str>, error: &opendal::Error) -> StoreError {
@@ -613,7 +681,7 @@ impl From<io::Error> for Failure {
     }
 }
 
-fn trace_retry(event: RetryEvent<'_>) {
+fn trace_retry(event: &RetryEvent<'_>) {
     tracing::debug!(
         operation = %event.op,
         attempt = event.attempt,

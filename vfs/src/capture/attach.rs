@@ -141,7 +141,7 @@ impl Database {
 
     pub(super) fn no_base(&self, capture: &mut Capture, reason: String) {
         if capture.trouble.as_ref() != Some(&reason) {
-            tracing::warn!(database = %self.path.display(), "no image could be started: {reason}");
+            crate::warning!(database = self.path.display(); "no image could be started: {reason}");
         }
         capture.trouble = Some(reason);
     }

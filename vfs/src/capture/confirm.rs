@@ -11,7 +11,6 @@ use libsqlite3_sys as ffi;
 use super::commit::Synced;
 use super::continuity::is_wal_beside;
 use super::database::{Connection, ConnectionState, Database, MOVED};
-use crate::api::report;
 use crate::base::Code;
 use crate::host::{Durability, FlushError};
 use crate::types::Txid;
@@ -55,8 +54,7 @@ impl Connection {
 
     pub(super) fn refused(&self, code: i32, message: &str) {
         let path = self.database.path.display();
-        tracing::warn!(database = %path, "{message}");
-        report(code, &format!("replvfs: {path}: {message}"));
+        crate::warning!(code = code, database = path; "{message}");
     }
 
     /// Waits until what it has just committed is in the store, if it is to. `false`: that is not known.

@@ -17,7 +17,6 @@ use super::refusal::WriteState;
 use super::rollback::RollbackState;
 use super::settle::Known;
 use super::strict::StrictState;
-use crate::api::report;
 use crate::base::{BaseVfs, FileRef, IndexRegion};
 use crate::buffer::Budget;
 use crate::host::{Durability, Host, Replica};
@@ -327,22 +326,14 @@ impl Database {
         self.log.base_wanted() || self.unverified.load(Ordering::Acquire)
     }
 
-    /// Trouble that the user should know of, through every channel that there is.
+    /// Trouble that the user should know of.
     pub(super) fn warn(&self, message: &str) {
-        tracing::warn!(database = %self.path.display(), "{message}");
-        report(
-            ffi::SQLITE_WARNING,
-            &format!("replvfs: {}: {message}", self.path.display()),
-        );
+        crate::warning!(database = self.path.display(); "{message}");
     }
 
     /// A panic or an impossible state on our side: nothing is acknowledged from here on.
     pub(crate) fn fail(&self, message: &str) {
-        tracing::error!(database = %self.path.display(), "{message}");
-        report(
-            ffi::SQLITE_ERROR,
-            &format!("replvfs: {}: replication stopped: {message}", self.path.display()),
-        );
+        crate::failure!(database = self.path.display(); "replication stopped: {message}");
         self.log.fail(message.to_owned());
     }
 

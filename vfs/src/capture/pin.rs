@@ -194,6 +194,12 @@ impl Capturing for Database {
         header.map_or(0, |header| header.wal_bytes())
     }
 
+    fn wal_bytes_now(&self) -> Option<u64> {
+        let pin = self.pin.try_lock().ok()?;
+        let header = pin.as_ref().and_then(|pin| pin.region.header());
+        Some(header.map_or(0, |header| header.wal_bytes()))
+    }
+
     fn has_news(&self) -> bool {
         if self.connections.load(Ordering::Acquire) == 0 || !self.pinned.load(Ordering::Acquire) {
             return true; // Something to take or to let go.

@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering;
 use libsqlite3_sys as ffi;
 
 use super::database::{Connection, ConnectionState, Database};
-use crate::api::report;
 use crate::base::FileRef;
 
 /// What a connection is in the middle of.
@@ -126,10 +125,7 @@ impl Connection {
                 .as_deref()
                 .unwrap_or("another machine has taken over its replica");
             let path = database.path.display();
-            report(
-                ffi::SQLITE_READONLY,
-                &format!("replvfs: {path}: write transactions are refused: {reason}"),
-            );
+            crate::warning!(code = ffi::SQLITE_READONLY, database = path; "write transactions are refused: {reason}");
         }
         true
     }

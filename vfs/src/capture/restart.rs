@@ -143,7 +143,7 @@ impl Database {
         match self.write_spill(capture, &missing) {
             Ok(()) => true,
             Err(error) => {
-                tracing::warn!(database = %self.path.display(), %error, "transactions cannot be carried over a restart of the WAL; it grows instead");
+                crate::warning!(database = self.path.display(); "transactions cannot be carried over a restart of the WAL, which grows instead: {error}");
                 capture.spill = None;
                 false
             }
@@ -226,7 +226,7 @@ impl Database {
             if copied {
                 at += transaction.wal_bytes();
             } else {
-                tracing::error!(database = %self.path.display(), "a large transaction could not be copied before the WAL was overwritten");
+                crate::failure!(database = self.path.display(); "a large transaction could not be copied before the WAL was overwritten");
                 transaction.lose_frames();
             }
         }
@@ -269,8 +269,8 @@ impl Database {
         let mark = Mark { txid, position: end };
         let noted = self.replica.left(&Left { mark, next });
         if !noted {
-            tracing::warn!(
-                database = %self.path.display(),
+            crate::warning!(
+                database = self.path.display();
                 "where the WAL ends cannot be written down: after a crash the history would go on with a new image"
             );
         }

@@ -100,6 +100,7 @@ impl Log {
             inner.queue.push_back(Item::Transaction(transaction.into()));
             inner.wal_bytes += bytes;
             inner.pushed_bytes += bytes;
+            inner.pushed += 1;
             (txid, inner.is_to_wake())
         };
         if wake && let Some(replica) = self.replica() {

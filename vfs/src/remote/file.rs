@@ -6,7 +6,7 @@ use libsqlite3_sys as ffi;
 
 use super::page_one::{PageOne, VERSION};
 use super::{Remote, RemoteError, View};
-use crate::api::{SqliteApi, report};
+use crate::api::SqliteApi;
 use crate::fork::Process;
 use crate::guard::guard;
 use crate::shim::not_opened;
@@ -118,8 +118,7 @@ impl Open {
     /// A statement fails with a code that says little: the reason goes to the logs.
     fn failed(&self, code: c_int, error: &RemoteError) -> c_int {
         let message = format!("reading {}: {error}", self.name);
-        tracing::error!("{message}");
-        report(code, &format!("replvfs: {message}"));
+        crate::failure!(code = code, ; "{message}");
         // Without a lock SQLite reads the header, while it opens the database.
         if !self.is_reading {
             not_opened(&message);

@@ -9,5 +9,5 @@ mod pragma;
 mod vfs;
 mod wal_file;
 
-pub use vfs::{RegisterError, Registration, last_open_error, register, replica_of, replicas};
+pub use vfs::{RegisterError, Registration, captured_memory, last_open_error, register, replica_of, replicas};
 pub(crate) use vfs::{not_opened, opening, refuse};

@@ -295,8 +295,7 @@ pub(crate) fn refuse(name: *const c_char, reason: &str) {
     // SAFETY: the name that SQLite asked to open.
     let path = unsafe { CStr::from_ptr(name) }.to_string_lossy();
     let message = format!("cannot open {path}: {reason}");
-    tracing::error!("{message}");
-    report(ffi::SQLITE_CANTOPEN, &format!("replvfs: {message}"));
+    crate::failure!(code = ffi::SQLITE_CANTOPEN, ; "{message}");
     OPEN_ERROR.with(|error| *error.borrow_mut() = Some(message));
 }
 
@@ -488,6 +487,19 @@ impl Vfs {
             }
         }
     }
+}
+
+/// Bytes of captured pages that are in the memory of this process.
+#[must_use]
+pub fn captured_memory() -> u64 {
+    let mut used = 0;
+    let mut known = NEWEST.load(Ordering::Acquire).cast_const();
+    // SAFETY: VFSes are leaked, and nobody has one for himself once it is in the list.
+    while let Some(vfs) = unsafe { known.as_ref() } {
+        used += vfs.state().budget.used();
+        known = vfs.before;
+    }
+    used
 }
 
 /// The replication of every database that this process has opened through a VFS of ours, with the database's full path; also of those that are closed.

@@ -478,7 +478,8 @@ fn where_each_value_comes_from() {
     assert_eq!(of("close_timeout"), ("9s", Source::Program));
     assert_eq!(of("retention"), ("7d", Source::Default));
     assert_eq!(of("store.secret_access_key"), ("…", Source::File(8)));
-    for name in NAMES {
+    // Without an address there is no endpoint, and no setting to show.
+    for name in NAMES.iter().filter(|name| **name != "metrics") {
         of(name);
     }
 }
@@ -582,5 +583,27 @@ proptest! {
     #[test]
     fn arbitrary_text_does_not_panic(text in any::<String>()) {
         let _ = File::parse(Path::new("/r.toml"), &text).map(|_| ());
+    }
+}
+
+#[test]
+fn metrics_are_for_the_whole_process() {
+    let metrics = |text: &str| File::parse(Path::new("/srv/replvfs.toml"), text).map(|file| file.metrics());
+    assert_eq!(
+        metrics("metrics = '127.0.0.1:9464'").unwrap(),
+        Some(([127, 0, 0, 1], 9464).into())
+    );
+    assert_eq!(metrics("metrics = '[::1]:9464'").unwrap().unwrap().port(), 9464);
+    for (text, why) in [
+        ("metrics = '9464'", "is not an address with a port"),
+        ("metrics = 'localhost:9464'", "is not an address with a port"),
+        ("metrics = 9464", "metrics is a number"),
+        (
+            "[[database]]\npath = 'a.db'\nreplica = 'memory://a'\nmetrics = '127.0.0.1:9464'",
+            "metrics is for the whole process",
+        ),
+    ] {
+        let errors = metrics(text).unwrap_err();
+        assert!(errors[0].to_string().contains(why), "{text}: {errors:?}");
     }
 }

@@ -43,6 +43,7 @@ impl Task {
                 let set_aside = self.set_aside || abandoned.is_some_and(|txid| txid.next() == base.txid);
                 if (self.gap || base.continuity == Continuity::Broken) && !set_aside {
                     self.shared.status.discontinuity();
+                    self.shared.meters.of.gaps.increment(1);
                 }
                 let parent = before.as_ref().map(Chain::parent);
                 let parent = parent.or_else(|| self.parent_of_what_was_found());

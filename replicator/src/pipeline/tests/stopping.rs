@@ -10,6 +10,7 @@ use super::machine::{Machine, Process, Wal};
 use super::resuming::{restore_to, with_history};
 use crate::Config;
 use crate::history::Target;
+use crate::metrics::Metrics;
 use crate::pipeline::ReplicatingHost;
 use crate::pipeline::owner::{Ownership, lock_file};
 use crate::restore::{RestoreOptions, restore};
@@ -237,7 +238,7 @@ async fn a_process_on_standby_reads_the_note_when_it_opens() {
             by_default: false,
         };
         let log = Log::new();
-        let host = ReplicatingHost::new(Config::default());
+        let host = ReplicatingHost::new(Config::default(), Metrics::default());
         let replica = tokio::task::block_in_place(|| host.open(&request, &log))
             .unwrap()
             .unwrap();

@@ -12,6 +12,7 @@ use super::resuming::with_history;
 use crate::config::Retention;
 use crate::format::{Generation, Key};
 use crate::history::Target;
+use crate::pipeline::meters::Meters;
 use crate::pipeline::upkeep::{Rule, Schedule, Upkeep};
 use crate::store::{Body, Store};
 
@@ -60,9 +61,12 @@ fn late_segments(machine: &Machine, process: &Process) {
     for _ in 0..20 {
         let shared = &process.shared;
         let last = shared.log.acked().unwrap_or_default();
-        shared
-            .upkeep
-            .stored(&machine.upkeep, last, &shared.store, &shared.database);
+        shared.upkeep.stored(
+            &machine.upkeep,
+            last,
+            &shared.store,
+            (&shared.database, &shared.meters.of),
+        );
     }
 }
 
@@ -312,7 +316,7 @@ async fn the_generation_before_is_merged_and_what_cannot_be_merged_keeps_nothing
     let store = Store::from_operator(machine.operator.clone().unwrap());
     let upkeep = Upkeep::default();
     upkeep.begin();
-    upkeep.stored(&machine.upkeep, Txid(4), &store, "a database");
+    upkeep.stored(&machine.upkeep, Txid(4), &store, ("a database", &Meters::default().of));
     let end = tokio::time::Instant::now() + Duration::from_secs(20);
     while upkeep.is_running() {
         assert!(tokio::time::Instant::now() < end, "it does not end");

@@ -1,0 +1,108 @@
+//! What an operator has to know: told to `tracing`, and to SQLite's error log, which also a program has that knows nothing of `tracing`.
+//!
+//! Owns that nothing is told to SQLite's log under a lock of ours: what that log does is the program's, which may have locks of its own. Warnings and errors are
+//! said by [`warning!`](crate::warning) and [`failure!`](crate::failure), and not by the macros of `tracing`, which clippy refuses.
+
+use std::cell::RefCell;
+use std::fmt::Display;
+
+use crate::api::report;
+
+/// More than that are of one mistake.
+const MOST_WAITING: usize = 64;
+
+thread_local! {
+    static WAITING: RefCell<Waiting> = const { RefCell::new(Waiting { guards: 0, notices: Vec::new() }) };
+}
+
+struct Waiting {
+    guards: usize,
+    notices: Vec<(i32, String)>,
+}
+
+/// As long as it lives, what is to be told to SQLite's error log on this thread waits. To be made before a lock is taken, so that it goes after it.
+#[derive(Debug)]
+#[must_use]
+pub struct Later(());
+
+/// See [`Later`].
+pub fn later() -> Later {
+    // A thread that is about to end tells at once.
+    let _ = WAITING.try_with(|waiting| waiting.borrow_mut().guards += 1);
+    Later(())
+}
+
+impl Drop for Later {
+    fn drop(&mut self) {
+        let due = WAITING.try_with(|waiting| {
+            let mut waiting = waiting.borrow_mut();
+            waiting.guards = waiting.guards.saturating_sub(1);
+            match waiting.guards {
+                0 => std::mem::take(&mut waiting.notices),
+                _ => Vec::new(),
+            }
+        });
+        for (code, message) in due.unwrap_or_default() {
+            report(code, &message);
+        }
+    }
+}
+
+/// Tells SQLite's error log, as soon as this thread has no lock of ours. `code` is a result code of SQLite; `subject` the database or replica that it is about.
+pub fn tell(code: i32, subject: Option<&dyn Display>, message: &str) {
+    let message = match subject {
+        Some(subject) => format!("replvfs: {subject}: {message}"),
+        None => format!("replvfs: {message}"),
+    };
+    let now = WAITING.try_with(|waiting| {
+        let mut waiting = waiting.borrow_mut();
+        if waiting.guards == 0 {
+            return true;
+        }
+        if waiting.notices.len() < MOST_WAITING {
+            waiting.notices.push((code, message.clone()));
+        }
+        false
+    });
+    if now.unwrap_or(true) {
+        report(code, &message);
+    }
+}
+
+/// A warning to whom it concerns: something that was wanted did not happen, or needs a look; replication goes on.
+///
+/// What it is about comes first, then, behind a `;`, a text as `format!` has it: `warning!(database = path, replica = uri; "{error}")`. `code = …` before all that is
+/// another result code than `SQLITE_WARNING`.
+#[macro_export]
+macro_rules! warning {
+    (code = $code:expr, $($rest:tt)+) => { $crate::notice!(WARN, $code, $($rest)+) };
+    ($($rest:tt)+) => { $crate::notice!(WARN, $crate::ffi::SQLITE_WARNING, $($rest)+) };
+}
+
+/// The same for what replication ends with, or what was lost.
+#[macro_export]
+macro_rules! failure {
+    (code = $code:expr, $($rest:tt)+) => { $crate::notice!(ERROR, $code, $($rest)+) };
+    ($($rest:tt)+) => { $crate::notice!(ERROR, $crate::ffi::SQLITE_ERROR, $($rest)+) };
+}
+
+/// What [`warning!`](crate::warning) and [`failure!`](crate::failure) have in common.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! notice {
+    ($level:ident, $code:expr, database = $database:expr, replica = $replica:expr; $($text:tt)+) => {{
+        let message = ::std::format!($($text)+);
+        ::tracing::event!(::tracing::Level::$level, database = %$database, replica = %$replica, "{message}");
+        $crate::notice::tell($code, Some(&$database), &message);
+    }};
+    ($level:ident, $code:expr, $subject:ident = $value:expr; $($text:tt)+) => {{
+        let message = ::std::format!($($text)+);
+        ::tracing::event!(::tracing::Level::$level, $subject = %$value, "{message}");
+        $crate::notice::tell($code, Some(&$value), &message);
+    }};
+    ($level:ident, $code:expr, ; $($text:tt)+) => {{
+        let message = ::std::format!($($text)+);
+        ::tracing::event!(::tracing::Level::$level, "{message}");
+        $crate::notice::tell($code, None, &message);
+    }};
+}
