@@ -192,6 +192,7 @@ impl Task {
             before: Before {
                 first: base.txid.next(),
                 slot: None,
+                content: None,
             },
             image: None,
         })
