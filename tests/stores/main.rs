@@ -65,6 +65,9 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
+    if std::env::var_os("REPLVFS_TEST_TRACE").is_some() {
+        tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).init();
+    }
     let _programs = servers::prepare_ssh();
     replvfs_tests::register();
     let mut failed = false;

@@ -193,8 +193,10 @@ impl Shared {
             }
             self.gate.pass();
         }
+        let is_content = request.head[0].contains("alt=media");
         let mut answer = self.ask(request)?;
         if self.manner == Manner::LeavesOutNulls
+            && !is_content
             && answer.header("content-type").is_some_and(|kind| kind.contains("json"))
             && let Ok(mut json) = serde_json::from_slice(&answer.body)
         {
@@ -207,10 +209,12 @@ impl Shared {
     fn looks(&self, request: &Message) -> std::io::Result<bool> {
         let path = request.head[0].split(' ').nth(1).unwrap_or_default();
         let path = path.split('?').next().unwrap_or_default();
-        let head = vec![
+        let mut head = vec![
             format!("HEAD {path} HTTP/1.1"),
             format!("Host: 127.0.0.1:{}", self.upstream),
         ];
+        let authorization = request.header("authorization");
+        head.extend(authorization.map(|value| format!("Authorization: {value}")));
         let answer = self.ask(Message { head, body: Vec::new() })?;
         Ok(answer.head[0].contains(" 200"))
     }

@@ -6,11 +6,13 @@ use std::time::{Duration, Instant, SystemTime};
 use replvfs::config::Retention;
 use replvfs::history::Target;
 use replvfs::prune::{PruneOptions, Reason, prune};
+use replvfs::restore::RestoreOptions;
 use replvfs::store::{Store, StoreOptions};
 use replvfs::verify::{VerifyOptions, verify};
 use replvfs_tests::peer::SqlPeer;
 use replvfs_tests::{
-    block_on, check_integrity, compare_pages, flush, open, plain_image, pragma_number, restore_txid, status, use_wal,
+    block_on, check_integrity, compare_pages, flush, open, plain_image, pragma_number, restore_txid, restore_with,
+    status, use_wal,
 };
 use replvfs_vfs::types::UnixMillis;
 use rusqlite::Connection;
@@ -54,6 +56,15 @@ pub(crate) fn insert(connection: &Connection, bytes: u32) {
     assert_eq!(inserted.expect("inserts"), 1);
 }
 
+/// The newest state, as a machine gets it that takes over.
+pub(crate) fn restore_to_go_on(replica: &str, out: &Path) {
+    let options = RestoreOptions {
+        resumable: true,
+        ..RestoreOptions::default()
+    };
+    restore_with(replica, out, &options).expect("restores");
+}
+
 pub(crate) fn restore(served: &Served) {
     let (file, replica) = (database(served, "restore", "app.db"), served.replica("restore/app"));
     let connection = create(&file, &replica);
@@ -81,6 +92,9 @@ pub(crate) fn restore(served: &Served) {
         compare_pages(&expected, &plain_image(&out)).expect("the same pages");
     }
     drop(connection);
+    if served.name == "memory" {
+        return; // Other processes have other memory.
+    }
     // Another process goes on with it, and finds its way by itself.
     let mut peer = SqlPeer::start(&uri(&file, &replica));
     peer.sql("INSERT INTO t(b) VALUES (randomblob(100))");
@@ -107,7 +121,7 @@ pub(crate) fn takeover(served: &Served) {
     peer.sql("PRAGMA journal_mode=WAL");
     peer.sql("CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t(b) VALUES ('one')");
     peer.sql("PRAGMA replvfs_flush");
-    restore_txid(&replica, &second, None);
+    restore_to_go_on(&replica, &second);
     let connection = open(&uri(&second, &replica)).expect("opens");
     insert(&connection, 1_000);
     flush(&connection);
@@ -163,7 +177,7 @@ pub(crate) fn prune_old(served: &Served) {
     }
     block_on(replvfs::image::make(&store, None, served.folder())).expect("makes an image");
     let options = |dry_run| PruneOptions {
-        retention: Retention::For(Duration::from_millis(1)),
+        retention: Retention::For(Duration::from_millis(100)),
         grace: Duration::ZERO,
         dry_run,
         ..PruneOptions::at(now())
@@ -186,14 +200,17 @@ pub(crate) fn prune_old(served: &Served) {
         assert!(since.elapsed() < ENOUGH, "nothing is ever old");
         insert(&connection, 100);
         flush(&connection);
+        if served.name == "memory" {
+            // Which tells no dates: those of images count.
+            block_on(replvfs::image::make(&store, None, served.folder())).expect("makes an image");
+        }
     }
     let before = block_on(store.list("")).expect("lists").len();
     let pruned = block_on(prune(&store, &options(false))).expect("prunes");
     assert!(is_old(&pruned));
     let left = block_on(store.list("")).expect("lists").len();
     assert_eq!(left, before - pruned.deletions.len());
-    let again = block_on(prune(&store, &options(false))).expect("prunes");
-    let _ = again;
+    block_on(prune(&store, &options(false))).expect("prunes once more");
     let verified = block_on(verify(&store, &VerifyOptions::default())).expect("verifies");
     assert!(verified.findings.is_empty(), "{:?}", verified.findings);
     let out = database(served, "prune", "out.db");

@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use opendal::services::FtpConfig;
 use opendal::{Configurator, ErrorKind};
 use suppaftp::tokio::{AsyncRustlsConnector, AsyncRustlsFtpStream};
@@ -13,6 +14,7 @@ use suppaftp::tokio_rustls::TlsConnector;
 use suppaftp::tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 use suppaftp::types::FileType;
 use suppaftp::{FtpError, Status};
+use tokio::io::AsyncReadExt;
 use tokio::sync::Mutex;
 
 use super::StoreError;
@@ -29,7 +31,9 @@ pub(super) const SERVICE: Service = Service {
 
 /// Each is a login; servers refuse more than a few from one address.
 pub(super) const MOST_AT_ONCE: usize = 4;
-/// For a command and its answer, or for a login.
+/// What is read at a time.
+const READ_BYTES: usize = 64 << 10;
+/// For a command and its answer, for a login, or for a part of an object.
 const ANSWER: Duration = Duration::from_secs(30);
 
 fn knows(key: &str) -> bool {
@@ -104,6 +108,35 @@ impl Control {
         }
     }
 
+    /// Reads from a place on, no more than so many bytes. On a connection of its own: a transfer that is given up half-way leaves an answer in the connection, which
+    /// the next request takes for its own; OpenDAL's reader leaves one after each transfer.
+    pub(super) async fn read(&self, path: &str, start: u64, limit: u64) -> Result<Bytes, opendal::Error> {
+        self.try_read(path, start, limit).await.map_err(failed)
+    }
+
+    async fn try_read(&self, path: &str, start: u64, limit: u64) -> Result<Bytes, FtpError> {
+        let mut connection = in_time(self.connect()).await?;
+        if start > 0 {
+            let start = usize::try_from(start).map_err(|_| too_large())?;
+            in_time(connection.resume_transfer(start)).await?;
+        }
+        let mut stream = in_time(connection.retr_as_stream(path)).await?;
+        let mut read = BytesMut::new();
+        let mut part = vec![0; READ_BYTES];
+        while (read.len() as u64) < limit {
+            let got = in_time(async { stream.read(&mut part).await.map_err(FtpError::ConnectionError) }).await?;
+            if got == 0 {
+                // Only the server knows whether that is the end.
+                in_time(connection.finalize_retr_stream(stream)).await?;
+                return Ok(read.freeze());
+            }
+            let wanted = (limit - read.len() as u64).min(got as u64);
+            // At most the length of the part.
+            read.extend_from_slice(&part[..wanted as usize]);
+        }
+        Ok(read.freeze())
+    }
+
     /// Most servers replace what has the new name.
     pub(super) async fn rename(&self, from: &str, to: &str) -> Result<(), opendal::Error> {
         let folders = to.match_indices('/').map(|(at, _)| &to[..at]);
@@ -150,7 +183,17 @@ impl Control {
         if !self.user.is_empty() {
             connection.login(&self.user, &self.password).await?;
         }
-        connection.cwd(&self.root).await?;
+        if let Err(FtpError::UnexpectedResponse(_)) = connection.cwd(&self.root).await {
+            // OpenDAL makes the last one only.
+            let ends = self.root.match_indices('/').map(|(at, _)| at).filter(|at| *at > 0);
+            for end in ends.chain([self.root.len()]) {
+                match connection.mkdir(&self.root[..end]).await {
+                    Err(FtpError::UnexpectedResponse(_)) | Ok(()) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            connection.cwd(&self.root).await?;
+        }
         connection.transfer_type(FileType::Binary).await?;
         Ok(connection)
     }
@@ -190,6 +233,10 @@ fn tls() -> Result<ClientConfig, FtpError> {
         .with_safe_default_protocol_versions()
         .map_err(|error| secure(error.to_string()))?;
     Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn too_large() -> FtpError {
+    FtpError::ConnectionError(io::ErrorKind::FileTooLarge.into())
 }
 
 fn failed(error: FtpError) -> opendal::Error {

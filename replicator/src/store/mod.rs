@@ -27,6 +27,8 @@ mod webdav;
 use std::fs::File;
 use std::future::Future;
 use std::io::{self, Read, Seek, SeekFrom};
+#[cfg(feature = "ftp")]
+use std::ops::Bound;
 use std::ops::{Range, RangeBounds};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -476,6 +478,21 @@ impl Store {
     }
 
     async fn gather(&self, path: &str, range: impl RangeBounds<u64>, limit: u64) -> Result<Bytes, opendal::Error> {
+        #[cfg(feature = "ftp")]
+        if let Way::Beside(Beside {
+            control: Some(control), ..
+        }) = &self.0.way
+        {
+            let start = match range.start_bound() {
+                Bound::Included(start) => *start,
+                _ => 0,
+            };
+            let limit = match range.end_bound() {
+                Bound::Excluded(end) => limit.min(end.saturating_sub(start)),
+                _ => limit,
+            };
+            return control.read(path, start, limit).await;
+        }
         let mut stream = self.0.operator.reader(path).await?.into_stream(range).await?;
         let mut parts: Vec<Buffer> = Vec::new();
         let mut left = limit;
