@@ -2,15 +2,25 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use replvfs_tests::{sqlite_log, status, use_wal};
 use rusqlite::Connection;
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::place;
+use super::{Place, place};
 
-const SECRETS: [&str; 2] = ["hunter2-secret-hunter2", "hunter2-token-hunter2"];
+const SECRETS: [&str; 4] = [
+    "hunter2-secret-hunter2",
+    "hunter2-token-hunter2",
+    AZURE_KEY,
+    SERVICE_ACCOUNT,
+];
+/// The first of them in base64.
+const AZURE_KEY: &str = "aHVudGVyMi1zZWNyZXQtaHVudGVyMg==";
+/// In base64, with the first of them for its private key.
+const SERVICE_ACCOUNT: &str = "eyJ0eXBlIjogInNlcnZpY2VfYWNjb3VudCIsICJjbGllbnRfZW1haWwiOiAiYUBleGFtcGxlLmNvbSIsICJwcml2YXRlX2tleSI6ICJodW50ZXIyLXNlY3JldC1odW50ZXIyIn0=";
 const KEY_ID: &str = "AKIDOFTHEFILE";
 
 type Text = Arc<Mutex<Vec<u8>>>;
@@ -70,6 +80,64 @@ fn refuse(mut stream: TcpStream, heads: &Text) {
     );
 }
 
+/// What is shown of databases whose stores let nobody in, of each other kind.
+fn other_stores(place: &Place, folder: &Path, endpoint: &str) -> String {
+    let [secret, token, key, account] = SECRETS;
+    let server = endpoint.trim_start_matches("http://");
+    let stores = [
+        (
+            format!("azblob://c/x?endpoint={endpoint}/a"),
+            format!("account_name = 'a'\naccount_key = '{key}'"),
+        ),
+        (
+            format!("azblob://c/y?endpoint={endpoint}/a"),
+            format!("sas_token = 'sv=2021-08-06&sig={token}'"),
+        ),
+        (
+            format!("gs://b/x?endpoint={endpoint}"),
+            format!("token = '{token}'\ndisable_vm_metadata = true"),
+        ),
+        (
+            format!("gs://b/y?endpoint={endpoint}"),
+            format!("credential = '{account}'\ndisable_vm_metadata = true"),
+        ),
+        (format!("webdav+http://me@{server}/x"), format!("password = '{secret}'")),
+        (format!("webdav+http://{server}/y"), format!("token = '{token}'")),
+        (format!("ftp://me@{server}/x"), format!("password = '{secret}'")),
+        (
+            format!("gs://b/z?endpoint={endpoint}"),
+            format!("credential = '{secret}'"),
+        ),
+        (
+            format!("azblob://c/z?endpoint={endpoint}/a"),
+            format!("account_key = '{secret}'\nskip_signature = '{token}'"),
+        ),
+    ];
+    let mut shown = String::new();
+    for (at, (replica, keys)) in stores.iter().enumerate() {
+        place.configure(&format!(
+            "[[database]]\npath = 'plain/secret/{at}.db'\nreplica = '{replica}'\nrestore = 'never'\ntimeout = '500ms'\nclose_timeout = '0s'\n[database.store]\n{keys}\n"
+        ));
+        let opened = Connection::open(folder.join(format!("{at}.db")));
+        shown.push_str(&format!(
+            "{:?} {:?}",
+            opened.as_ref().map(|_| ()),
+            replvfs::last_open_error()
+        ));
+        let Ok(connection) = opened else { continue };
+        use_wal(&connection);
+        connection.execute_batch("CREATE TABLE t(x)").unwrap();
+        let flushed = connection.query_row("PRAGMA replvfs_flush", [], |_| Ok(()));
+        let status = status(&connection).to_string();
+        assert!(
+            flushed.is_err() && status.contains(replica.split('?').next().unwrap().split("me@").last().unwrap()),
+            "{status}"
+        );
+        shown.push_str(&format!("{flushed:?} {status}"));
+    }
+    shown
+}
+
 #[test]
 fn no_credential_is_in_anything_that_is_shown_or_left() {
     let (_alone, place) = place();
@@ -82,6 +150,7 @@ fn no_credential_is_in_anything_that_is_shown_or_left() {
     let (endpoint, asked) = closed_store();
     let folder = place.file("plain/secret");
     std::fs::create_dir(&folder).unwrap();
+    let others = other_stores(place, &folder, &endpoint);
     let database = folder.join("app.db");
     let [secret, token] = SECRETS;
     place.configure(&format!(
@@ -95,7 +164,7 @@ fn no_credential_is_in_anything_that_is_shown_or_left() {
         .execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES (1)")
         .unwrap();
     let flushed = connection.query_row("PRAGMA replvfs_flush", [], |_| Ok(()));
-    let mut shown = format!("{flushed:?} {}", flushed.as_ref().unwrap_err());
+    let mut shown = format!("{others} {flushed:?} {}", flushed.as_ref().unwrap_err());
     let status = status(&connection).to_string();
     assert!(status.contains("s3://bucket/app.db"), "{status}");
     shown.push_str(&status);
@@ -155,6 +224,17 @@ fn no_credential_is_in_anything_that_is_shown_or_left() {
         asked.contains(KEY_ID) && asked.contains(token),
         "the file's credentials were used: {asked}"
     );
+    for used in [
+        "SharedKey a:",
+        "sig=hunter2-token",
+        "Bearer hunter2-token",
+        "Basic bWU6",
+    ] {
+        assert!(
+            asked.to_ascii_lowercase().contains(&used.to_ascii_lowercase()),
+            "{used}: {asked}"
+        );
+    }
     for secret in SECRETS {
         assert!(!shown.contains(secret), "{shown}");
         let line = traced.lines().find(|line| line.contains(secret));

@@ -16,7 +16,7 @@ use super::parse::{DURATION_FORMS, SIZE_FORMS};
 use super::pattern::{Pattern, spellings};
 use super::placeholder::{fill_in, tells_apart, tells_folders_apart};
 use super::settings::{Given, NAMES, Source};
-use crate::store::{SCHEMES, StoreKeys, check, redacted, scheme_of, takes_key, takes_keys};
+use crate::store::{SCHEMES, StoreKeys, check, known_keys, redacted, scheme_of, takes_key, takes_keys};
 
 /// Far more than thousands of databases take.
 const LONGEST_BYTES: u64 = 1 << 20;
@@ -441,7 +441,10 @@ impl<'a> Reader<'a> {
             } else if !takes_key(&scheme, name) {
                 self.fail(
                     *at,
-                    format!("{name} is not a key of {scheme}:// stores; known are region, endpoint, profile and OpenDAL's others"),
+                    format!(
+                        "{name} is not a key of {scheme}:// stores; known are {}",
+                        known_keys(&scheme)
+                    ),
                 );
             }
         }
@@ -496,7 +499,10 @@ fn not_a_string(name: &str, value: &DeValue<'_>) -> String {
 
 fn unknown(name: &str, place: &str) -> String {
     let folded = name.to_ascii_lowercase().replace('-', "_");
-    if SCHEMES.contains(&"s3") && takes_key("s3", &folded) {
+    if SCHEMES
+        .iter()
+        .any(|scheme| takes_keys(scheme) && takes_key(scheme, &folded))
+    {
         return format!(
             "{name} is not a setting of replvfs: a key of the object store goes into [database.store], or [store] at the top"
         );

@@ -179,6 +179,7 @@ async fn probe(uploader: &Uploader, key: Key, bytes: Bytes) -> Result<Bytes, Sto
         .await?;
     let found = uploader.until_answered(|| store.read_up_to(&key, META_BYTES)).await?;
     if answer == Created::Exists && found == bytes {
+        store.condition_is_kept();
         return Ok(bytes);
     }
     overwrites(uploader);
@@ -205,8 +206,10 @@ pub(super) async fn probe_again(uploader: &Uploader, generation: Generation) {
     let Ok(bytes) = store.read_up_to(&key, META_BYTES).await else {
         return;
     };
-    if matches!(store.create(&key, Body::Bytes(bytes)).await, Ok(Created::New)) {
-        overwrites(uploader);
+    match store.create(&key, Body::Bytes(bytes)).await {
+        Ok(Created::New) => overwrites(uploader),
+        Ok(Created::Exists) => store.condition_is_kept(),
+        Err(_) => {}
     }
 }
 

@@ -144,6 +144,7 @@ async fn find(uploader: &Uploader, generation: Generation) -> Result<Option<Tail
         before: Before {
             first: end.first,
             slot: end.stored.slot,
+            content: None,
         },
     }))
 }

@@ -32,7 +32,7 @@ use super::sealer::{self, SealError, Segment};
 use super::shared::Shared;
 use super::status::Image;
 use super::strict::{Doubt, Doubts};
-use super::turn::{self, Before, Turn};
+use super::turn::{self, Before, Content, Turn};
 use super::upkeep::Schedule;
 use super::uploader::{Backoff, Uploader};
 use crate::format::{Generation, Key, ObjectHash, Parent, Unfinished};
@@ -133,6 +133,15 @@ impl Chain {
         self.last = stored.mark.txid;
         self.previous = stored.previous;
         self.before.slot = stored.slot;
+    }
+
+    /// This process has put it there.
+    fn has_put(&mut self, slot: Txid, segment: &Segment) {
+        self.before.content = Some(Content {
+            slot,
+            hash: segment.hash,
+            len: segment.body.len(),
+        });
     }
 }
 
@@ -360,6 +369,7 @@ impl Task {
             before: Before {
                 first: end.first,
                 slot: end.stored.slot,
+                content: None,
             },
             image: None,
         });
@@ -495,6 +505,9 @@ impl Task {
                         self.note(stored);
                     }
                     self.stored(&stored);
+                }
+                if let Some(chain) = &mut self.chain {
+                    chain.has_put(first, &segment);
                 }
                 if !std::mem::replace(&mut self.proved, true) {
                     generation::probe_again(&self.uploader, place.0).await;

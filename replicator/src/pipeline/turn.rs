@@ -15,8 +15,11 @@ use replvfs_vfs::types::Txid;
 use super::Stopped;
 use super::fenced::fenced;
 use super::uploader::{Owner, Uploader};
-use crate::format::{Generation, Key};
-use crate::store::{Body, Store, StoreError};
+use crate::format::{Generation, Key, ObjectHash};
+use crate::history::HistoryError;
+use crate::history::find::hash_of;
+use crate::history::walk::size;
+use crate::store::{Body, Fencing, Store, StoreError};
 
 /// What comes before a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +28,24 @@ pub(super) struct Before {
     pub(super) first: Txid,
     /// The slot before. `None` in the first one, and where it is not known.
     pub(super) slot: Option<Txid>,
+    /// What this process has put into a slot at last.
+    pub(super) content: Option<Content>,
+}
+
+/// What was put into a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Content {
+    pub(super) slot: Txid,
+    pub(super) hash: ObjectHash,
+    /// In bytes.
+    pub(super) len: u64,
+}
+
+impl Before {
+    /// What this process has put into the slot before.
+    fn content(&self) -> Option<Content> {
+        self.content.filter(|content| Some(content.slot) == self.slot)
+    }
 }
 
 /// What came of an attempt to put something into a slot.
@@ -47,11 +68,36 @@ pub(super) async fn take(
 ) -> Result<Turn, Stopped> {
     let store = &uploader.shared().store;
     let key = Key::Log(generation, slot);
+    if let (Fencing::BestEffort, Some(content)) = (store.fencing(), before.content()) {
+        let was_replaced = uploader.until_told(|| is_replaced(store, generation, content)).await?;
+        if was_replaced.unwrap_or(false) {
+            return Ok(Turn::Over(replaced(generation, content)));
+        }
+    }
     if uploader.create(key, body).await? == Owner::Another {
         return Ok(Turn::Another);
     }
     let over = uploader.until_answered(|| is_over(store, key, before)).await?;
     Ok(over.map_or(Turn::Ours, Turn::Over))
+}
+
+/// Where the store does not keep two writers apart, both may have been told that the slot before is theirs. The one whose object is not there any more notices it here,
+/// and stops before more is stored that nothing leads to.
+async fn is_replaced(store: &Store, generation: Generation, content: Content) -> Result<bool, HistoryError> {
+    let key = Key::Log(generation, content.slot);
+    match size(store, key).await? {
+        // Deleted in order, or not: that is asked later.
+        None => Ok(false),
+        Some(len) if len != content.len => Ok(true),
+        Some(len) => Ok(hash_of(store, key, len).await? != content.hash),
+    }
+}
+
+fn replaced(generation: Generation, content: Content) -> String {
+    format!(
+        "{}, which it follows, was replaced by another writer, and the store does not keep writers apart",
+        Key::Log(generation, content.slot)
+    )
 }
 
 async fn is_over(store: &Store, key: Key, before: Before) -> Result<Option<String>, StoreError> {
@@ -79,9 +125,23 @@ async fn is_over(store: &Store, key: Key, before: Before) -> Result<Option<Strin
             false => Ok(None),
         }
     };
-    let (there, behind) = futures::try_join!(store.has(&previous_key), behind)?;
-    if there {
-        return Ok(behind);
+    let len = async {
+        match store.size(&previous_key).await {
+            Ok(len) => Ok(Some(len)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    };
+    let (len, behind) = futures::try_join!(len, behind)?;
+    if let Some(len) = len {
+        // It costs nothing to look at its length, also where the store was never seen to overwrite.
+        return Ok(match before.content() {
+            Some(content) if content.len != len => {
+                store.condition_is_ignored();
+                Some(replaced(generation, content))
+            }
+            _ => behind,
+        });
     }
     let is_over = is_not_the_newest(store, key).await?;
     Ok(is_over.then(|| format!("{previous_key}, which it follows, was deleted")))

@@ -281,7 +281,11 @@ async fn work(
         Ok(done) => done,
         Err(error) => {
             // Which object it was to begin with changes, and says nothing.
-            let is_denied = matches!(&error, PruneError::Store(error) if error.is_denied());
+            let is_denied = match &error {
+                PruneError::Store(error) => error.is_denied(),
+                PruneError::Listing(_) => true,
+                PruneError::History(_) => false,
+            };
             let text = error.to_string();
             let kind = if is_denied { DENIED.to_owned() } else { text.clone() };
             problems.push(Problem { text, kind });

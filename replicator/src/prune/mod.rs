@@ -92,6 +92,12 @@ pub enum PruneError {
     /// The store failed, or does not allow deletions.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A listing may lack something, and what is in no listing would be taken for unneeded.
+    #[error(
+        "nothing is deleted in the replica {0}: listings over FTP may lack something that is there, and what that needs would be deleted; \
+         set retention=forever, or replicate to another kind of store"
+    )]
+    Listing(String),
 }
 
 /// Deletes what is out of the window, or says what that would be.
@@ -101,7 +107,7 @@ pub enum PruneError {
 ///
 /// # Errors
 ///
-/// When the store fails or refuses a deletion: nothing is deleted after that one.
+/// When the store fails or refuses a deletion: nothing is deleted after that one. On FTP always: see [`PruneError::Listing`].
 pub async fn prune(store: &Store, options: &PruneOptions) -> Result<Pruned, PruneError> {
     prune_beside(store, options, async || {}).await
 }
@@ -112,6 +118,9 @@ async fn prune_beside(
     options: &PruneOptions,
     meanwhile: impl AsyncFnOnce(),
 ) -> Result<Pruned, PruneError> {
+    if !store.lists_everything() {
+        return Err(PruneError::Listing(store.replica().to_owned()));
+    }
     let since = Moment::now();
     let (mut survey, mut warnings) = survey::survey(store, options, meanwhile).await?;
     let deletions = plan::plan(&survey, options);

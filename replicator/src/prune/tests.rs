@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod denied;
+mod omitted;
 mod planner;
 
 use std::collections::BTreeMap;

@@ -11,14 +11,9 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use super::{Body, Created};
-
-const TEMP_FOLDER: &str = ".tmp";
-const TEMP_PREFIX: &str = "replvfs-";
-/// No upload takes this long, so a temporary file that is older was left by a crash.
-const TEMP_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+use super::{Body, Created, TEMP_FOLDER, TEMP_LIFETIME, TEMP_PREFIX};
 
 /// The folder of one replica.
 #[derive(Debug)]

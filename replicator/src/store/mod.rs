@@ -3,18 +3,32 @@
 //! Owns creation that is conditional and whole-or-nothing, reading, listing, retries of passing trouble, and the wording of errors.
 //! Leaves to [`format`](crate::format) how objects are named, and to its callers what they mean and how long trouble is endured.
 
+#[cfg(feature = "azblob")]
+mod azblob;
+mod beside;
 mod error;
 mod folder;
 #[cfg(test)]
 pub(crate) mod forward;
+#[cfg(feature = "ftp")]
+mod ftp;
+#[cfg(feature = "gcs")]
+mod gcs;
 mod keys;
 #[cfg(feature = "s3")]
 mod s3;
+mod service;
+#[cfg(feature = "sftp")]
+mod sftp;
 mod uri;
+#[cfg(feature = "webdav")]
+mod webdav;
 
 use std::fs::File;
 use std::future::Future;
 use std::io::{self, Read, Seek, SeekFrom};
+#[cfg(feature = "ftp")]
+use std::ops::Bound;
 use std::ops::{Range, RangeBounds};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,17 +45,23 @@ use tokio::time::Instant;
 use crate::format::Key;
 use crate::metrics::{Metrics, Outcome, Request, StoreMetrics};
 use crate::outside;
+use beside::Beside;
 use error::Action;
 pub use error::StoreError;
 use folder::Folder;
 pub(crate) use keys::StoreKeys;
 pub use uri::{SCHEMES, redacted};
-pub(crate) use uri::{check, scheme_of, takes_key, takes_keys};
+pub(crate) use uri::{check, known_keys, scheme_of, takes_key, takes_keys};
 
 /// Bytes of one request of a large upload, and of one comparison step.
 const PART_BYTES: usize = 8 << 20;
 /// Parts of one large upload that are under way together.
 const PARTS_AT_ONCE: usize = 4;
+/// Where objects are until they are whole, in stores that cannot create one in one step.
+const TEMP_FOLDER: &str = ".tmp";
+const TEMP_PREFIX: &str = "replvfs-";
+/// No upload takes this long, so a temporary file that is older was left by a crash.
+const TEMP_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How a store is used. The defaults are right for a writer.
 #[derive(Debug, Clone)]
@@ -147,9 +167,21 @@ struct Inner {
     operator: Operator,
     replica: String,
     place: String,
-    folder: Option<Folder>,
+    way: Way,
     best_effort: AtomicBool,
+    /// The condition was seen to be kept, or needs no proof.
+    proved: AtomicBool,
     metrics: Counted,
+}
+
+/// How an object is created.
+#[derive(Debug)]
+enum Way {
+    /// By a file system.
+    Folder(Folder),
+    /// In one request, with a condition where the store has one.
+    Request,
+    Beside(Beside),
 }
 
 /// Where requests are counted, if they are.
@@ -162,6 +194,8 @@ impl Store {
     /// - `memory://name`: this process's memory, for tests; the same name is the same replica.
     /// - `s3://bucket/prefix?region=…&endpoint=…`: S3 and what speaks its protocol. The parameters are OpenDAL's S3 configuration;
     ///   credentials come from the environment, a profile, or the machine's role.
+    /// - with the feature of that name, `azblob://container/prefix?account_name=…`, `gcs://bucket/prefix` (also `gs://`),
+    ///   `webdav://server/path` (HTTPS; `webdav+http://` without), `sftp://user@server/path`, `ftps://user@server/path` (`ftp://` without TLS).
     ///
     /// No request is made.
     ///
@@ -174,7 +208,9 @@ impl Store {
 
     /// [`open`](Store::open), with what the store is told besides its URI.
     pub(crate) fn open_with(uri: &str, keys: &StoreKeys, options: &StoreOptions) -> Result<Store, StoreError> {
-        let opened = uri::open(uri, keys, options.create)?;
+        let found = uri::open(uri, keys, options.create)?;
+        let opened = found.opened;
+        let concurrency = options.concurrency.clamp(1, most_at_once(&opened.operator));
         let metrics = Counted::default();
         let retried = Arc::clone(&metrics);
         // From the inside out. The timeout is inside the retry, since a retry that is dropped half-way loses its writer; the limit is outside, so that
@@ -199,9 +235,15 @@ impl Store {
                         }
                     }),
             )
-            .layer(ConcurrentLimitLayer::new(options.concurrency.max(1)))
+            .layer(ConcurrentLimitLayer::new(concurrency))
             .layer(TracingLayer::new());
-        Ok(Store::new(operator, opened.replica, opened.place, metrics))
+        let way = way_of(&operator);
+        #[cfg(feature = "ftp")]
+        let way = match opened.control {
+            Some(control) => Way::Beside(Beside::with(control)),
+            None => way,
+        };
+        Ok(Store::new(operator, way, found.replica, found.place, metrics))
     }
 
     /// Takes a ready operator as it is: timeouts and retries are the caller's. Objects of an `fs` operator are created in its
@@ -211,19 +253,24 @@ impl Store {
         let info = operator.info();
         let replica = redacted(&format!("{}://{}{}", info.scheme(), info.name(), info.root()));
         let place = uri::place_of(&operator);
-        Store::new(operator, replica, place, Counted::default())
+        let way = way_of(&operator);
+        Store::new(operator, way, replica, place, Counted::default())
     }
 
-    fn new(operator: Operator, replica: String, place: String, metrics: Counted) -> Store {
-        let info = operator.info();
-        let folder = (info.scheme() == "fs").then(|| Folder::new(PathBuf::from(info.root())));
-        let conditional = folder.is_some() || info.capability().write_with_if_not_exists;
+    fn new(operator: Operator, way: Way, replica: String, place: String, metrics: Counted) -> Store {
+        let conditional = match way {
+            Way::Folder(_) => true,
+            Way::Request => operator.info().capability().write_with_if_not_exists,
+            Way::Beside(_) => false,
+        };
+        let is_remote = !matches!(way, Way::Folder(_)) && operator.info().scheme() != "memory";
         Store(Arc::new(Inner {
             operator,
             replica,
             place,
-            folder,
+            way,
             best_effort: AtomicBool::new(!conditional),
+            proved: AtomicBool::new(!is_remote),
             metrics,
         }))
     }
@@ -279,12 +326,25 @@ impl Store {
     /// Whether the condition is decided by a server, whose word for it is no proof: some accept the condition and ignore it.
     #[must_use]
     pub fn is_remote(&self) -> bool {
-        self.0.folder.is_none() && self.0.operator.info().scheme() != "memory"
+        !matches!(self.0.way, Way::Folder(_)) && self.0.operator.info().scheme() != "memory"
+    }
+
+    /// Whether a listing shows all that was there when it began. Servers of FTP make one as text for people, entry by entry beside whoever renames and deletes, and
+    /// what was cut off looks as if it was all: so there only names that are asked for tell.
+    #[must_use]
+    pub fn lists_everything(&self) -> bool {
+        self.0.operator.info().scheme() != "ftp"
     }
 
     /// The store was seen to ignore the condition.
     pub fn condition_is_ignored(&self) {
         self.0.best_effort.store(true, Ordering::Relaxed);
+    }
+
+    /// The store was seen to keep to the condition. Before that, who creates a slot looks for it first: a process that does not know yet that the condition is
+    /// ignored would replace what is there.
+    pub fn condition_is_kept(&self) {
+        self.0.proved.store(true, Ordering::Relaxed);
     }
 
     /// Creates an object, if none of that name exists: the whole of it or nothing.
@@ -302,29 +362,31 @@ impl Store {
 
     async fn try_create(&self, key: &Key, body: Body) -> Result<Created, StoreError> {
         let path = key.path();
-        if self.0.folder.is_some() {
-            return self.create_in_folder(path, body).await;
-        }
-        match self.create_remote(&path, body).await {
-            Ok(created) => Ok(created),
-            Err(Failure::Store(error)) => Err(self.opendal(Action::Create, Some(&path), &error)),
-            Err(Failure::Body(error)) => Err(self.io(Action::Create, Some(&path), &error)),
-        }
+        let created = match &self.0.way {
+            Way::Folder(_) => return self.create_in_folder(path, body).await,
+            Way::Request => {
+                let is_doubtful = !self.0.proved.load(Ordering::Relaxed) && matches!(key, Key::Log(..));
+                let looks = is_doubtful || self.fencing() == Fencing::BestEffort;
+                self.create_remote(&path, body, looks).await
+            }
+            Way::Beside(beside) => beside.create(&self.0.operator, &path, body).await,
+        };
+        created.map_err(|failure| self.failed(Action::Create, &path, failure))
     }
 
     async fn create_in_folder(&self, path: String, body: Body) -> Result<Created, StoreError> {
         let inner = Arc::clone(&self.0);
         let name = path.clone();
-        let done = blocking(move || match &inner.folder {
-            Some(folder) => folder.create(&name, &body),
-            None => Err(io::ErrorKind::Unsupported.into()),
+        let done = blocking(move || match &inner.way {
+            Way::Folder(folder) => folder.create(&name, &body),
+            _ => Err(io::ErrorKind::Unsupported.into()),
         });
         done.await.map_err(|error| self.io(Action::Create, Some(&path), &error))
     }
 
-    async fn create_remote(&self, path: &str, body: Body) -> Result<Created, Failure> {
+    async fn create_remote(&self, path: &str, body: Body, looks: bool) -> Result<Created, Failure> {
         let operator = &self.0.operator;
-        if self.fencing() == Fencing::BestEffort && operator.exists(path).await? {
+        if looks && operator.exists(path).await? {
             return Ok(Created::Exists);
         }
         let capability = operator.info().capability();
@@ -402,11 +464,11 @@ impl Store {
 
     async fn try_delete(&self, key: &Key) -> Result<(), StoreError> {
         let path = key.path();
-        if self.0.folder.is_some() {
+        if matches!(self.0.way, Way::Folder(_)) {
             let (inner, name) = (Arc::clone(&self.0), path.clone());
-            let done = blocking(move || match &inner.folder {
-                Some(folder) => folder.delete(&name),
-                None => Err(io::ErrorKind::Unsupported.into()),
+            let done = blocking(move || match &inner.way {
+                Way::Folder(folder) => folder.delete(&name),
+                _ => Err(io::ErrorKind::Unsupported.into()),
             });
             return done.await.map_err(|error| self.io(Action::Delete, Some(&path), &error));
         }
@@ -472,6 +534,21 @@ impl Store {
     }
 
     async fn gather(&self, path: &str, range: impl RangeBounds<u64>, limit: u64) -> Result<Bytes, opendal::Error> {
+        #[cfg(feature = "ftp")]
+        if let Way::Beside(Beside {
+            control: Some(control), ..
+        }) = &self.0.way
+        {
+            let start = match range.start_bound() {
+                Bound::Included(start) => *start,
+                _ => 0,
+            };
+            let limit = match range.end_bound() {
+                Bound::Excluded(end) => limit.min(end.saturating_sub(start)),
+                _ => limit,
+            };
+            return control.read(path, start, limit).await;
+        }
         let mut stream = self.0.operator.reader(path).await?.into_stream(range).await?;
         let mut parts: Vec<Buffer> = Vec::new();
         let mut left = limit;
@@ -515,6 +592,13 @@ impl Store {
     pub async fn size(&self, key: &Key) -> Result<u64, StoreError> {
         let path = key.path();
         let looking = async {
+            if let Way::Beside(beside) = &self.0.way {
+                return match beside.size(&self.0.operator, &path).await {
+                    Ok(Some(len)) => Ok(len),
+                    Ok(None) => Err(self.io(Action::Stat, Some(&path), &not_found())),
+                    Err(failure) => Err(self.failed(Action::Stat, &path, failure)),
+                };
+            }
             match self.0.operator.stat(&path).await {
                 Ok(metadata) => Ok(metadata.content_length()),
                 Err(error) => Err(self.opendal(Action::Stat, Some(&path), &error)),
@@ -632,12 +716,42 @@ impl Store {
         self.counted(Request::List, listing, |_| Outcome::Ok).await
     }
 
+    fn failed(&self, action: Action, object: &str, failure: Failure) -> StoreError {
+        match failure {
+            Failure::Store(error) => self.opendal(action, Some(object), &error),
+            Failure::Body(error) => self.io(action, Some(object), &error),
+        }
+    }
+
     fn opendal(&self, action: Action, object: Option<&str>, error: &opendal::Error) -> StoreError {
         StoreError::from_opendal(action, object, &self.0.replica, error)
     }
 
     fn io(&self, action: Action, object: Option<&str>, error: &io::Error) -> StoreError {
         StoreError::from_io(action, object, &self.0.replica, error)
+    }
+}
+
+fn way_of(operator: &Operator) -> Way {
+    let info = operator.info();
+    let capability = info.capability();
+    match info.scheme() {
+        "fs" => Way::Folder(Folder::new(PathBuf::from(info.root()))),
+        // It refuses an existing name, and then writes in place.
+        "sftp" => Way::Beside(Beside::default()),
+        _ if !capability.write_with_if_not_exists && capability.rename => Way::Beside(Beside::default()),
+        _ => Way::Request,
+    }
+}
+
+/// Where each operation takes a connection with a login.
+fn most_at_once(operator: &Operator) -> usize {
+    match operator.info().scheme() {
+        #[cfg(feature = "sftp")]
+        "sftp" => sftp::MOST_AT_ONCE,
+        #[cfg(feature = "ftp")]
+        "ftp" => ftp::MOST_AT_ONCE,
+        _ => usize::MAX,
     }
 }
 
@@ -663,9 +777,14 @@ fn dated(path: &str, metadata: &Metadata) -> Option<Dated> {
     })
 }
 
-/// Which side of an upload failed.
+fn not_found() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "it does not exist")
+}
+
+/// What failed.
 enum Failure {
     Store(opendal::Error),
+    /// What was to be sent, or a connection of ours.
     Body(io::Error),
 }
 

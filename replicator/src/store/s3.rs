@@ -3,18 +3,24 @@
 //! Owns which of OpenDAL's keys may be given, and that those which are secret stay so: what OpenDAL signs with writes static credentials into the
 //! log, at the level of debugging. So it gets them from a provider of ours, which has nothing to show.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::LazyLock;
 
+use opendal::Configurator;
 use opendal::services::S3Config;
-use opendal::{Configurator, Operator};
 use reqsign_aws_v4::Credential;
 use reqsign_core::{Context, ProvideCredential, ProvideCredentialChain};
 
 use super::StoreError;
-use super::error::Action;
-use super::uri::Parts;
+use super::service::{Opened, Options, Service, has_field};
+
+pub(super) const SERVICE: Service = Service {
+    authority: "bucket",
+    form: "s3://<bucket>/<prefix>",
+    known: "region, endpoint, profile and OpenDAL's others",
+    takes_user: false,
+    knows,
+    open,
+};
 
 /// Further names that OpenDAL takes for the fields of its configuration.
 const ALIASES: &[&str] = &[
@@ -38,52 +44,22 @@ const ALIASES: &[&str] = &[
     "request_payer",
 ];
 
-/// Whether OpenDAL's configuration of S3 has a field of this name that is not in the other parts of a URI.
-pub(super) fn knows(key: &str) -> bool {
-    static FIELDS: LazyLock<serde_json::Value> =
-        LazyLock::new(|| serde_json::to_value(S3Config::default()).unwrap_or_default());
-    (FIELDS.get(key).is_some() || ALIASES.contains(&key)) && key != "bucket" && key != "root"
+fn knows(key: &str) -> bool {
+    !matches!(key, "bucket" | "root") && (ALIASES.contains(&key) || has_field(&S3Config::default(), key))
 }
 
-pub(super) fn unknown_key(replica: &str, key: &str) -> StoreError {
-    StoreError::setup(
-        replica,
-        format!("{key} is not a parameter of s3://; known are region, endpoint, profile and OpenDAL's others"),
-    )
-}
-
-pub(super) fn open(parts: Parts, replica: &str) -> Result<Operator, StoreError> {
-    if parts.authority.is_empty() {
-        return Err(StoreError::setup(
-            replica,
-            "it names no bucket; write s3://<bucket>/<prefix>",
-        ));
-    }
-    let mut options = HashMap::new();
-    for (key, value) in parts.query {
-        if !knows(&key) {
-            return Err(unknown_key(replica, &key));
-        }
-        if options.insert(key.clone(), value).is_some() {
-            return Err(StoreError::setup(
-                replica,
-                format!("the parameter {key} is given twice"),
-            ));
-        }
-    }
-    let values: Vec<String> = options.values().cloned().collect();
-    options.insert("bucket".to_owned(), parts.authority);
-    options.insert("root".to_owned(), parts.path);
-    let failed = |error: opendal::Error| StoreError::from_opendal(Action::Open, None, replica, &error).without(&values);
-    let mut config = <S3Config as Configurator>::from_iter(options).map_err(failed)?;
-    let keys = take_keys(&mut config, replica)?;
+fn open(mut options: Options<'_>) -> Result<Opened, StoreError> {
+    let endpoint = options.keys.iter().find(|(key, _)| key.contains("endpoint"));
+    let at = endpoint.map_or(String::new(), |(_, endpoint)| endpoint.trim_end_matches('/').to_owned());
+    options.keys.insert("bucket".to_owned(), options.authority.clone());
+    options.keys.insert("root".to_owned(), options.path.clone());
+    let mut config: S3Config = options.config()?;
+    let keys = take_keys(&mut config, options.replica)?;
     let mut builder = config.into_builder();
     if let Some(keys) = keys {
         builder = builder.credential_provider_chain(ProvideCredentialChain::new().push(keys));
     }
-    // OpenDAL gets its HTTP client this way when it is built without its process constructor. Idempotent.
-    opendal::install_default();
-    Operator::new(builder).map_err(failed)
+    Ok(Opened::new(options.operator(builder)?, at))
 }
 
 /// Credentials that were given with the replica.

@@ -13,8 +13,7 @@ use percent_encoding::percent_decode_str;
 use super::StoreError;
 use super::error::Action;
 use super::keys::StoreKeys;
-#[cfg(feature = "s3")]
-use super::s3;
+use super::service::{self, Opened};
 
 /// The schemes that this build can open.
 pub const SCHEMES: &[&str] = &[
@@ -22,11 +21,27 @@ pub const SCHEMES: &[&str] = &[
     "memory",
     #[cfg(feature = "s3")]
     "s3",
+    #[cfg(feature = "azblob")]
+    "azblob",
+    #[cfg(feature = "gcs")]
+    "gcs",
+    #[cfg(feature = "gcs")]
+    "gs",
+    #[cfg(feature = "webdav")]
+    "webdav",
+    #[cfg(feature = "webdav")]
+    "webdav+http",
+    #[cfg(feature = "sftp")]
+    "sftp",
+    #[cfg(feature = "ftp")]
+    "ftp",
+    #[cfg(feature = "ftp")]
+    "ftps",
 ];
 
-/// An operator without layers, and what to call it.
-pub(super) struct Opened {
-    pub(super) operator: Operator,
+/// A store without layers, and what to call it.
+pub(super) struct Replica {
+    pub(super) opened: Opened,
     pub(super) replica: String,
     pub(super) place: String,
 }
@@ -71,7 +86,9 @@ fn may_split_a_password(rest: &str) -> bool {
 }
 
 pub(super) struct Parts {
-    scheme: String,
+    pub(super) scheme: String,
+    /// Before an `@`.
+    pub(super) user: Option<String>,
     pub(super) authority: String,
     pub(super) path: String,
     pub(super) query: Vec<(String, String)>,
@@ -84,12 +101,10 @@ pub(crate) fn check(uri: &str) -> Result<(), StoreError> {
     match parts.scheme.as_str() {
         "fs" => folder_of(&parts, &replica).map(drop),
         "memory" => refuse_query(&parts, &replica),
-        #[cfg(feature = "s3")]
-        "s3" => match parts.query.iter().find(|(key, _)| !takes_key("s3", key)) {
-            Some((key, _)) => Err(s3::unknown_key(&replica, key)),
-            None => Ok(()),
+        other => match service::of(other) {
+            Some(service) => service.check(&parts, &replica),
+            None => Err(unknown_scheme(&replica, other)),
         },
-        other => Err(unknown_scheme(&replica, other)),
     }
 }
 
@@ -105,54 +120,50 @@ pub(crate) fn takes_keys(scheme: &str) -> bool {
 
 /// Whether stores of this scheme know a key. Those that are not built in know all.
 pub(crate) fn takes_key(scheme: &str, key: &str) -> bool {
-    #[cfg(feature = "s3")]
-    if scheme == "s3" {
-        return s3::knows(key);
+    match service::of(scheme) {
+        Some(service) => (service.knows)(key),
+        None => takes_keys(scheme) && !key.is_empty(),
     }
-    takes_keys(scheme) && !key.is_empty()
+}
+
+/// Some keys that stores of this scheme know, in words.
+pub(crate) fn known_keys(scheme: &str) -> &'static str {
+    service::of(scheme).map_or("those of OpenDAL", |service| service.known)
 }
 
 fn unknown_scheme(replica: &str, scheme: &str) -> StoreError {
-    let known = SCHEMES.join("://, ");
-    StoreError::setup(
-        replica,
-        format!("the scheme {scheme}:// is not known; this build has {known}://"),
-    )
+    service::unknown_scheme(replica, scheme, SCHEMES)
 }
 
-pub(super) fn open(uri: &str, keys: &StoreKeys, create: bool) -> Result<Opened, StoreError> {
+pub(super) fn open(uri: &str, keys: &StoreKeys, create: bool) -> Result<Replica, StoreError> {
     let replica = redacted(uri);
     let mut parts = split(uri).map_err(|reason| StoreError::setup(&replica, reason))?;
     let besides: Vec<_> = keys.besides(&parts.query).cloned().collect();
     parts.query.extend(besides);
-    let (operator, place) = match parts.scheme.as_str() {
-        "fs" => with_place(open_folder(&parts, &replica, create)?),
-        "memory" => (
-            open_memory(&parts, &replica)?,
-            format!("memory://{}", memory_name(&parts)),
-        ),
-        #[cfg(feature = "s3")]
-        "s3" => {
-            let endpoint = parts.query.iter().find(|(key, _)| key.contains("endpoint"));
-            let endpoint = endpoint.map(|(_, endpoint)| endpoint.trim_end_matches('/').to_owned());
-            let (operator, place) = with_place(s3::open(parts, &replica)?);
-            (
-                operator,
-                place + &endpoint.map(|endpoint| format!("?{endpoint}")).unwrap_or_default(),
-            )
+    let (opened, place) = match parts.scheme.as_str() {
+        "fs" => {
+            let operator = open_folder(&parts, &replica, create)?;
+            let place = place_of(&operator);
+            (Opened::new(operator, ""), place)
         }
-        other => return Err(unknown_scheme(&replica, other)),
+        "memory" => {
+            let operator = open_memory(&parts, &replica)?;
+            (Opened::new(operator, ""), format!("memory://{}", memory_name(&parts)))
+        }
+        other => match service::of(other) {
+            Some(service) => {
+                let opened = service.open(parts, &replica)?;
+                let place = place_of(&opened.operator);
+                let at = match opened.at.is_empty() {
+                    true => String::new(),
+                    false => format!("?{}", opened.at),
+                };
+                (opened, place + &at)
+            }
+            None => return Err(unknown_scheme(&replica, other)),
+        },
     };
-    Ok(Opened {
-        operator,
-        replica,
-        place,
-    })
-}
-
-fn with_place(operator: Operator) -> (Operator, String) {
-    let place = place_of(&operator);
-    (operator, place)
+    Ok(Replica { opened, replica, place })
 }
 
 fn split(uri: &str) -> Result<Parts, String> {
@@ -165,14 +176,28 @@ fn split(uri: &str) -> Result<Parts, String> {
     let (location, query) = rest.split_once('?').unwrap_or((rest, ""));
     let end = location.find('/').unwrap_or(location.len());
     let (authority, path) = location.split_at(end);
-    if authority.contains('@') || may_split_a_password(rest) {
-        return Err(
-            "credentials are not taken from the part before '@'; set them in the environment or in a profile"
-                .to_owned(),
-        );
-    }
+    let scheme = scheme.to_ascii_lowercase();
+    let takes_user = service::of(&scheme).is_some_and(|service| service.takes_user);
+    let (user, authority) = match authority.rsplit_once('@') {
+        Some((user, host)) if takes_user && !user.contains(':') && !may_split_a_password(rest) => {
+            (Some(decode(user)?), host)
+        }
+        None if !may_split_a_password(rest) => (None, authority),
+        _ if takes_user => {
+            return Err(
+                "no password is taken from the part before '@'; set it in [store] of the configuration file".to_owned(),
+            );
+        }
+        _ => {
+            return Err(
+                "credentials are not taken from the part before '@'; set them in the environment or in a profile"
+                    .to_owned(),
+            );
+        }
+    };
     Ok(Parts {
-        scheme: scheme.to_ascii_lowercase(),
+        scheme,
+        user,
         authority: authority.to_owned(),
         path: decode(path)?,
         query: query
@@ -314,7 +339,14 @@ mod tests {
     fn wrong_uris_say_what_is_right() {
         for (uri, says) in [
             ("/var/backup", "fs:///absolute/path"),
-            ("ftp://host/x", "this build has fs://, memory://"),
+            ("gopher://host/x", "this build has fs://, memory://"),
+            #[cfg(not(feature = "ftp"))]
+            (
+                "ftp://host/x",
+                "no ftp://: build with the feature `ftp`; it has fs://, memory://",
+            ),
+            #[cfg(not(feature = "gcs"))]
+            ("gs://bucket/x", "no gs://: build with the feature `gcs`"),
             ("fs://relative/path", "write fs:///relative/path"),
             ("fs:///", "below the root"),
             ("fs:///a/../b", "without . and .."),
@@ -322,15 +354,50 @@ mod tests {
             ("fs:///tmp/%ff", "UTF-8"),
             ("fs:///tmp/%00", "NUL"),
             ("memory://", "memory://<name>"),
-            ("s3:///x", "no bucket"),
             ("s3://u:secret@b/x", "environment or in a profile"),
             ("s3://u:x/secret@b/x", "environment or in a profile"),
             ("s3://u:x?secret@b/x", "environment or in a profile"),
             ("s3://u:x#secret@b/x", "environment or in a profile"),
-            ("s3://b/x?regoin=eu", "regoin is not a parameter"),
-            ("s3://b/x?bucket=eu", "bucket is not a parameter"),
-            ("s3://b/x?region=eu&region=us", "given twice"),
             ("s3://b/x#frag", "%23"),
+            #[cfg(feature = "s3")]
+            ("s3:///x", "no bucket"),
+            #[cfg(feature = "s3")]
+            ("s3://b/x?regoin=eu", "regoin is not a parameter"),
+            #[cfg(feature = "s3")]
+            ("s3://b/x?bucket=eu", "bucket is not a parameter"),
+            #[cfg(feature = "s3")]
+            ("s3://b/x?region=eu&region=us", "given twice"),
+            #[cfg(feature = "azblob")]
+            ("azblob:///x", "no container"),
+            #[cfg(feature = "azblob")]
+            (
+                "azblob://c/x?encryption_key=secret",
+                "encryption_key is not a parameter",
+            ),
+            #[cfg(feature = "azblob")]
+            ("azblob://c/x?account_name=a&account_key=a_secret_value", "base64"),
+            #[cfg(feature = "gcs")]
+            ("gs://b/x?credential=a_secret_value", "not a service account's JSON"),
+            #[cfg(feature = "sftp")]
+            ("sftp://u:secret@h/x", "no password is taken"),
+            #[cfg(feature = "sftp")]
+            ("sftp://u:a/secret@h/x", "no password is taken"),
+            #[cfg(feature = "sftp")]
+            ("sftp://u@h", "no folder"),
+            #[cfg(feature = "sftp")]
+            ("sftp://-oProxyCommand=x/x", "begins with '-'"),
+            #[cfg(feature = "sftp")]
+            ("sftp://h/x?user=-oProxyCommand=x", "begins with '-'"),
+            #[cfg(feature = "sftp")]
+            ("sftp://h/x?known_hosts_strategy=a_secret_value", "known_hosts"),
+            #[cfg(feature = "ftp")]
+            ("ftp://h/x%0d%0aDELE%20y", "control character"),
+            #[cfg(feature = "ftp")]
+            ("ftp://h/x?password=a%0asecret", "control character"),
+            #[cfg(feature = "webdav")]
+            ("webdav:///x", "no server"),
+            #[cfg(feature = "webdav")]
+            ("webdav://h/x?endpoint=http://other", "endpoint is not a parameter"),
         ] {
             let error = open(uri, &StoreKeys::default(), true)
                 .map(|_| ())
@@ -350,9 +417,42 @@ mod tests {
             true,
         )
         .map_err(|error| error.to_string());
-        let operator = opened.expect("opens without a network").operator;
+        let operator = opened.expect("opens without a network").opened.operator;
         assert_eq!(operator.info().name(), "bucket");
         assert_eq!(operator.info().root(), "/a b/c/");
         assert!(operator.info().capability().write_with_if_not_exists);
+    }
+
+    /// Two databases of a process never get one place.
+    #[cfg(all(
+        feature = "sftp",
+        feature = "ftp",
+        feature = "webdav",
+        feature = "azblob",
+        feature = "gcs"
+    ))]
+    #[test]
+    fn places_are_told_apart() {
+        let place = |uri: &str| match open(uri, &StoreKeys::default(), true) {
+            Ok(replica) => replica.place,
+            Err(error) => panic!("{uri}: {error}"),
+        };
+        let uris = [
+            "ftp://a:1/x",
+            "ftp://b:1/x",
+            "ftp://a:2/x",
+            "ftps://a:1/x",
+            "webdav://a/x",
+            "webdav://b/x",
+            "webdav+http://a/x",
+            "azblob://c/x?account_name=a",
+            "azblob://c/x?account_name=b",
+            "gs://b/x",
+            "gs://b/y",
+        ];
+        let places: std::collections::HashSet<String> = uris.iter().map(|uri| place(uri)).collect();
+        assert_eq!(places.len(), uris.len(), "{places:?}");
+        assert_eq!(place("gs://b/x"), place("gcs://b/x/"));
+        assert_eq!(place("ftp://me@a:1/x"), place("ftp://a:1/x?user=you"));
     }
 }

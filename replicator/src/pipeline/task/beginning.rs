@@ -193,6 +193,7 @@ impl Task {
             before: Before {
                 first: base.txid.next(),
                 slot: None,
+                content: None,
             },
             image: None,
         })

@@ -180,6 +180,7 @@ async fn whoever_meets_a_stray_goes_past_it() {
         let before = Before {
             first: Txid(1),
             slot: Some(Txid(3)),
+            content: None,
         };
         let slept = Tail {
             generation: G,

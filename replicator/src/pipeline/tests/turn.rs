@@ -6,6 +6,7 @@ use super::machine::{Machine, Process};
 use super::resuming::{restore_to, with_history};
 use crate::format::{Generation, Key, Seal};
 use crate::history::Target;
+use crate::store::Body;
 
 pub(super) fn log(generation: u64, slot: u64) -> Key {
     Key::Log(Generation(generation), Txid(slot))
@@ -130,6 +131,7 @@ async fn a_taker_that_slept_looks_again() {
         let before = Before {
             first: Txid(1),
             slot: Some(Txid(3)),
+            content: None,
         };
         let slept = Tail {
             generation: Generation(1),
@@ -164,6 +166,50 @@ async fn a_writer_goes_on_behind_what_is_deleted() {
         one.commit(&machine, 6);
         one.flush().await;
         assert_eq!(one.status("generation"), 1);
+        one.kill().await;
+    }
+}
+
+/// Where the store does not keep writers apart both are told that a slot is theirs. Who has lost it notices before it stores the next one, or, where the store was
+/// never seen to overwrite, by the length, behind the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_whose_object_was_replaced_is_fenced() {
+    for is_known in [true, false] {
+        for machine in Machine::both(&format!("turn-replaced-{is_known}")) {
+            let one = slots(&machine, 1..=3).await;
+            let store = machine.store();
+            let mut bytes = store.read(&log(1, 3)).await.unwrap().to_vec();
+            match is_known {
+                true => {
+                    one.shared.store.condition_is_ignored();
+                    *bytes.last_mut().unwrap() ^= 1;
+                }
+                false => bytes.push(0),
+            }
+            delete(&machine, &[log(1, 3)]).await;
+            store.create(&log(1, 3), Body::Bytes(bytes.into())).await.unwrap();
+            one.commit(&machine, 4);
+            one.failure().await;
+            assert_eq!(one.status("fencing"), "best-effort");
+            assert_eq!(store.has(&log(1, 4)).await.unwrap(), !is_known);
+            is_fenced(one, 3, "was replaced by another writer").await;
+        }
+    }
+}
+
+/// It reads what is its own, and goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_goes_on_in_a_store_that_ignores_conditions() {
+    for machine in Machine::both("turn-best-effort") {
+        let one = slots(&machine, 1..=2).await;
+        one.shared.store.condition_is_ignored();
+        for value in 3..=5 {
+            one.commit(&machine, value);
+            one.flush().await;
+        }
+        delete(&machine, &[log(1, 2), log(1, 3), log(1, 4)]).await;
+        one.commit(&machine, 6);
+        one.flush().await;
         one.kill().await;
     }
 }

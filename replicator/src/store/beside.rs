@@ -1,0 +1,163 @@
+//! Creation of objects where the store has no condition, or one that is not whole-or-nothing: written beside, checked, renamed.
+//!
+//! What is cut off while it is sent stays beside, so a torn object never stands in a slot. Which of two creators that come at the same moment has the slot is not decided
+//! by the store: a rename replaces what is there. That is why such a store's fencing is called best-effort. What is left beside is no name of ours, so no
+//! listing knows it, and is swept by the next process that creates something, when it is old by the store's own clock.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use opendal::{ErrorKind, Metadata, Operator};
+
+use super::{Body, Created, Failure, TEMP_FOLDER, TEMP_LIFETIME, TEMP_PREFIX, blocking, read_part};
+use crate::outside;
+
+/// What is sent at a time.
+const STEP_BYTES: u64 = 1 << 20;
+
+/// How a store does that.
+#[derive(Debug, Default)]
+pub(super) struct Beside {
+    /// Where OpenDAL has no rename.
+    #[cfg(feature = "ftp")]
+    pub(super) control: Option<super::ftp::Control>,
+    is_swept: AtomicBool,
+}
+
+impl Beside {
+    #[cfg(feature = "ftp")]
+    pub(super) fn with(control: super::ftp::Control) -> Beside {
+        Beside {
+            control: Some(control),
+            ..Beside::default()
+        }
+    }
+
+    pub(super) async fn create(&self, operator: &Operator, path: &str, body: Body) -> Result<Created, Failure> {
+        if self.size(operator, path).await?.is_some() {
+            return Ok(Created::Exists);
+        }
+        let mut token = [0; 8];
+        outside::random(&mut token).map_err(|error| Failure::Body(io::Error::other(error.to_string())))?;
+        let temp = format!("{TEMP_FOLDER}/{TEMP_PREFIX}{:016x}", u64::from_be_bytes(token));
+        let created = self.create_by(operator, &temp, path, body).await;
+        if !matches!(created, Ok(Created::New)) {
+            // What cannot be deleted now is swept one day.
+            let _ = operator.delete(&temp).await;
+        }
+        created
+    }
+
+    async fn create_by(&self, operator: &Operator, temp: &str, path: &str, body: Body) -> Result<Created, Failure> {
+        let len = body.len();
+        send(operator, temp, body).await?;
+        match self.size(operator, temp).await? {
+            Some(there) if there == len => {}
+            there => {
+                let there = there.unwrap_or(0);
+                let torn = format!("the store has {there} of {len} bytes that were sent, and said nothing");
+                return Err(Failure::Store(
+                    opendal::Error::new(ErrorKind::Unexpected, torn).set_temporary(),
+                ));
+            }
+        }
+        if !self.is_swept.swap(true, Ordering::Relaxed) {
+            sweep(operator, temp).await;
+        }
+        // As late as possible.
+        if self.size(operator, path).await?.is_some() {
+            return Ok(Created::Exists);
+        }
+        match self.rename(operator, temp, path).await {
+            Ok(()) => Ok(Created::New),
+            // It may be there by an attempt whose answer was lost.
+            Err(error) => match self.size(operator, path).await? {
+                Some(_) => Ok(Created::Exists),
+                None => Err(error),
+            },
+        }
+    }
+
+    /// In bytes.
+    pub(super) async fn size(&self, operator: &Operator, path: &str) -> Result<Option<u64>, Failure> {
+        #[cfg(feature = "ftp")]
+        if let Some(control) = &self.control {
+            return control.size(path).await.map_err(Failure::Store);
+        }
+        match operator.stat(path).await {
+            Ok(metadata) => Ok(Some(metadata.content_length())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Failure::Store(error)),
+        }
+    }
+
+    async fn rename(&self, operator: &Operator, from: &str, to: &str) -> Result<(), Failure> {
+        #[cfg(feature = "ftp")]
+        if let Some(control) = &self.control {
+            return control.rename(from, to).await.map_err(Failure::Store);
+        }
+        Ok(operator.rename(from, to).await?)
+    }
+}
+
+async fn send(operator: &Operator, temp: &str, body: Body) -> Result<(), Failure> {
+    let (file, len) = match body {
+        Body::Bytes(bytes) => {
+            operator.write(temp, bytes).await?;
+            return Ok(());
+        }
+        Body::File(file, len) => (file, len),
+    };
+    if !operator.info().capability().write_can_multi {
+        let bytes = blocking(move || read_part(&file, 0, len)).await?;
+        operator.write(temp, bytes).await?;
+        return Ok(());
+    }
+    let mut writer = operator.writer(temp).await?;
+    let mut at = 0;
+    while at < len {
+        let file = file.clone();
+        let step = (len - at).min(STEP_BYTES);
+        writer
+            .write(blocking(move || read_part(&file, at, step)).await?)
+            .await?;
+        at += step;
+    }
+    writer.close().await?;
+    Ok(())
+}
+
+/// Deletes what crashes left. `newest` was sent just now, so its date is the time. Whatever fails here will be tried again by the next process.
+async fn sweep(operator: &Operator, newest: &str) {
+    let listing = async {
+        let folder = format!("{TEMP_FOLDER}/");
+        let mut lister = operator.lister(&folder).await?;
+        let mut found = Vec::new();
+        while let Some(entry) = lister.try_next().await? {
+            found.push(entry.into_parts());
+        }
+        Ok::<_, opendal::Error>(found)
+    };
+    let Ok(found) = listing.await else { return };
+    let now = found
+        .iter()
+        .find(|(path, _)| path == newest)
+        .and_then(|(_, at)| millis(at));
+    for (path, metadata) in &found {
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let age = now.zip(millis(metadata)).map(|(now, at)| now.saturating_sub(at));
+        if name.starts_with(TEMP_PREFIX) && age.is_some_and(is_old) {
+            let _ = operator.delete(path).await;
+        }
+    }
+}
+
+fn millis(metadata: &Metadata) -> Option<i64> {
+    Some(metadata.last_modified()?.into_inner().as_millisecond())
+}
+
+fn is_old(age_millis: i64) -> bool {
+    u64::try_from(age_millis).is_ok_and(|age| Duration::from_millis(age) > TEMP_LIFETIME)
+}

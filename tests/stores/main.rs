@@ -1,0 +1,147 @@
+//! Every store that can be served on one machine, by real servers: one suite of behaviours over all of them.
+//!
+//! `tests/stores/servers.sh` installs the servers. One that is not there is skipped, and said to be; in CI that is a failure. The table that is printed at the end is in
+//! `target/stores.md`, too. Names of stores, or parts of them, choose: `cargo test -p replvfs-tests --test stores -- sftp`.
+#![allow(missing_docs)]
+
+mod fencing;
+mod killed;
+mod objects;
+mod proxy;
+mod replication;
+mod servers;
+
+use std::fmt::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use servers::{ALL, Served};
+
+/// What every store has to do, in this order.
+const BEHAVIOURS: &[(&str, fn(&Served))] = &[
+    ("write", objects::write),
+    ("conditional create", objects::conditional_create),
+    ("many creators", objects::many_creators),
+    ("ranged read", objects::ranged_read),
+    ("what is missing", objects::missing),
+    ("list", objects::list),
+    ("delete", objects::delete),
+    ("replicate, restore", replication::restore),
+    ("fencing told", fencing::told),
+    ("takeover", replication::takeover),
+    ("remote read", replication::remote_read),
+    ("prune", replication::prune_old),
+    ("one writer after the other", fencing::one_after_the_other),
+    ("two writers noticed", fencing::two_writers),
+    ("killed in mid-upload", killed::killed),
+];
+
+#[derive(Debug, Clone, PartialEq)]
+enum Outcome {
+    Right,
+    Wrong,
+    Skipped(String),
+}
+
+/// A store, how it went, and how long.
+type Row = (&'static str, Vec<Outcome>, f64);
+
+fn main() -> ExitCode {
+    if killed::is_uploader() {
+        killed::upload();
+        return ExitCode::SUCCESS;
+    }
+    if std::env::var_os("REPLVFS_TEST_OTHER_PROCESS").is_some() {
+        replvfs_tests::peer::run_sql();
+        return ExitCode::SUCCESS;
+    }
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with('-'))
+        .collect();
+    if std::env::args().any(|argument| argument == "--list") {
+        return ExitCode::SUCCESS;
+    }
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
+    if std::env::var_os("REPLVFS_TEST_TRACE").is_some() {
+        tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).init();
+    }
+    let _programs = servers::prepare_ssh();
+    replvfs_tests::register();
+    let mut failed = false;
+    let rows: Vec<Row> = std::thread::scope(|scope| {
+        let of = ALL.iter().filter(|(name, _)| is_wanted(name));
+        let threads: Vec<_> = of
+            .map(|(name, start)| scope.spawn(move || (*name, run(name, *start))))
+            .collect();
+        let rows = threads.into_iter().map(|thread| {
+            let (name, (outcomes, seconds)) = thread.join().expect("a thread of a store");
+            (name, outcomes, seconds)
+        });
+        rows.collect()
+    });
+    let table = table(&rows);
+    println!("\n{table}");
+    if wanted.is_empty() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/stores.md");
+        std::fs::write(&file, &table).expect("writing the table");
+    }
+    for (name, outcomes, _) in &rows {
+        if let Some(Outcome::Skipped(why)) = outcomes.first() {
+            eprintln!("SKIPPED: {name}: {why}");
+            failed |= replvfs_tests::in_ci();
+        }
+        failed |= outcomes.contains(&Outcome::Wrong);
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// All behaviours of one store, each whatever became of the one before.
+fn run(name: &str, start: fn() -> Result<Served, String>) -> (Vec<Outcome>, f64) {
+    let since = Instant::now();
+    let served = match catch_unwind(start) {
+        Ok(Ok(served)) => served,
+        Ok(Err(missing)) => return (vec![Outcome::Skipped(missing)], 0.0),
+        Err(_) => return (vec![Outcome::Wrong], 0.0),
+    };
+    let outcomes = BEHAVIOURS.iter().map(|(behaviour, check)| {
+        let begun = Instant::now();
+        let done = catch_unwind(AssertUnwindSafe(|| check(&served)));
+        println!(
+            "{name}: {behaviour}: {} ({:.1} s)",
+            if done.is_ok() { "ok" } else { "FAILED" },
+            begun.elapsed().as_secs_f64()
+        );
+        match done {
+            Ok(()) => Outcome::Right,
+            Err(_) => Outcome::Wrong,
+        }
+    });
+    let outcomes = outcomes.collect();
+    (outcomes, since.elapsed().as_secs_f64())
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut text = "| store |".to_owned();
+    for (behaviour, _) in BEHAVIOURS {
+        let _ = write!(text, " {behaviour} |");
+    }
+    text.push_str("\n|---|");
+    text.push_str(&"---|".repeat(BEHAVIOURS.len()));
+    for (name, outcomes, seconds) in rows {
+        let _ = write!(text, "\n| {name} |");
+        for at in 0..BEHAVIOURS.len() {
+            let cell = match outcomes.get(at).or(outcomes.first()) {
+                Some(Outcome::Right) => "yes",
+                Some(Outcome::Wrong) => "**no**",
+                Some(Outcome::Skipped(_)) | None => "skipped",
+            };
+            let _ = write!(text, " {cell} |");
+        }
+        eprintln!("{name}: {seconds:.1} s");
+    }
+    text.push('\n');
+    text
+}
