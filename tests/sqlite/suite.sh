@@ -70,13 +70,15 @@ build() {
     packages
     local prefix
     prefix="$(library)"
-    local libs=(-L"$prefix/lib" -lreplvfs -lgcc_s -lutil -lrt -lpthread -lm -ldl -lc)
+    # See register.c.
+    mkdir -p "$build"
+    objcopy --redefine-sym sqlite3_create_filename=suite_create_filename "$prefix/lib/libreplvfs.a" "$build/libreplvfs.a"
+    local libs=("$build/libreplvfs.a" -lgcc_s -lutil -lrt -lpthread -lm -ldl -lc)
     if [ ! -e "$build/Makefile" ]; then
-        mkdir -p "$build"
         (cd "$build" && CFLAGS=-O1 "$source/configure" --enable-all --disable-readline >configure.log 2>&1) || { tail "$build/configure.log" >&2; fail configure; }
     fi
     local made=(make -s -C "$build" -j "$(nproc)" -f "$here/testfixture.mk" "SUITE_SOURCE=$here/register.c" "SUITE_CFLAGS=-I$root/replicator/capi/include"
-        "SUITE_ARCHIVE=$prefix/lib/libreplvfs.a" "SUITE_LIBS=${libs[*]}")
+        "SUITE_ARCHIVE=$build/libreplvfs.a" "SUITE_LIBS=${libs[*]}")
     "${made[@]}" "${@:-testfixture-replvfs}" >"$build/make.log" 2>&1 || { grep -E 'error|undefined' "$build/make.log" >&2; fail "make; see $build/make.log"; }
     echo "$build/testfixture-replvfs with SQLite $(cat "$source/VERSION")"
 }
