@@ -1,6 +1,6 @@
 #!/bin/bash
 # SQLite's own test suite through replvfs. See README.md.
-# usage: suite.sh fetch | build | run OPTIONS… | programs | all
+# usage: suite.sh fetch | build | run OPTIONS… | programs | ci | all
 set -euo pipefail
 here="$(dirname "$(realpath "$0")")"
 root="$(realpath "$here/../..")"
@@ -61,7 +61,7 @@ APT
 # libreplvfs.a, if nobody says where it is.
 library() {
     [ -z "${SQLITE_SUITE_LIBRARY:-}" ] || { realpath "$SQLITE_SUITE_LIBRARY"; return; }
-    "$root/replicator/packaging/c-library.sh" "$suite/library" --no-default-features >&2
+    "$root/replicator/packaging/c-library.sh" "$suite/library" >&2
     echo "$suite/library"
 }
 
@@ -83,9 +83,32 @@ build() {
     echo "$build/testfixture-replvfs with SQLite $(cat "$source/VERSION")"
 }
 
+# mptest, threadtest3, the fork test and speedtest1, each with the plain VFS first.
+programs() {
+    build programs
+    "$here/programs.sh" "$suite"
+}
+
+# What fits into CI.
+ci() {
+    build
+    run --set ci --timeout 120
+}
+
+# What takes hours.
+all() {
+    build
+    run --set files --timeout 3600
+    run --set permutation:veryquick --timeout 3600
+    for permutation in wal exclusive persistent_journal truncate_journal no_journal inmemory_journal mmap journaltest autovacuum_crash; do
+        run --set "permutation:$permutation" --timeout 3600
+    done
+    programs
+}
+
 run() { /usr/bin/python3 -B "$here/run.py" "$suite" "$@"; }
 
 case "${1:-}" in
-    fetch | build | run) "$@" ;;
+    fetch | build | run | programs | ci | all) "$@" ;;
     *) sed -n 's/^# usage: /usage: /p' "$0" >&2; exit 2 ;;
 esac
