@@ -32,7 +32,8 @@ programs/threadtest3: $(TOP)/test/threadtest3.c $(TOP)/src/test_multiplex.c prog
 	$(call suite_program,)
 programs/speedtest1: $(TOP)/test/speedtest1.c programs/sqlite3.o programs/register.o $(SUITE_ARCHIVE)
 	$(call suite_program,)
+# Its option --vfstrace is not used.
 programs/fork-test: $(TOP)/test/fork-test.c programs/sqlite3.o programs/register.o $(SUITE_ARCHIVE)
-	$(call suite_program,)
+	$(call suite_program,-Wl,--defsym=vfstrace_register=0)
 programs: programs/mptester programs/threadtest3 programs/speedtest1 programs/fork-test
 .PHONY: programs
