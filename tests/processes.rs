@@ -238,7 +238,9 @@ fn a_standby_does_not_warn_of_what_others_do() {
         standby.sql("INSERT INTO t(b) VALUES('standby')");
         flush(&owner);
         owner
-            .execute_batch(&format!("PRAGMA wal_checkpoint(TRUNCATE); INSERT INTO t(b) VALUES('in mode {mode}')"))
+            .execute_batch(&format!(
+                "PRAGMA wal_checkpoint(TRUNCATE); INSERT INTO t(b) VALUES('in mode {mode}')"
+            ))
             .unwrap();
         standby.sql("INSERT INTO t(b) VALUES('standby')");
         assert_eq!(standby.log(), "[]", "in mode {mode}");

@@ -23,6 +23,10 @@ each() {
         begin=$(date +%s.%N)
         code=0
         (cd "$folder/run" && env "${settings[@]}" timeout -k 5 "$limit" "$@" >"$log" 2>&1 </dev/null) || code=$?
+        # mptester takes every message of SQLite's log for an error. Through rollback journals only one process can replicate, and it says when another one has written.
+        if [ $code = 1 ] && [ $mode = replvfs ] && grep -q '^Summary: ' "$log" && ! grep 'ERROR:' "$log" | grep -qv 'ERROR: (errcode=28) replvfs: '; then
+            code=0
+        fi
         printf '%-8s %-28s exit %s, %.1f s: %s\n' $mode "$name" $code "$(awk "BEGIN { print $(date +%s.%N) - $begin }")" "$(tail -1 "$log" | cut -c1-100)"
         [ $code = 0 ] || failures=$((failures + 1))
         rm -rf "$folder"

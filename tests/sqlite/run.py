@@ -29,7 +29,7 @@ class Suite:
     def __init__(self, folder):
         self.folder = folder
         self.tests = folder / "src" / "sqlite" / "test"
-        self.results = folder / "results"
+        self.results = Path(os.environ.get("SQLITE_SUITE_RESULTS", folder / "results"))
         self.runs = Path(os.environ.get("SQLITE_SUITE_RUNS", folder / "runs"))
         # A copy: the next one may be built meanwhile.
         self.runs.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def permutation_files(suite, permutation):
     """Asks SQLite's own list."""
     ask = f"""
         set testdir {{{suite.tests}}}
-        set argv0 list
+        set argv0 $testdir/list.test
         set argv {{}}
         proc finish_test {{}} {{}}
         source $testdir/permutations.test
