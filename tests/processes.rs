@@ -225,6 +225,37 @@ fn a_standby_takes_over_before_it_restarts_the_wal() {
     }
 }
 
+/// Only who replicates has a history to lose: what the owner does to the WAL, or somebody through a rollback journal, is no news from a standby.
+#[test]
+fn a_standby_does_not_warn_of_what_others_do() {
+    let scratch = Scratch::new();
+    let owner = scratch.open();
+    use_wal(&owner);
+    owner.execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b)").unwrap();
+    flush(&owner);
+    let mut standby = Other::start(&scratch.uri());
+    for mode in ["wal", "delete"] {
+        standby.sql("INSERT INTO t(b) VALUES('standby')");
+        flush(&owner);
+        owner
+            .execute_batch(&format!(
+                "PRAGMA wal_checkpoint(TRUNCATE); INSERT INTO t(b) VALUES('in mode {mode}')"
+            ))
+            .unwrap();
+        standby.sql("INSERT INTO t(b) VALUES('standby')");
+        assert_eq!(standby.log(), "[]", "in mode {mode}");
+        if mode == "wal" {
+            assert_eq!(status(&owner)["discontinuities"], 0);
+            standby.end();
+            owner.query_row("PRAGMA journal_mode=DELETE", [], |_| Ok(())).unwrap();
+            standby = Other::start(&scratch.uri());
+        }
+    }
+    flush(&owner);
+    assert_eq!(status(&owner)["owner"], true);
+    newest_is(&scratch, &plain_image(&scratch.database()));
+}
+
 /// Numbers are those of whoever replicates the database. One of this process's own past is lower, and would be acknowledged at once when the
 /// database comes back to it.
 #[test]

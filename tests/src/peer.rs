@@ -71,13 +71,22 @@ const URI: &str = "REPLVFS_TEST_OTHER_PROCESS";
 #[derive(Debug)]
 pub struct SqlPeer(Peer);
 
-/// Runs SQL that it is sent line by line, and answers each line with `ok` or the error. Does nothing unless it was started by [`SqlPeer`].
+const LOG: &str = ".log";
+
+/// Runs SQL that it is sent line by line, and answers each line with `ok` or the error; `.log` with what SQLite's error log got since the last one. Does
+/// nothing unless it was started by [`SqlPeer`].
 pub fn run_sql() {
     let Ok(uri) = std::env::var(URI) else { return };
+    crate::sqlite_log();
     let connection = crate::open(&uri).expect("opens");
     println!("\nready");
     for line in std::io::stdin().lines() {
-        match connection.execute_batch(&line.expect("a line")) {
+        let line = line.expect("a line");
+        if line == LOG {
+            println!("{:?}", crate::sqlite_log());
+            continue;
+        }
+        match connection.execute_batch(&line) {
             Ok(()) => println!("ok"),
             Err(error) => println!("{error}"),
         }
@@ -88,6 +97,12 @@ impl SqlPeer {
     /// Starts it, with the database of that URI open.
     pub fn start(uri: &str) -> SqlPeer {
         SqlPeer::start_with(uri, &[])
+    }
+
+    /// What its SQLite's error log got since the last call, for a person.
+    pub fn log(&mut self) -> String {
+        self.0.tell(LOG);
+        self.0.line()
     }
 
     /// The same in another environment.

@@ -339,7 +339,8 @@ impl Database {
 
     /// The database changed in a way that is not in the log.
     pub(super) fn break_history(&self, capture: &mut Capture, reason: &str) {
-        if capture.cursor.take().is_some() {
+        // Who stands by has no history. That its cursor is lost is what comes of the owner's work.
+        if capture.cursor.take().is_some() && self.replica.owns() {
             self.warn(&format!("{reason}; the history goes on with a new image"));
         }
         capture.broken = capture.started;
