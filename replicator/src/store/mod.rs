@@ -181,7 +181,7 @@ enum Way {
     Folder(Folder),
     /// In one request, with a condition where the store has one.
     Request,
-    Beside(Beside),
+    Beside(Box<Beside>),
 }
 
 /// Where requests are counted, if they are.
@@ -240,7 +240,7 @@ impl Store {
         let way = way_of(&operator);
         #[cfg(feature = "ftp")]
         let way = match opened.control {
-            Some(control) => Way::Beside(Beside::with(control)),
+            Some(control) => Way::Beside(Box::new(Beside::with(control))),
             None => way,
         };
         Ok(Store::new(operator, way, found.replica, found.place, metrics))
@@ -738,8 +738,8 @@ fn way_of(operator: &Operator) -> Way {
     match info.scheme() {
         "fs" => Way::Folder(Folder::new(PathBuf::from(info.root()))),
         // It refuses an existing name, and then writes in place.
-        "sftp" => Way::Beside(Beside::default()),
-        _ if !capability.write_with_if_not_exists && capability.rename => Way::Beside(Beside::default()),
+        "sftp" => Way::Beside(Box::default()),
+        _ if !capability.write_with_if_not_exists && capability.rename => Way::Beside(Box::default()),
         _ => Way::Request,
     }
 }
