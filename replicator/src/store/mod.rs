@@ -582,6 +582,9 @@ impl Store {
     /// error some were visited.
     pub(crate) async fn visit(&self, prefix: &str, mut visit: impl FnMut(Dated)) -> Result<(), StoreError> {
         let listing = async {
+            if !self.may_list(prefix).await? {
+                return Ok(());
+            }
             let mut lister = self.0.operator.lister_with(prefix).recursive(true).await?;
             while let Some(entry) = lister.try_next().await? {
                 let (path, metadata) = entry.into_parts();
@@ -627,6 +630,20 @@ impl Store {
         Ok(names)
     }
 
+    /// Whether a listing of that folder comes to an end.
+    async fn may_list(&self, prefix: &str) -> Result<bool, opendal::Error> {
+        #[cfg(feature = "ftp")]
+        if let Way::Beside(Beside {
+            control: Some(control), ..
+        }) = &self.0.way
+            && !prefix.is_empty()
+        {
+            return control.has_folder(prefix).await;
+        }
+        let _ = prefix;
+        Ok(true)
+    }
+
     async fn entries(
         &self,
         prefix: &str,
@@ -634,6 +651,9 @@ impl Store {
         after: Option<&str>,
     ) -> Result<Vec<(String, Metadata)>, StoreError> {
         let listing = async {
+            if !self.may_list(prefix).await? {
+                return Ok(Vec::new());
+            }
             let request = self.0.operator.lister_with(prefix).recursive(recursive);
             let lister = match after {
                 Some(after) => request.start_after(after).await?,
