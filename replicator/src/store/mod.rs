@@ -222,8 +222,12 @@ impl Store {
                     .with_jitter()
                     .with_notify(trace_retry),
             )
-            .layer(ConcurrentLimitLayer::new(concurrency))
-            .layer(TracingLayer::new());
+            .layer(ConcurrentLimitLayer::new(concurrency));
+        // It traces requests with their addresses, and those of Azure may have a SAS token in them.
+        let operator = match operator.info().scheme() {
+            "azblob" => operator,
+            _ => operator.layer(TracingLayer::new()),
+        };
         let way = way_of(&operator);
         #[cfg(feature = "ftp")]
         let way = match opened.control {
