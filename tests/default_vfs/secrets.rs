@@ -152,7 +152,7 @@ fn no_credential_is_in_anything_that_is_shown_or_left() {
     std::fs::create_dir(&folder).unwrap();
     let others = other_stores(place, &folder, &endpoint);
     let database = folder.join("app.db");
-    let [secret, token] = SECRETS;
+    let [secret, token, ..] = SECRETS;
     place.configure(&format!(
         "[[database]]\npath = 'plain/secret/*.db'\nreplica = 's3://bucket/{{name}}?session_token={token}'\nrestore = 'never'\n\
          timeout = '2s'\nclose_timeout = '0s'\n[database.store]\nregion = 'eu'\nendpoint = '{endpoint}'\n\

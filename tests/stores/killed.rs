@@ -81,7 +81,7 @@ fn is_killed_in_the_middle(served: &Served, place: &Path, megabytes: usize) -> b
             return false;
         }
         let temporary = [place.join(".tmp"), served.folder().join("body")];
-        if temporary.iter().any(|folder| has_content(folder)) {
+        if temporary.iter().any(|folder| has_content(folder)) || has_temporary(place) {
             uploader.kill().expect("kills");
             uploader.wait().expect("its end");
             // What it had asked for may still be on its way: then it was not in the middle.
@@ -91,6 +91,13 @@ fn is_killed_in_the_middle(served: &Served, place: &Path, megabytes: usize) -> b
         assert!(since.elapsed() < ENOUGH, "nothing of it is ever there");
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// One of OpenDAL's own, at the top.
+fn has_temporary(place: &Path) -> bool {
+    let entries = fs::read_dir(place).into_iter().flatten().flatten();
+    let mut temporary = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("replvfs-"));
+    temporary.any(|entry| entry.metadata().is_ok_and(|metadata| metadata.len() > 0))
 }
 
 /// A file that grows, deep below.

@@ -132,11 +132,13 @@ async fn send(operator: &Operator, temp: &str, body: Body) -> Result<(), Failure
 /// Deletes what crashes left. `newest` was sent just now, so its date is the time. Whatever fails here will be tried again by the next process.
 async fn sweep(operator: &Operator, newest: &str) {
     let listing = async {
-        let folder = format!("{TEMP_FOLDER}/");
-        let mut lister = operator.lister(&folder).await?;
         let mut found = Vec::new();
-        while let Some(entry) = lister.try_next().await? {
-            found.push(entry.into_parts());
+        // OpenDAL's FTP has temporary objects of its own beside them, above the folder.
+        for folder in [format!("{TEMP_FOLDER}/"), "/".to_owned()] {
+            let mut lister = operator.lister(&folder).await?;
+            while let Some(entry) = lister.try_next().await? {
+                found.push(entry.into_parts());
+            }
         }
         Ok::<_, opendal::Error>(found)
     };

@@ -108,6 +108,15 @@ impl Control {
         }
     }
 
+    /// Whether there is a folder of that name. OpenDAL waits for a listing of one that is not there until its time is over.
+    pub(super) async fn has_folder(&self, path: &str) -> Result<bool, opendal::Error> {
+        match self.command(Command::Enter(path, &self.root)).await {
+            Ok(_) => Ok(true),
+            Err(FtpError::UnexpectedResponse(answer)) if answer.status == Status::FileUnavailable => Ok(false),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
     /// Reads from a place on, no more than so many bytes. On a connection of its own: a transfer that is given up half-way leaves an answer in the connection, which
     /// the next request takes for its own; OpenDAL's reader leaves one after each transfer.
     pub(super) async fn read(&self, path: &str, start: u64, limit: u64) -> Result<Bytes, opendal::Error> {
@@ -204,6 +213,8 @@ impl Control {
 enum Command<'a> {
     Size(&'a str),
     MakeFolder(&'a str),
+    /// A folder, and back to the root.
+    Enter(&'a str, &'a str),
     Rename(&'a str, &'a str),
 }
 
@@ -212,6 +223,10 @@ impl Command<'_> {
     async fn run(self, connection: &mut AsyncRustlsFtpStream) -> Result<usize, FtpError> {
         match self {
             Command::Size(path) => connection.size(path).await,
+            Command::Enter(path, root) => {
+                connection.cwd(path).await?;
+                connection.cwd(root).await.map(|()| 0)
+            }
             Command::MakeFolder(path) => connection.mkdir(path).await.map(|()| 0),
             Command::Rename(from, to) => connection.rename(from, to).await.map(|()| 0),
         }

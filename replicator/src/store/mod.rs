@@ -235,8 +235,12 @@ impl Store {
                         }
                     }),
             )
-            .layer(ConcurrentLimitLayer::new(concurrency))
-            .layer(TracingLayer::new());
+            .layer(ConcurrentLimitLayer::new(concurrency));
+        // It traces requests with their addresses, and those of Azure may have a SAS token in them.
+        let operator = match operator.info().scheme() {
+            "azblob" => operator,
+            _ => operator.layer(TracingLayer::new()),
+        };
         let way = way_of(&operator);
         #[cfg(feature = "ftp")]
         let way = match opened.control {
@@ -644,6 +648,9 @@ impl Store {
     /// error some were visited.
     pub(crate) async fn visit(&self, prefix: &str, mut visit: impl FnMut(Dated)) -> Result<(), StoreError> {
         let listing = async {
+            if !self.may_list(prefix).await? {
+                return Ok(());
+            }
             let mut lister = self.0.operator.lister_with(prefix).recursive(true).await?;
             while let Some(entry) = lister.try_next().await? {
                 let (path, metadata) = entry.into_parts();
@@ -692,6 +699,20 @@ impl Store {
         Ok(names)
     }
 
+    /// Whether a listing of that folder comes to an end.
+    async fn may_list(&self, prefix: &str) -> Result<bool, opendal::Error> {
+        #[cfg(feature = "ftp")]
+        if let Way::Beside(Beside {
+            control: Some(control), ..
+        }) = &self.0.way
+            && !prefix.is_empty()
+        {
+            return control.has_folder(prefix).await;
+        }
+        let _ = prefix;
+        Ok(true)
+    }
+
     async fn entries(
         &self,
         prefix: &str,
@@ -699,6 +720,9 @@ impl Store {
         after: Option<&str>,
     ) -> Result<Vec<(String, Metadata)>, StoreError> {
         let listing = async {
+            if !self.may_list(prefix).await? {
+                return Ok(Vec::new());
+            }
             let request = self.0.operator.lister_with(prefix).recursive(recursive);
             let lister = match after {
                 Some(after) => request.start_after(after).await?,
