@@ -67,6 +67,7 @@ fn is_killed_in_the_middle(served: &Served, place: &Path, megabytes: usize) -> b
     for _ in 0..megabytes {
         file.write_all(&megabyte).expect("writes");
     }
+    #[expect(clippy::zombie_processes, reason = "it is waited for unless the test fails")]
     let mut uploader = Command::new(std::env::current_exe().expect("this program"))
         .env(UPLOAD, served.replica("killed"))
         .env(FILE, &content)

@@ -19,8 +19,10 @@ use std::time::Instant;
 
 use servers::{ALL, Served};
 
+type Behaviour = fn(&Served);
+
 /// What every store has to do, in this order.
-const BEHAVIOURS: &[(&str, fn(&Served))] = &[
+const BEHAVIOURS: &[(&str, Behaviour)] = &[
     ("write", objects::write),
     ("conditional create", objects::conditional_create),
     ("many creators", objects::many_creators),

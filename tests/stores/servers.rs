@@ -73,8 +73,10 @@ impl Served {
 /// Why there is no such server: what is missing on this machine.
 pub(crate) type Missing = String;
 
+type Start = fn() -> Result<Served, Missing>;
+
 /// All that are known, by name.
-pub(crate) const ALL: &[(&str, fn() -> Result<Served, Missing>)] = &[
+pub(crate) const ALL: &[(&str, Start)] = &[
     ("fs", in_folder),
     ("memory", in_memory),
     ("s3: moto", moto),

@@ -539,9 +539,8 @@ impl Store {
 
     async fn gather(&self, path: &str, range: impl RangeBounds<u64>, limit: u64) -> Result<Bytes, opendal::Error> {
         #[cfg(feature = "ftp")]
-        if let Way::Beside(Beside {
-            control: Some(control), ..
-        }) = &self.0.way
+        if let Way::Beside(beside) = &self.0.way
+            && let Some(control) = &beside.control
         {
             let start = match range.start_bound() {
                 Bound::Included(start) => *start,
@@ -702,10 +701,8 @@ impl Store {
     /// Whether a listing of that folder comes to an end.
     async fn may_list(&self, prefix: &str) -> Result<bool, opendal::Error> {
         #[cfg(feature = "ftp")]
-        if let Way::Beside(Beside {
-            control: Some(control), ..
-        }) = &self.0.way
-            && !prefix.is_empty()
+        if let Way::Beside(beside) = &self.0.way
+            && let Some(control) = &beside.control
         {
             return control.has_folder(prefix).await;
         }
