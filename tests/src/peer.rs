@@ -139,6 +139,17 @@ impl SqlPeer {
             .args([name, &self.0.process.id().to_string()])
             .status();
         assert!(sent.expect("kill").success(), "{name}");
+        // The thread that takes the signal stops the others: until it runs, they do.
+        while name == "-STOP" && !self.is_stopped() {
+            std::thread::yield_now();
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.0.process.id())).expect("its threads");
+        let mut states = threads.map(|thread| std::fs::read_to_string(thread.expect("a thread").path().join("stat")));
+        // The state comes behind the name, which is in parentheses. A thread that has ended is none.
+        states.all(|state| state.is_ok_and(|state| state.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))))
     }
 }
 

@@ -262,7 +262,7 @@ fn every_error_says_where_and_what_to_do() {
             "at the top of the file, for every database",
         ),
         ("replica = 's3://b/{nmae}'", "only {name}"),
-        ("replica = 'ftp://b/{name}'", "the scheme ftp:// is not known"),
+        ("replica = 'gopher://b/{name}'", "the scheme gopher:// is not known"),
         (
             "replica = 's3://b/{name}?regoin=eu'",
             "regoin is not a parameter of s3://",
