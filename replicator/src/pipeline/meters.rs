@@ -10,6 +10,7 @@ use replvfs_vfs::shim;
 use replvfs_vfs::types::{Txid, UnixMillis};
 use tokio::runtime::Handle;
 
+#[cfg(feature = "prometheus")]
 use super::replica::DatabaseReplica;
 use super::shared::{Shared, now};
 use crate::metrics::{DatabaseMetrics, Metrics};
@@ -104,6 +105,7 @@ impl Shared {
 }
 
 /// Tells the numbers of all databases of this process.
+#[cfg(feature = "prometheus")]
 pub(crate) fn publish_all() {
     for (_, replica) in shim::replicas() {
         let replica: &dyn std::any::Any = &*replica;

@@ -57,6 +57,7 @@ mod uploader;
 pub(crate) mod waiting;
 
 pub(crate) use host::ReplicatingHost;
+#[cfg(feature = "prometheus")]
 pub(crate) use meters::publish_all;
 pub(crate) use owner::lock_file;
 pub(crate) use replica::DatabaseReplica;

@@ -107,6 +107,10 @@ pub(super) fn unknown_scheme(replica: &str, scheme: &str, known: &[&str]) -> Sto
 }
 
 /// What a replica's URI and the keys beside it say.
+#[cfg_attr(
+    not(all(feature = "ftp", feature = "sftp", feature = "webdav", feature = "s3")),
+    allow(dead_code, reason = "each service needs some of it")
+)]
 pub(super) struct Options<'a> {
     pub(super) scheme: String,
     pub(super) user: Option<String>,
@@ -215,6 +219,7 @@ impl Options<'_> {
     feature = "ftp",
     feature = "webdav"
 ))]
+#[cfg(any(feature = "s3", feature = "azblob", feature = "gcs"))]
 pub(super) fn has_field(config: &impl serde::Serialize, key: &str) -> bool {
     let fields = serde_json::to_value(config).unwrap_or_default();
     fields.get(key).is_some()
