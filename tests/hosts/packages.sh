@@ -23,6 +23,22 @@ for crate in "${crates[@]}"; do
     if grep -E '/(capi|packaging|extension)/' "$work/listed"; then fail "$crate has what is not its own"; fi
     echo "$crate-$version.crate: $(wc -l <"$work/listed") files"
 done
+# What was packed must compile without what lies around it. The profile is the workspace's, so that what they need is there already.
+mkdir "$work/unpacked"
+for crate in "${crates[@]}"; do tar -xf "$work/target/package/$crate-$version.crate" -C "$work/unpacked"; done
+{
+    echo "[workspace]"
+    echo 'resolver = "3"'
+    printf 'members = ['
+    printf "\"%s-$version\", " "${crates[@]}"
+    echo ']'
+    sed -n '/^\[profile\.dev/,/^$/p' Cargo.toml
+    echo '[patch.crates-io]'
+    printf "%s = { path = \"%s-$version\" }\n" replvfs-vfs replvfs-vfs replvfs replvfs
+} >"$work/unpacked/Cargo.toml"
+cp Cargo.lock "$work/unpacked/"
+cargo check --quiet --offline --manifest-path "$work/unpacked/Cargo.toml" --workspace --target-dir target ||
+    fail "what was packed does not compile"
 
 echo "-- Debian package"
 replicator/packaging/deb.sh "$work"

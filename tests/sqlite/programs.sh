@@ -19,7 +19,7 @@ each() {
         mkdir -p "$folder/run" "$folder/replica" "$suite/results/programs"
         local log="$suite/results/programs/$name-$mode.log"
         local settings=()
-        [ $mode = plain ] || settings=(REPLVFS_DEFAULT=1 "REPLVFS_REPLICA=fs://$folder/replica/{name}" REPLVFS_RESTORE=never)
+        [ $mode = plain ] || settings=(REPLVFS_DEFAULT=1 "REPLVFS_REPLICA=fs://$folder/replica/{path}" REPLVFS_RESTORE=never)
         begin=$(date +%s.%N)
         code=0
         (cd "$folder/run" && env "${settings[@]}" timeout -k 5 "$limit" "$@" >"$log" 2>&1 </dev/null) || code=$?

@@ -94,7 +94,7 @@ def environment(suite, mode, replica):
     if mode == "replvfs":
         env.update(
             REPLVFS_DEFAULT="1",
-            REPLVFS_REPLICA=f"fs://{replica}/{{name}}",
+            REPLVFS_REPLICA=f"fs://{replica}/{{path}}",
             # A process has caught up with its store nearly always.
             REPLVFS_FLUSH_INTERVAL="10ms",
             # The scripts delete databases, and expect them to be gone.
