@@ -3,13 +3,14 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use replvfs_tests::free_port;
 use tempfile::TempDir;
 
 use crate::proxy::{Manner, Proxy};
@@ -135,11 +136,6 @@ fn program(path: &Path) -> Result<PathBuf, Missing> {
         true => Ok(path.to_owned()),
         false => Err(format!("{} is missing; run tests/stores/servers.sh", path.display())),
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("its address").port()
 }
 
 fn new_folder() -> TempDir {

@@ -125,14 +125,7 @@ async fn is_over(store: &Store, key: Key, before: Before) -> Result<Option<Strin
             false => Ok(None),
         }
     };
-    let len = async {
-        match store.size(&previous_key).await {
-            Ok(len) => Ok(Some(len)),
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error),
-        }
-    };
-    let (len, behind) = futures::try_join!(len, behind)?;
+    let (len, behind) = futures::try_join!(store.size_if_there(&previous_key), behind)?;
     if let Some(len) = len {
         // It costs nothing to look at its length, also where the store was never seen to overwrite.
         return Ok(match before.content() {

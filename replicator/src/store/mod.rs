@@ -267,7 +267,7 @@ impl Store {
             Way::Request => operator.info().capability().write_with_if_not_exists,
             Way::Beside(_) => false,
         };
-        let is_remote = !matches!(way, Way::Folder(_)) && operator.info().scheme() != "memory";
+        let is_remote = is_remote(&way, &operator);
         Store(Arc::new(Inner {
             operator,
             replica,
@@ -330,7 +330,7 @@ impl Store {
     /// Whether the condition is decided by a server, whose word for it is no proof: some accept the condition and ignore it.
     #[must_use]
     pub fn is_remote(&self) -> bool {
-        !matches!(self.0.way, Way::Folder(_)) && self.0.operator.info().scheme() != "memory"
+        is_remote(&self.0.way, &self.0.operator)
     }
 
     /// Whether a listing shows all that was there when it began. Servers of FTP make one as text for people, entry by entry beside whoever renames and deletes, and
@@ -616,9 +616,14 @@ impl Store {
     ///
     /// When the store does not answer.
     pub async fn has(&self, key: &Key) -> Result<bool, StoreError> {
+        Ok(self.size_if_there(key).await?.is_some())
+    }
+
+    /// The length of an object in bytes; `None` when it is not there.
+    pub(crate) async fn size_if_there(&self, key: &Key) -> Result<Option<u64>, StoreError> {
         match self.size(key).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.is_not_found() => Ok(false),
+            Ok(len) => Ok(Some(len)),
+            Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -751,6 +756,10 @@ impl Store {
     fn io(&self, action: Action, object: Option<&str>, error: &io::Error) -> StoreError {
         StoreError::from_io(action, object, &self.0.replica, error)
     }
+}
+
+fn is_remote(way: &Way, operator: &Operator) -> bool {
+    !matches!(way, Way::Folder(_)) && operator.info().scheme() != "memory"
 }
 
 fn way_of(operator: &Operator) -> Way {
