@@ -63,7 +63,9 @@ impl Database {
 
     /// Under a WAL read or write lock, or the pin.
     pub(super) fn attach_shared(&self, capture: &mut Capture, region: IndexRegion, wal: FileRef) {
-        let Some(header) = region.header() else { return };
+        let Some(header) = region.header().filter(|_| !self.is_aside()) else {
+            return;
+        };
         let question = match self.log.wanted() {
             (Wanted::Resume(resume), question) => {
                 self.resume(capture, resume, question, &header, wal);
