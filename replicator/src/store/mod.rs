@@ -30,6 +30,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 #[cfg(feature = "ftp")]
 use std::ops::Bound;
 use std::ops::{Range, RangeBounds};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -852,11 +853,9 @@ fn read_whole(file: &File, len: u64) -> io::Result<Bytes> {
 }
 
 fn read_part(file: &File, at: u64, len: u64) -> io::Result<Bytes> {
-    let mut file = file.try_clone()?;
-    file.seek(SeekFrom::Start(at))?;
     let len = usize::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
     let mut part = vec![0; len];
-    file.read_exact(&mut part)?;
+    file.read_exact_at(&mut part, at)?;
     Ok(part.into())
 }
 
