@@ -342,8 +342,8 @@ impl Database {
         self.give_images_up("a connection wants the database file for itself");
         let mut patience = self.replica.close_timeout();
         if state.wal.is_some() && !state.taking_exclusive {
-            // The last close, or the end of WAL mode: afterwards the WAL is gone.
-            if !self.replica.owns() && self.replica.take_over() {
+            // The last close, or the end of WAL mode: afterwards the WAL is gone. What is asked for by then nobody else would give.
+            if (self.replica.owns() || self.replica.take_over()) && self.wants_attention() {
                 self.attach(state);
             }
             if !self.replica.drain() {
