@@ -69,6 +69,7 @@ impl Database {
             );
         }
         self.catch_up(&mut capture, &header, wal);
+        self.is_proved(&capture, region);
         let broken = capture.cursor.is_none();
         drop(capture);
         if broken && self.wants_attention() {
@@ -525,6 +526,7 @@ impl Database {
         } else if is.salts != was.salts {
             return false; // It may be this process that begins it again.
         }
+        self.is_proved(capture, region);
         true
     }
 }
