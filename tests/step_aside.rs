@@ -162,14 +162,23 @@ struct Asker(BufReader<UnixStream>);
 
 impl Asker {
     fn ask(scratch: &Scratch) -> (Asker, String) {
-        let stream = UnixStream::connect(scratch.file("app.db-replvfs-sock")).unwrap();
-        let mut asker = Asker(BufReader::new(stream));
-        let answer = asker.say("aside");
+        let mut asker = Asker::asking(scratch, "aside");
+        let answer = asker.answer();
         (asker, answer)
+    }
+
+    fn asking(scratch: &Scratch, what: &str) -> Asker {
+        let stream = UnixStream::connect(scratch.file("app.db-replvfs-sock")).unwrap();
+        writeln!(&stream, "replvfs 1 {what}").unwrap();
+        Asker(BufReader::new(stream))
     }
 
     fn say(&mut self, what: &str) -> String {
         writeln!(self.0.get_mut(), "replvfs 1 {what}").unwrap();
+        self.answer()
+    }
+
+    fn answer(&mut self) -> String {
         let mut answer = String::new();
         self.0.read_line(&mut answer).unwrap();
         answer
@@ -361,4 +370,43 @@ fn a_checkpoint_that_did_not_begin_is_over() {
     standby.execute_batch("INSERT INTO t(b) VALUES(3)").unwrap();
     assert_eq!(asked(&deaf), 0);
     owner.end();
+}
+
+/// The process that replicates was stopped for longer than anybody waits.
+#[test]
+fn who_has_hung_up_disturbs_nobody_who_waits() {
+    let scratch = Scratch::new();
+    let mut owner = SqlPeer::start(&scratch.uri());
+    owner.sql("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t(b) VALUES(1); PRAGMA replvfs_flush");
+    let plain = Connection::open(scratch.database()).unwrap();
+    for _ in 0..5 {
+        owner.signal("-STOP");
+        plain.execute_batch("BEGIN IMMEDIATE").unwrap();
+        for _ in 0..10 {
+            drop(Asker::asking(&scratch, "aside"));
+        }
+        let mut waits = Asker::asking(&scratch, "aside");
+        for _ in 0..10 {
+            drop(Asker::asking(&scratch, "aside"));
+        }
+        owner.signal("-CONT");
+        assert_eq!(waits.answer(), "aside");
+        // All those are accepted in their order.
+        let mut last = Asker::asking(&scratch, "what?");
+        plain.execute_batch("COMMIT").unwrap();
+        assert_eq!(checkpoint(&plain, "TRUNCATE"), 0);
+        plain.execute_batch("INSERT INTO t(b) VALUES(2)").unwrap();
+        let wal = std::fs::read(scratch.file("app.db-wal")).unwrap();
+        let word = |at: usize| u32::from_be_bytes(wal[at..at + 4].try_into().unwrap());
+        assert_eq!(waits.say(&format!("over {} {}", word(16), word(20))), "kept");
+        assert!(last.answer().starts_with("no "));
+        owner.sql("PRAGMA replvfs_flush");
+    }
+    drop(plain);
+    owner.end();
+    let next = open(&scratch.uri()).unwrap();
+    next.execute_batch("INSERT INTO t(b) VALUES(3)").unwrap();
+    flush(&next);
+    assert_eq!(status(&next)["generation"], 1);
+    assert_eq!(rows_at(&scratch, None), 7);
 }

@@ -47,7 +47,6 @@ impl Database {
     /// The pin's slot is free for another process, until [`Database::come_back`] with the number that is returned.
     pub(super) fn step_aside_for_another(&self) -> Option<u64> {
         self.end_aside();
-        self.give_images_up("a checkpoint of another process restarts the WAL");
         let mut capture = self.capture();
         let region = {
             let mut guard = self.pin_lock();
@@ -71,6 +70,7 @@ impl Database {
             self.replica.hurry();
             return None;
         }
+        self.give_images_up("a checkpoint of another process restarts the WAL");
         let mut guard = self.pin_lock();
         let pin = guard.as_mut().filter(|_| self.pinned.load(Ordering::Acquire))?;
         let was_unbroken = self.unbroken.swap(false, Ordering::AcqRel);

@@ -69,7 +69,9 @@ impl Database {
             );
         }
         self.catch_up(&mut capture, &header, wal);
-        self.is_proved(&capture, region);
+        if !self.unbroken.load(Ordering::Acquire) && !self.is_of_another_file(region) {
+            self.is_proved(&capture, region);
+        }
         let broken = capture.cursor.is_none();
         drop(capture);
         if broken && self.wants_attention() {
