@@ -192,7 +192,9 @@ impl Database {
 
     /// All that was committed is judged. Where the cursor is at the wal-index while the WAL is kept, only those can restart it from here on whom the pin lets.
     pub(super) fn is_proved(&self, capture: &Capture, region: IndexRegion) {
-        if self.unbroken.load(Ordering::Acquire) || !self.pinned.load(Ordering::Acquire) || self.is_aside() {
+        let is_kept = self.pinned.load(Ordering::Acquire) && !self.is_aside();
+        // Of a cursor that is to be proved again it is not asked yet.
+        if self.unbroken.load(Ordering::Acquire) || self.unverified.load(Ordering::Acquire) || !is_kept {
             return;
         }
         let there = capture.cursor.zip(region.header());
