@@ -2,7 +2,7 @@
 #![allow(missing_docs)]
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use replvfs_tests::peer::{SqlPeer, run_sql};
@@ -162,14 +162,23 @@ struct Asker(BufReader<UnixStream>);
 
 impl Asker {
     fn ask(scratch: &Scratch) -> (Asker, String) {
-        let stream = UnixStream::connect(scratch.file("app.db-replvfs-sock")).unwrap();
-        let mut asker = Asker(BufReader::new(stream));
-        let answer = asker.say("aside");
+        let mut asker = Asker::asking(scratch, "aside");
+        let answer = asker.answer();
         (asker, answer)
+    }
+
+    fn asking(scratch: &Scratch, what: &str) -> Asker {
+        let stream = UnixStream::connect(scratch.file("app.db-replvfs-sock")).unwrap();
+        writeln!(&stream, "replvfs 1 {what}").unwrap();
+        Asker(BufReader::new(stream))
     }
 
     fn say(&mut self, what: &str) -> String {
         writeln!(self.0.get_mut(), "replvfs 1 {what}").unwrap();
+        self.answer()
+    }
+
+    fn answer(&mut self) -> String {
         let mut answer = String::new();
         self.0.read_line(&mut answer).unwrap();
         answer
@@ -199,9 +208,9 @@ fn who_asked_may_die_or_lie() {
     for said in [
         None,
         Some("back"),
-        Some("restarted 1 2"),
-        Some("restarted NEXT 2"),
-        Some("restarted 1"),
+        Some("over 1 2"),
+        Some("over NEXT 2"),
+        Some("over 1"),
         Some("x"),
     ] {
         let scratch = Scratch::new();
@@ -255,4 +264,149 @@ fn a_restart_that_nobody_told_of_is_a_discontinuity() {
         assert_eq!(rows_at(&scratch, None), 4);
         plain.end();
     }
+}
+
+/// The first who writes to a WAL that nobody has begun gives it salts of its own (`nCkpt` of `sqlite3WalWriteFrames`), and nothing was restarted.
+#[test]
+fn an_empty_wal_that_was_asked_about_is_begun_by_anybody() {
+    for mode in ["RESTART", "TRUNCATE"] {
+        for begun_by_standby in [false, true] {
+            let scratch = Scratch::new();
+            let owner = owner(&scratch, "");
+            let first = pragma_number(&owner, "replvfs_acked").unwrap();
+            assert_eq!(checkpoint(&owner, "TRUNCATE"), 0);
+            let mut standby = SqlPeer::start(&scratch.uri());
+            let mut plain = SqlPeer::start(&format!("file:{}", scratch.database().display()));
+            standby.sql(&format!("PRAGMA wal_checkpoint({mode})"));
+            let writer = if begun_by_standby { &mut standby } else { &mut plain };
+            writer.sql("INSERT INTO t(b) VALUES(2)");
+            is_whole(&scratch, &owner, first, 2);
+            plain.end();
+            standby.end();
+        }
+    }
+}
+
+/// A process that has the stream of the one that asked, as a child of it, says nothing and does not end.
+#[test]
+fn a_stream_that_stays_open_keeps_nothing() {
+    let scratch = Scratch::new();
+    let owner = owner(&scratch, "");
+    let first = pragma_number(&owner, "replvfs_acked").unwrap();
+    let mut plain = SqlPeer::start(&format!("file:{}", scratch.database().display()));
+    plain.sql("PRAGMA busy_timeout=60000; BEGIN IMMEDIATE");
+    let (asker, answer) = Asker::ask(&scratch);
+    assert_eq!(answer, "aside");
+    plain.sql("INSERT INTO t(b) VALUES(2)");
+    plain.sql("COMMIT");
+    is_whole(&scratch, &owner, first, 2);
+    plain.sql("PRAGMA busy_timeout=0; PRAGMA wal_checkpoint(TRUNCATE)");
+    assert!(wal_bytes(&scratch) > 0);
+    drop(asker);
+    plain.end();
+}
+
+/// In the place of the process that replicates, which is stopped.
+fn deaf(scratch: &Scratch) -> UnixListener {
+    let socket = scratch.file("app.db-replvfs-sock");
+    std::fs::remove_file(&socket).unwrap();
+    let deaf = UnixListener::bind(&socket).unwrap();
+    deaf.set_nonblocking(true).unwrap();
+    deaf
+}
+
+fn asked(deaf: &UnixListener) -> usize {
+    std::iter::from_fn(|| deaf.accept().ok()).count()
+}
+
+/// It would be waited for with the WRITE lock, which keeps all others from writing.
+#[test]
+fn who_does_not_answer_is_asked_once() {
+    let scratch = Scratch::new();
+    let mut owner = SqlPeer::start(&scratch.uri());
+    owner.sql("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t(b) VALUES(1); PRAGMA replvfs_flush");
+    let mut standby = open(&scratch.uri()).unwrap();
+    standby.busy_handler(Some(|times| times < 3)).unwrap();
+    let deaf = deaf(&scratch);
+    for _ in 0..2 {
+        assert_eq!(checkpoint(&standby, "TRUNCATE"), 1);
+        assert_eq!(asked(&deaf), 1);
+    }
+    owner.end();
+}
+
+/// Nor is it asked for a writer, which goes on in the WAL as it is.
+#[test]
+fn a_checkpoint_that_did_not_begin_is_over() {
+    let scratch = Scratch::new();
+    let mut owner = SqlPeer::start(&scratch.uri());
+    owner.sql("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t(b) VALUES(1); PRAGMA replvfs_flush");
+    let standby = open(&scratch.uri()).unwrap();
+    standby.execute_batch("INSERT INTO t(b) VALUES(2)").unwrap();
+    let plain = || Connection::open(scratch.database()).unwrap();
+    let writer = plain();
+    writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+    // With the CHECKPOINT lock, it waits for the WRITE lock.
+    static WAITS: AtomicBool = AtomicBool::new(false);
+    static GOES_ON: AtomicBool = AtomicBool::new(false);
+    let mut checkpointer = plain();
+    let waits = |_| {
+        WAITS.store(true, Ordering::Release);
+        while !GOES_ON.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        true
+    };
+    checkpointer.busy_handler(Some(waits)).unwrap();
+    let checkpointing = std::thread::spawn(move || checkpoint(&checkpointer, "FULL"));
+    while !WAITS.load(Ordering::Acquire) {
+        std::thread::yield_now();
+    }
+    assert_eq!(checkpoint(&standby, "PASSIVE"), 1);
+    writer.execute_batch("COMMIT").unwrap();
+    GOES_ON.store(true, Ordering::Release);
+    assert_eq!(checkpointing.join().unwrap(), 0);
+    let deaf = deaf(&scratch);
+    standby.execute_batch("INSERT INTO t(b) VALUES(3)").unwrap();
+    assert_eq!(asked(&deaf), 0);
+    owner.end();
+}
+
+/// The process that replicates was stopped for longer than anybody waits.
+#[test]
+fn who_has_hung_up_disturbs_nobody_who_waits() {
+    let scratch = Scratch::new();
+    let mut owner = SqlPeer::start(&scratch.uri());
+    owner.sql("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t(b) VALUES(1); PRAGMA replvfs_flush");
+    let plain = Connection::open(scratch.database()).unwrap();
+    for _ in 0..5 {
+        owner.signal("-STOP");
+        plain.execute_batch("BEGIN IMMEDIATE").unwrap();
+        for _ in 0..10 {
+            drop(Asker::asking(&scratch, "aside"));
+        }
+        let mut waits = Asker::asking(&scratch, "aside");
+        for _ in 0..10 {
+            drop(Asker::asking(&scratch, "aside"));
+        }
+        owner.signal("-CONT");
+        assert_eq!(waits.answer(), "aside");
+        // All those are accepted in their order.
+        let mut last = Asker::asking(&scratch, "what?");
+        plain.execute_batch("COMMIT").unwrap();
+        assert_eq!(checkpoint(&plain, "TRUNCATE"), 0);
+        plain.execute_batch("INSERT INTO t(b) VALUES(2)").unwrap();
+        let wal = std::fs::read(scratch.file("app.db-wal")).unwrap();
+        let word = |at: usize| u32::from_be_bytes(wal[at..at + 4].try_into().unwrap());
+        assert_eq!(waits.say(&format!("over {} {}", word(16), word(20))), "kept");
+        assert!(last.answer().starts_with("no "));
+        owner.sql("PRAGMA replvfs_flush");
+    }
+    drop(plain);
+    owner.end();
+    let next = open(&scratch.uri()).unwrap();
+    next.execute_batch("INSERT INTO t(b) VALUES(3)").unwrap();
+    flush(&next);
+    assert_eq!(status(&next)["generation"], 1);
+    assert_eq!(rows_at(&scratch, None), 7);
 }

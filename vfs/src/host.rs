@@ -124,9 +124,19 @@ impl Durability {
 
 /// The process that replicates a database has stepped aside until this is over, or dropped.
 pub trait Aside: Send {
-    /// The locks are let go for which it was asked, and the WRITE lock is still held. With the salts that the WAL has now, if it was restarted. Waits for a moment until
+    /// The locks are let go for which it was asked, and the WRITE lock is still held. With the salts that the WAL has now, if they are known. Waits for a moment until
     /// the other process keeps the WAL again.
-    fn over(self: Box<Self>, restarted: Option<Salts>);
+    fn over(self: Box<Self>, now: Option<Salts>);
+}
+
+/// What came of [`Replica::ask_aside`].
+pub enum AskedAside {
+    /// The other process keeps the WAL no more, for a moment.
+    Aside(Box<dyn Aside>),
+    /// It does not step aside now, or is not there: worth another question.
+    No,
+    /// It is there, and was waited for in vain.
+    Silent,
 }
 
 /// The replication of one database, as its connections see it.
@@ -192,10 +202,10 @@ pub trait Replica: Any + Send + Sync {
     /// Whether this process replicates the database from here on, since no other does any more.
     fn take_over(&self) -> bool;
 
-    /// Where another process replicates the database, and keeps its WAL: asks it to step aside, so that a checkpoint of this one can restart the WAL. `None` when it does not,
-    /// or is not there. May wait for a moment for that process, not for the network.
-    fn ask_aside(&self) -> Option<Box<dyn Aside>> {
-        None
+    /// Where another process replicates the database, and keeps its WAL: asks it to step aside, so that a checkpoint of this one can restart the WAL.
+    /// May wait for a moment for that process, not for the network.
+    fn ask_aside(&self) -> AskedAside {
+        AskedAside::No
     }
 
     /// The store does not answer: whatever is kept for it is kept for long.

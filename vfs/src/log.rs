@@ -92,7 +92,10 @@ pub trait Capturing: Send + Sync {
     fn step_aside(&self) -> Option<u64> {
         None
     }
-    fn come_back(&self, _which: u64, _restarted: Option<Salts>) {}
+    fn is_alone_aside(&self, _which: u64) -> bool {
+        true
+    }
+    fn come_back(&self, _which: u64, _now: Option<Salts>) {}
 }
 
 /// The log in numbers, as of one moment.
@@ -701,11 +704,17 @@ impl Log {
         self.capturing()?.step_aside()
     }
 
-    /// The other process is done, or gone. With the salts that it has given the WAL, if it has restarted it, and says so under its WRITE lock. Blocks on file I/O.
-    pub fn come_back(&self, which: u64, restarted: Option<Salts>) {
+    /// Nobody has the WRITE lock for which [`Log::step_aside`] gave that number: the other process is gone, whatever became of it.
+    pub fn is_alone_aside(&self, which: u64) -> bool {
+        let _later = later();
+        self.capturing().is_none_or(|capturing| capturing.is_alone_aside(which))
+    }
+
+    /// The other process is done, or gone. With the salts that the WAL has now, if it says so under its WRITE lock. Blocks on file I/O.
+    pub fn come_back(&self, which: u64, now: Option<Salts>) {
         let _later = later();
         if let Some(capturing) = self.capturing() {
-            capturing.come_back(which, restarted);
+            capturing.come_back(which, now);
         }
     }
 

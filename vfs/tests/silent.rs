@@ -8,7 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use collector::faults::{self, Fault};
 use collector::{Collector, beside, copied, open, plain, plain_image, prepare, txid, with_table};
+use replvfs_vfs::log::{Continuity, Withdrawn};
 use replvfs_vfs::resume::{Fingerprint, Next, Resume};
+use replvfs_vfs::transaction::Transaction;
+use replvfs_vfs::types::{PageSize, Pgno, Position, Salts, Txid};
 use rusqlite::Connection;
 
 const INSERT: &str = "INSERT INTO t(b) VALUES(randomblob(2000))";
@@ -183,6 +186,88 @@ fn no_wal_index_is_left_behind_a_close() {
         assert!(!beside(&path, "-wal").exists());
         assert!(!beside(&path, "-shm").exists());
     }
+}
+
+/// The salts of the WAL's header in the file.
+fn salts(path: &Path) -> Salts {
+    let wal = std::fs::read(beside(path, "-wal")).unwrap();
+    let word = |at: usize| u32::from_be_bytes(wal[at..at + 4].try_into().unwrap());
+    Salts(word(16), word(20))
+}
+
+/// The WAL was restarted by the one that asked, and that is about to be said.
+#[test]
+fn an_image_that_is_due_judges_nothing_while_it_steps_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    let collector = Collector::of(&path);
+    collector.settled();
+    let other = plain(&path);
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let which = collector.log().step_aside().unwrap();
+    // As under one WRITE lock: there is nothing to commit between the two.
+    other.execute_batch("COMMIT").unwrap();
+    assert_eq!(truncate(&other), 0);
+    other.execute_batch(INSERT).unwrap();
+    let told = salts(&path);
+    collector.log().request_image();
+    collector.log().look();
+    collector.log().come_back(which, Some(told));
+    collector.log().look();
+    ours.execute_batch(INSERT).unwrap();
+    let states = collector.settled();
+    assert_eq!(collector.bases(), [(0, Continuity::First)]);
+    assert!(states[&txid(&ours)] == plain_image(&path));
+}
+
+/// One that is asked for meanwhile is no proof of what was before it.
+#[test]
+fn a_base_does_not_hide_that_the_wal_was_restarted_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    let collector = Collector::of(&path);
+    collector.settled();
+    assert_eq!(truncate(&ours), 0);
+    let other = plain(&path);
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let which = collector.log().step_aside().unwrap();
+    other.execute_batch("COMMIT").unwrap();
+    other.execute_batch(INSERT).unwrap();
+    assert_eq!(truncate(&other), 0);
+    other.execute_batch(INSERT).unwrap();
+    collector.log().come_back(which, None);
+    collector.log().request_base();
+    collector.log().look();
+    let states = collector.settled();
+    let bases = collector.bases();
+    assert_eq!(
+        bases.last().map(|(_, continuity)| *continuity),
+        Some(Continuity::Broken),
+        "{bases:?}"
+    );
+    assert!(states[&txid(&ours)] == plain_image(&path));
+}
+
+/// Who has the WRITE lock is then a connection of this process, and nothing of what is not committed is carried over.
+#[test]
+fn it_does_not_step_aside_while_a_transaction_is_held_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let ours = with_table(&path);
+    let collector = Collector::of(&path);
+    collector.settled();
+    collector.log().acknowledge(Txid(txid(&ours)));
+    collector.pause();
+    ours.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let pages = [(Pgno::new(1).unwrap(), vec![0; 4096])];
+    let held = Transaction::for_test(Txid::ZERO, PageSize::new(4096).unwrap(), 1, &pages, Position::NONE);
+    let held = collector.log().push_tentative(held).unwrap();
+    assert_eq!(collector.log().step_aside(), None);
+    assert_eq!(collector.log().withdraw(held), Withdrawn::Cleanly);
+    collector.resume();
+    ours.execute_batch("COMMIT").unwrap();
 }
 
 #[test]

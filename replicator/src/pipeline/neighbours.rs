@@ -17,10 +17,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use replvfs_vfs::fork::NotInherited;
-use replvfs_vfs::host::Aside;
+use replvfs_vfs::host::{Aside, AskedAside};
 use replvfs_vfs::log::Log;
 use replvfs_vfs::types::{Salts, Txid};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketType};
 use tokio::sync::Notify;
 
 use super::confirm::{self, Wanted};
@@ -172,13 +172,19 @@ impl Neighbours {
     }
 
     /// Asks the owner to let the WAL be restarted.
-    pub(super) fn ask_aside(&self) -> Option<Box<dyn Aside>> {
-        let database = self.database.as_ref()?;
+    pub(super) fn ask_aside(&self) -> AskedAside {
+        let Some(database) = &self.database else {
+            return AskedAside::No;
+        };
         match ask_aside(database) {
-            Ok(aside) => aside.map(|aside| Box::new(aside) as Box<dyn Aside>),
+            Ok(Some(aside)) => AskedAside::Aside(Box::new(aside)),
+            Ok(None) => AskedAside::No,
             Err(error) => {
                 tracing::debug!(database = %database.display(), %error, "the process that replicates does not step aside");
-                None
+                match error.kind() {
+                    io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => AskedAside::Silent,
+                    _ => AskedAside::No,
+                }
             }
         }
     }
@@ -227,25 +233,33 @@ fn ask(database: &Path, until: Option<Txid>, timeout: Duration) -> io::Result<As
 
 fn ask_aside(database: &Path) -> io::Result<Option<OwnerAside>> {
     let mut stream = connect(database)?;
+    let not_inherited = NotInherited::new(stream.as_fd());
     stream.set_write_timeout(Some(ASIDE))?;
     stream.write_all(format!("{HELLO}aside\n").as_bytes())?;
     let answer = receive_until(&mut stream, Instant::now() + ASIDE)?;
-    Ok((answer.strip_prefix(HELLO) == Some("aside")).then_some(OwnerAside(stream)))
+    Ok((answer.strip_prefix(HELLO) == Some("aside")).then_some(OwnerAside {
+        _not_inherited: not_inherited,
+        stream,
+    }))
 }
 
-/// The owner has stepped aside, until the stream ends.
-struct OwnerAside(UnixStream);
+/// The owner has stepped aside, until the stream ends. Fields in the order in which they have to go.
+struct OwnerAside {
+    /// A child of `fork()` would keep it from ending with this process.
+    _not_inherited: NotInherited,
+    stream: UnixStream,
+}
 
 impl Aside for OwnerAside {
-    fn over(self: Box<Self>, restarted: Option<Salts>) {
-        let OwnerAside(mut stream) = *self;
-        let told = match restarted {
-            Some(Salts(first, second)) => format!("{HELLO}restarted {first} {second}\n"),
+    fn over(mut self: Box<Self>, now: Option<Salts>) {
+        let stream = &mut self.stream;
+        let told = match now {
+            Some(Salts(first, second)) => format!("{HELLO}over {first} {second}\n"),
             None => format!("{HELLO}back\n"),
         };
         let kept = stream
             .write_all(told.as_bytes())
-            .and_then(|()| receive_until(&mut stream, Instant::now() + ASIDE));
+            .and_then(|()| receive_until(stream, Instant::now() + ASIDE));
         if let Err(error) = kept {
             tracing::debug!(%error, "the process that replicates has not said that it keeps the WAL again");
         }
@@ -406,6 +420,9 @@ async fn answer(shared: &Arc<Shared>, stream: &tokio::net::UnixStream) -> Option
 
 /// Lets the other process restart the WAL, for as long as it takes it, or lives.
 async fn step_aside(shared: &Arc<Shared>, stream: &tokio::net::UnixStream) -> Option<String> {
+    if has_hung_up(stream) {
+        return None; // It did not wait so long, and what it asked for is not to be done behind its back.
+    }
     let log = Arc::clone(&shared.log);
     let stepping = outside::blocking(move || {
         let which = log.step_aside()?;
@@ -418,20 +435,40 @@ async fn step_aside(shared: &Arc<Shared>, stream: &tokio::net::UnixStream) -> Op
         return Some(format!("{HELLO}no the WAL cannot be restarted now\n"));
     };
     let told = match send(stream, format!("{HELLO}aside\n").as_bytes()).await {
-        Ok(()) => receive(stream).await.ok(),
+        Ok(()) => told_or_gone(&stepped, stream).await,
         Err(_) => None,
     };
-    let restarted = told.as_deref().and_then(new_salts);
-    outside::blocking(move || stepped.back(restarted)).await.ok()?;
+    let now = told.as_deref().and_then(salts_now);
+    outside::blocking(move || stepped.back(now)).await.ok()?;
     Some(format!("{HELLO}kept\n"))
 }
 
-fn new_salts(line: &str) -> Option<Salts> {
-    let mut words = line
-        .trim_end()
-        .strip_prefix(HELLO)?
-        .strip_prefix("restarted ")?
-        .split(' ');
+/// What the other process says when it is done. The end of the stream tells that it is gone; but who has forked may have left the stream to a child.
+async fn told_or_gone(stepped: &Stepped, stream: &tokio::net::UnixStream) -> Option<String> {
+    let which = stepped.which?;
+    let mut told = std::pin::pin!(receive(stream));
+    loop {
+        if let Ok(told) = tokio::time::timeout(ASIDE, &mut told).await {
+            return told.ok();
+        }
+        let log = Arc::clone(&stepped.log);
+        if outside::blocking(move || log.is_alone_aside(which))
+            .await
+            .unwrap_or(true)
+        {
+            return None;
+        }
+    }
+}
+
+/// Who has asked does not wait any more.
+fn has_hung_up(stream: &tokio::net::UnixStream) -> bool {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    matches!(rustix::net::recv(stream, &mut [0; 1], flags), Ok((_, 0)))
+}
+
+fn salts_now(line: &str) -> Option<Salts> {
+    let mut words = line.trim_end().strip_prefix(HELLO)?.strip_prefix("over ")?.split(' ');
     let salts = Salts(words.next()?.parse().ok()?, words.next()?.parse().ok()?);
     words.next().is_none().then_some(salts)
 }
@@ -443,9 +480,9 @@ struct Stepped {
 }
 
 impl Stepped {
-    fn back(mut self, restarted: Option<Salts>) {
+    fn back(mut self, now: Option<Salts>) {
         if let Some(which) = self.which.take() {
-            self.log.come_back(which, restarted);
+            self.log.come_back(which, now);
         }
     }
 }

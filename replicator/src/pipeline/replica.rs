@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use replvfs_vfs::host::{Aside, Durability, FlushError, Replica};
+use replvfs_vfs::host::{AskedAside, Durability, FlushError, Replica};
 use replvfs_vfs::resume::Left;
 use replvfs_vfs::types::Txid;
 
@@ -136,8 +136,12 @@ impl Replica for DatabaseReplica {
         self.shared.wake.notify_one();
     }
 
-    fn ask_aside(&self) -> Option<Box<dyn Aside>> {
-        self.shared.neighbours.ask_aside()
+    fn ask_aside(&self) -> AskedAside {
+        // A process in which replication has ended may still answer itself.
+        match self.shared.is_standby() {
+            true => self.shared.neighbours.ask_aside(),
+            false => AskedAside::No,
+        }
     }
 
     fn progressed(&self) {

@@ -1,47 +1,45 @@
 //! A checkpoint of a process that stands by restarts the WAL: the process that replicates steps aside for it.
 //!
 //! Owns the time in which the pin's slot is not held though replication goes on. The other process has the WRITE lock all that time, so nothing is committed, and what
-//! is committed was captured before. It tells which salts it has given the WAL: with them the cursor goes on at its start, where else a WAL with other salts proves nothing. Without
-//! that word (it died, or has nothing restarted) the cursor stays, and what is found next is judged as ever.
+//! is committed was captured before. It tells which salts the WAL has then: if they are new the cursor goes on at its start, where else a WAL with other salts proves nothing. Without
+//! that word (it died) the cursor stays, and what is found next is judged as ever.
 
 use std::sync::atomic::Ordering;
 
 use super::database::{Capture, Connection, Cursor, Database};
-use super::pin::{EXCLUSIVE_LOCK, EXCLUSIVE_UNLOCK};
-use crate::base::WRITE_SLOT;
-use crate::host::Aside;
+use super::pin::Pin;
+use super::restart::is_at;
+use crate::host::{Aside, AskedAside};
 use crate::types::{Position, Salts};
 
 /// What a connection of a process that stands by keeps while the other one has stepped aside.
-pub(super) struct Asked {
-    aside: Box<dyn Aside>,
-    /// Of the WAL that it is about to restart.
-    before: Option<Salts>,
-}
+pub(super) struct Asked(Box<dyn Aside>);
 
 /// In the process that stands by.
 impl Database {
     /// The pin of another process would refuse what a checkpoint is about to ask for.
     pub(super) fn ask_aside(&self, connection: &Connection) {
-        let before = salts(connection);
         // Without a lock of ours: the other process may take a moment.
-        let aside = self.replica.ask_aside();
-        connection.lock().asked = aside.map(|aside| Asked { aside, before });
+        let asked = self.replica.ask_aside();
+        let mut state = connection.lock();
+        match asked {
+            AskedAside::Aside(aside) => state.asked = Some(Asked(aside)),
+            AskedAside::No => {}
+            AskedAside::Silent => state.unanswered = true,
+        }
     }
 
     /// The request's locks went down, and WRITE is still held; or they were not given.
     pub(super) fn aside_is_over(&self, connection: &Connection) {
-        let Some(Asked { aside, before }) = connection.lock().asked.take() else {
-            return;
+        let (asked, region) = {
+            let mut state = connection.lock();
+            (state.asked.take(), state.region)
         };
-        let now = salts(connection);
-        aside.over(now.filter(|_| before.is_some() && now != before));
+        if let Some(Asked(aside)) = asked {
+            let header = region.and_then(|region| region.header());
+            aside.over(header.map(|header| header.position.salts));
+        }
     }
-}
-
-fn salts(connection: &Connection) -> Option<Salts> {
-    let region = connection.lock().region?;
-    region.header().map(|header| header.position.salts)
 }
 
 /// In the process that replicates.
@@ -49,14 +47,13 @@ impl Database {
     /// The pin's slot is free for another process, until [`Database::come_back`] with the number that is returned.
     pub(super) fn step_aside_for_another(&self) -> Option<u64> {
         self.end_aside();
-        self.give_images_up("a checkpoint of another process restarts the WAL");
         let mut capture = self.capture();
         let region = {
             let mut guard = self.pin_lock();
             let pin = guard.as_mut().filter(|_| self.pinned.load(Ordering::Acquire))?;
-            // The question may have come too late, or be about a file that has the name no more.
-            if pin.file.shm_lock(WRITE_SLOT, EXCLUSIVE_LOCK).is_ok() {
-                let _ = pin.file.shm_lock(WRITE_SLOT, EXCLUSIVE_UNLOCK);
+            // The question may have come too late, or be about a file that has the name no more. What is held back here is a transaction of the one that has the
+            // WRITE lock, so that is not who asks; and it is not to be carried over.
+            if pin.is_write_free() || self.log.is_holding() {
                 return None;
             }
             let (region, wal) = (pin.region, pin.wal(self)?);
@@ -66,29 +63,38 @@ impl Database {
             region
         };
         let (cursor, header) = (capture.cursor?, region.header()?);
-        if !super::restart::is_at(cursor.position, header.position) {
+        if !is_at(cursor.position, header.position) {
             return None;
         }
         if !self.may_restart(&mut capture, Some(region), true) {
             self.replica.hurry();
             return None;
         }
+        self.give_images_up("a checkpoint of another process restarts the WAL");
         let mut guard = self.pin_lock();
         let pin = guard.as_mut().filter(|_| self.pinned.load(Ordering::Acquire))?;
-        self.unbroken.store(false, Ordering::Release);
+        let was_unbroken = self.unbroken.swap(false, Ordering::AcqRel);
         capture.aside_times += 1;
-        capture.aside_at = Some(cursor.position);
+        capture.aside_at = Some((cursor.position, was_unbroken));
         self.aside.store(capture.aside_times, Ordering::Release);
         pin.release_slot();
         Some(capture.aside_times)
     }
 
-    /// The pin's slot is taken again. With the salts of the WAL that the other process has begun, if it has, before which nothing else was committed.
-    pub(super) fn come_back_from(&self, which: u64, restarted: Option<Salts>) {
+    /// The pin's slot is taken again. With the salts that the WAL has when the other process is done, before which nothing was committed.
+    pub(super) fn come_back_from(&self, which: u64, now: Option<Salts>) {
         let mut capture = self.capture();
         if self.aside.load(Ordering::Acquire) == which {
-            self.take_slot_again(&mut capture, restarted);
+            self.take_slot_again(&mut capture, now);
         }
+    }
+
+    /// The other process is not there any more, though nobody says so: it had the WRITE lock.
+    pub(super) fn is_left_by_who_asked(&self, which: u64) -> bool {
+        if self.aside.load(Ordering::Acquire) != which {
+            return true;
+        }
+        self.pin_lock().as_mut().is_none_or(Pin::is_write_free)
     }
 
     /// Whoever got the WRITE lock meanwhile: the other process is gone.
@@ -103,8 +109,8 @@ impl Database {
         self.aside.load(Ordering::Acquire) != 0
     }
 
-    fn take_slot_again(&self, capture: &mut Capture, restarted: Option<Salts>) {
-        let at = capture.aside_at.take();
+    fn take_slot_again(&self, capture: &mut Capture, now: Option<Salts>) {
+        let was = capture.aside_at.take();
         self.aside.store(0, Ordering::Release);
         let mut guard = self.pin_lock();
         let Some(pin) = guard.as_mut().filter(|_| self.pinned.load(Ordering::Acquire)) else {
@@ -114,29 +120,47 @@ impl Database {
         if !is_held {
             self.slot_released();
         }
-        let (Some(salts), Some(cursor), Some(header)) = (restarted, capture.cursor, pin.region.header()) else {
+        let (Some((at, was_unbroken)), Some(cursor), Some(header)) = (was, capture.cursor, pin.region.header()) else {
             return;
         };
         // What was told is of another file, or there was another restart since.
-        let follows = salts.0 == cursor.position.salts.0.wrapping_add(1);
-        if header.position.salts != salts || at != Some(cursor.position) || !follows {
+        if now != Some(header.position.salts) || at != cursor.position {
             return;
         }
+        if header.position.salts == at.salts {
+            // Nothing was restarted.
+            if is_held && was_unbroken && is_at(at, header.position) {
+                self.unbroken.store(true, Ordering::Release);
+            }
+        } else if header.position.salts.0 == at.salts.0.wrapping_add(1) {
+            self.goes_on_in(capture, pin, (cursor, header.position), is_held);
+        }
+    }
+
+    /// The cursor goes on at the start of the WAL that the wal-index tells of.
+    fn goes_on_in(&self, capture: &mut Capture, pin: &Pin, (cursor, there): (Cursor, Position), is_held: bool) {
         if cursor.position.frame > 0 {
-            capture.ended = at;
+            capture.ended = Some(cursor.position);
         }
         let position = Position {
-            salts,
+            salts: there.salts,
             frame: 0,
             checksum: [0, 0],
         };
         capture.cursor = Some(Cursor { position, ..cursor });
-        if header.position.frame > 0 || !is_held {
+        if there.frame > 0 || !is_held {
             return;
         }
         self.unbroken.store(true, Ordering::Release);
         // SAFETY: the pin's file, under its lock.
-        if let Some(print) = unsafe { self.leave(capture, pin.file.as_ref()) } {
+        let print = unsafe { self.leave(capture, pin.file.as_ref()) };
+        // If this process was kept from running, nobody has waited for it, and somebody may have changed the file before it was looked at. To do so they commit first,
+        // in this WAL, which is kept.
+        let is_left = pin
+            .region
+            .header()
+            .is_some_and(|header| is_at(position, header.position));
+        if let Some(print) = print.filter(|_| is_left) {
             capture.held = Some(print);
             let end = capture.ended.unwrap_or(position);
             self.note_file(capture, end, print);

@@ -76,9 +76,16 @@ impl Database {
                 question
             }
         };
-        // All that is known is proved by now: from here on only those can restart the WAL whom the pin lets.
-        self.unbroken
-            .store(self.pinned.load(Ordering::Acquire), Ordering::Release);
+        // What happened while nothing kept the WAL is judged before the cursor counts as proved: a base that is wanted would hide it.
+        if !self.unbroken.load(Ordering::Acquire) {
+            self.catch_up(capture, &header, wal);
+        }
+        if capture.cursor.is_none() {
+            let is_kept = self.pinned.load(Ordering::Acquire);
+            self.unbroken.store(is_kept, Ordering::Release);
+        } else {
+            self.is_proved(capture, region);
+        }
         let found = self.log.base_wanted().then(|| self.mark(region));
         self.settle_base(capture, found, question, Some(wal));
     }

@@ -69,6 +69,9 @@ impl Database {
             );
         }
         self.catch_up(&mut capture, &header, wal);
+        if !self.unbroken.load(Ordering::Acquire) && !self.is_of_another_file(region) {
+            self.is_proved(&capture, region);
+        }
         let broken = capture.cursor.is_none();
         drop(capture);
         if broken && self.wants_attention() {
@@ -525,6 +528,7 @@ impl Database {
         } else if is.salts != was.salts {
             return false; // It may be this process that begins it again.
         }
+        self.is_proved(capture, region);
         true
     }
 }

@@ -101,9 +101,9 @@ pub(super) struct Capture {
     pub(super) unproved: Option<Txid>,
     /// The newest transaction was another process's: ours may be doing nothing, and restart no WAL.
     pub(super) foreign: bool,
-    /// How often the pin has stepped aside for another process, and where the cursor was the last time, while it has.
+    /// How often the pin has stepped aside for another process; while it has, where the cursor was then, and whether nobody can have restarted the WAL before.
     pub(super) aside_times: u64,
-    pub(super) aside_at: Option<Position>,
+    pub(super) aside_at: Option<(Position, bool)>,
     /// What was carried over restarts of the WAL, and may be needed after this process.
     pub(super) spill: Option<Spill>,
     /// The file as it was left without a WAL.
@@ -151,8 +151,10 @@ pub(crate) struct ConnectionState {
     pub(crate) mirror: Mirror,
     /// The WAL's committed part was too large to copy; not to be tried again before the WAL restarts.
     pub(crate) too_large: bool,
-    /// It checkpoints.
+    /// It has the CHECKPOINT lock.
     pub(crate) checkpointing: bool,
+    /// The process that replicates does not answer: it is not asked again for this checkpoint.
+    pub(super) unanswered: bool,
     /// Another process keeps no WAL until it is told, since this connection restarts it.
     pub(super) asked: Option<Asked>,
     /// A PRAGMA was seen that ends WAL mode.
@@ -188,6 +190,7 @@ impl ConnectionState {
             mirror: Mirror::new(database.memory, &database.budget),
             too_large: false,
             checkpointing: false,
+            unanswered: false,
             asked: None,
             leaving_wal: false,
             without_journal: false,
@@ -199,6 +202,12 @@ impl ConnectionState {
             writes: WriteState::default(),
             strict: StrictState::default(),
         }
+    }
+
+    /// It has got the CHECKPOINT lock, or is about to let it go.
+    pub(crate) fn checkpoints(&mut self, checkpointing: bool) {
+        self.checkpointing = checkpointing;
+        self.unanswered = false;
     }
 
     /// It can commit: it has the WAL's write lock, or the file for itself.

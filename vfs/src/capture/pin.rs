@@ -11,7 +11,8 @@ use libsqlite3_sys as ffi;
 
 use super::continuity::is_wal_beside;
 use super::database::{Capture, Database};
-use crate::base::{BaseFile, Code, FIRST_READ_SLOT, FileRef, IndexRegion};
+use super::restart::is_at;
+use crate::base::{BaseFile, Code, FIRST_READ_SLOT, FileRef, IndexRegion, WRITE_SLOT};
 use crate::host::FlushError;
 use crate::log::Capturing;
 use crate::types::Salts;
@@ -85,6 +86,15 @@ impl Pin {
             let _ = self.file.shm_lock(slot, SHARED_UNLOCK);
         }
         false
+    }
+
+    /// Nobody writes at this moment, nor checkpoints but passively.
+    pub(super) fn is_write_free(&mut self) -> bool {
+        let is_free = self.file.shm_lock(WRITE_SLOT, EXCLUSIVE_LOCK).is_ok();
+        if is_free {
+            let _ = self.file.shm_lock(WRITE_SLOT, EXCLUSIVE_UNLOCK);
+        }
+        is_free
     }
 
     pub(super) fn release_slot(&mut self) {
@@ -180,6 +190,23 @@ impl Database {
         }
     }
 
+    /// All that was committed is judged. Where the cursor is at the wal-index while the WAL is kept, only those can restart it from here on whom the pin lets.
+    pub(super) fn is_proved(&self, capture: &Capture, region: IndexRegion) {
+        let is_kept = self.pinned.load(Ordering::Acquire) && !self.is_aside();
+        // Of a cursor that is to be proved again it is not asked yet.
+        if self.unbroken.load(Ordering::Acquire) || self.unverified.load(Ordering::Acquire) || !is_kept {
+            return;
+        }
+        let there = capture.cursor.zip(region.header());
+        if there.is_some_and(|(cursor, header)| is_at(cursor.position, header.position)) {
+            self.unbroken.store(true, Ordering::Release);
+            // It may have been dropped meanwhile.
+            if !self.pinned.load(Ordering::Acquire) {
+                self.unbroken.store(false, Ordering::Release);
+            }
+        }
+    }
+
     pub(super) fn slot_released(&self) {
         self.pinned.store(false, Ordering::Release);
         self.unbroken.store(false, Ordering::Release);
@@ -247,8 +274,12 @@ impl Capturing for Database {
         self.step_aside_for_another()
     }
 
-    fn come_back(&self, which: u64, restarted: Option<Salts>) {
-        self.come_back_from(which, restarted);
+    fn is_alone_aside(&self, which: u64) -> bool {
+        self.is_left_by_who_asked(which)
+    }
+
+    fn come_back(&self, which: u64, now: Option<Salts>) {
+        self.come_back_from(which, now);
     }
 
     fn look(&self) {
@@ -286,6 +317,9 @@ impl Capturing for Database {
 impl Database {
     /// The bytes of a WAL that could go, but for a store that does not answer, when they are past `wal_limit`.
     fn look_through(&self, capture: &mut Capture, pin: &mut Pin) -> Option<u64> {
+        if self.is_aside() {
+            return None;
+        }
         let region = pin.region;
         let wal = pin.wal(self)?;
         if self.wants_attention() {

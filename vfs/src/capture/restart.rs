@@ -46,13 +46,14 @@ impl Database {
             }
             return false;
         }
-        if state.checkpointing && !self.replica.owns() {
-            drop((capture, state));
-            self.ask_aside(connection);
-            return true;
-        }
+        // Also where replication has ended, as long as the pin is there.
         if let Some(pin) = self.pin_lock().as_mut() {
             pin.release_slot();
+        }
+        let asks = state.checkpointing && !state.unanswered && !self.replica.owns();
+        drop((capture, state));
+        if asks {
+            self.ask_aside(connection);
         }
         true
     }

@@ -217,6 +217,11 @@ impl Log {
         self.lock().abandoned
     }
 
+    /// One is in the log that is not committed yet.
+    pub(crate) fn is_holding(&self) -> bool {
+        self.lock().held.is_some()
+    }
+
     /// What is captured has no numbers now.
     pub(crate) fn is_dropping(&self) -> bool {
         self.lock().dropping

@@ -380,8 +380,8 @@ unsafe extern "C" fn shm_lock(file: *mut ffi::sqlite3_file, offset: c_int, n: c_
                 return ffi::SQLITE_BUSY;
             }
         }
-        if exclusive && offset == CHECKPOINT_SLOT {
-            observe("xShmLock", connection, || connection.lock().checkpointing = locks);
+        if exclusive && offset == CHECKPOINT_SLOT && !locks {
+            observe("xShmLock", connection, || connection.lock().checkpoints(false));
         }
         if write_lock && !locks {
             observe("xShmLock", connection, || {
@@ -406,7 +406,9 @@ unsafe extern "C" fn shm_lock(file: *mut ffi::sqlite3_file, offset: c_int, n: c_
         && locks
         && is_ok(code)
     {
-        if write_lock {
+        if exclusive && offset == CHECKPOINT_SLOT {
+            observe("xShmLock", connection, || connection.lock().checkpoints(true));
+        } else if write_lock {
             observe("xShmLock", connection, || {
                 let mut state = connection.lock();
                 state.writing = true;
