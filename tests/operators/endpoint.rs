@@ -134,10 +134,13 @@ fn guests_who_do_not_behave_keep_nobody_out() {
         ("POST /metrics HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", "405"),
         ("\x16\x03\x01\x02\r\n\r\n", "400"),
         ("GET /metrics?x=1 HTTP/1.1\r\nHost: a\r\nAccept: */*\r\n\r\n", "200"),
+        ("GET http://a:9464/metrics HTTP/1.1\r\nHost: a:9464\r\n\r\n", "200"),
     ] {
         let (line, _) = ask(address, question.as_bytes()).unwrap();
         assert!(line.contains(status), "{question:?}: {line}");
     }
+    let (line, body) = ask(address, b"HEAD /metrics HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    assert!(line.contains("200") && body.is_empty(), "{line}: {body}");
     let long = format!("GET /metrics HTTP/1.1\r\nX: {}\r\n", "x".repeat(20_000));
     // What it does not read it may take for the end of the connection.
     if let Ok((line, _)) = ask(address, long.as_bytes()) {

@@ -6,6 +6,7 @@
 
 mod endpoint;
 mod fork;
+mod hostile;
 mod http;
 mod logs;
 mod prometheus;
@@ -28,6 +29,7 @@ fn program() {
     };
     match role.as_str() {
         "forks" => fork::with_a_child(&uri),
+        role if role.starts_with("hostile") => hostile::run(role, &uri),
         role => logs::run(role, &uri),
     }
 }
