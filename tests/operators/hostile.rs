@@ -11,6 +11,7 @@ use super::http::{metrics, value};
 pub(super) fn run(role: &str, uri: &str) {
     match role {
         "hostile subscriber" => is_hostile(uri),
+        "hostile diary" => keeps_a_diary(uri),
         "hostile names" => has_hostile_names(uri),
         other => panic!("{other}?"),
     }
@@ -49,6 +50,51 @@ fn is_hostile(uri: &str) {
     assert_eq!(rows, 1);
     let failed = connection.query_row("PRAGMA replvfs_flush", [], |_| Ok(()));
     assert!(failed.is_err(), "nothing is acknowledged after it");
+}
+
+/// Writes what it is told into a database, through the same VFS.
+struct Diary(String);
+
+impl<S: tracing::Subscriber> Layer<S> for Diary {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        thread_local!(static WRITING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) });
+        if WRITING.replace(true) {
+            return;
+        }
+        let diary = rusqlite::Connection::open(&self.0).unwrap();
+        diary.busy_timeout(std::time::Duration::from_secs(60)).unwrap();
+        let line = format!("{} {}", event.metadata().level(), event.metadata().target());
+        diary.execute("INSERT INTO diary VALUES (?1)", [line]).unwrap();
+        WRITING.set(false);
+    }
+}
+
+#[test]
+fn a_subscriber_may_use_sqlite() {
+    super::logs::says("hostile diary", &[("REPLVFS_DEFAULT", "1")]);
+}
+
+fn keeps_a_diary(uri: &str) {
+    replvfs::register(replvfs::Config::default()).unwrap();
+    let (path, parameters) = uri.strip_prefix("file:").unwrap().split_once('?').unwrap();
+    let diary = format!("{path}-diary");
+    let written = rusqlite::Connection::open(&diary).unwrap();
+    written.execute_batch("CREATE TABLE diary(line)").unwrap();
+    tracing_subscriber::registry().with(Diary(diary)).init();
+    for round in 0..3 {
+        let connection = rusqlite::Connection::open(uri).unwrap();
+        use_wal(&connection);
+        connection.execute_batch("CREATE TABLE IF NOT EXISTS t(x); INSERT INTO t VALUES (1)").unwrap();
+        flush(&connection);
+        assert_eq!(replvfs_tests::status(&connection)["acked"].as_u64().is_some(), true, "{round}");
+        assert!(rusqlite::Connection::open(format!("{uri}&timeout=soon")).is_err());
+        let reader = rusqlite::Connection::open(format!("file:r?vfs=replvfs-remote&{}", parameters.split('&').find(|part| part.starts_with("replica=")).unwrap())).unwrap();
+        let _: i64 = reader.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+    }
+    let lines: i64 = written.query_row("SELECT count(*) FROM diary WHERE line LIKE 'INFO replvfs::pipeline%'", [], |row| row.get(0)).unwrap();
+    assert!(lines > 0);
+    // Shutting down is told, too.
+    replvfs::shutdown(std::time::Duration::from_secs(60)).unwrap();
 }
 
 #[test]

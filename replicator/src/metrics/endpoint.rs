@@ -18,13 +18,12 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::Metrics;
 use crate::pipeline;
 
 /// Connections at a time.
 const GUESTS: usize = 8;
 /// For the question, the answer and the end of a connection together.
-const MANNERS: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
+const MANNERS: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 5000 });
 const LONGEST_HEAD_BYTES: usize = 8 << 10;
 /// More headers than that has nobody who asks for metrics.
 const MOST_HEADERS: usize = 64;
@@ -72,7 +71,7 @@ impl Endpoint {
         self.text.run_upkeep();
     }
 
-    pub(super) fn serve(&self, runtime: &Handle, metrics: &Metrics) {
+    pub(super) fn serve(&self, runtime: &Handle) {
         if self.open.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -86,11 +85,9 @@ impl Endpoint {
                 if let Ok(address) = listening.listener.local_addr() {
                     tracing::info!(%address, "metrics are served at http://{address}/metrics");
                 }
-                let (text, metrics) = (self.text.clone(), metrics.clone());
+                let text = self.text.clone();
                 let render = move || {
                     pipeline::publish_all();
-                    // As long as it is shown it is there.
-                    let _ = &metrics;
                     text.render()
                 };
                 runtime.spawn(accept(listening, open, Arc::new(render)));
@@ -170,6 +167,12 @@ struct Guest {
     _one_of: Arc<OwnedSemaphorePermit>,
 }
 
+impl Guest {
+    fn text(self) -> String {
+        (self.render)()
+    }
+}
+
 async fn answer(mut stream: TcpStream, not_inherited: NotInherited, guest: Guest) -> io::Result<()> {
     let Asked { question, is_head } = question(&mut stream).await?;
     let (status, body) = match question {
@@ -177,7 +180,7 @@ async fn answer(mut stream: TcpStream, not_inherited: NotInherited, guest: Guest
         Question::Metrics => {
             let guest = guest.clone();
             // Looking at all databases takes locks, for a moment each.
-            match tokio::task::spawn_blocking(move || (guest.render)()).await {
+            match tokio::task::spawn_blocking(move || guest.text()).await {
                 Ok(body) => ("200 OK", body),
                 Err(_) => ("500 Internal Server Error", "this is a bug in replvfs\n".to_owned()),
             }
@@ -282,6 +285,7 @@ fn path_of(target: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Metrics;
     use super::*;
 
     #[test]

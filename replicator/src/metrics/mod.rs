@@ -98,7 +98,7 @@ impl Metrics {
     pub(crate) fn serve(&self, runtime: &Handle) {
         match &self.0.target {
             #[cfg(feature = "prometheus")]
-            Target::Endpoint(endpoint) => endpoint.serve(runtime, self),
+            Target::Endpoint(endpoint) => endpoint.serve(runtime),
             _ => {
                 let _ = runtime;
             }
