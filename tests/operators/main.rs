@@ -8,6 +8,7 @@ mod endpoint;
 mod fork;
 mod hostile;
 mod http;
+mod idle;
 mod logs;
 mod prometheus;
 mod queries;
