@@ -1,7 +1,7 @@
 //! What the program around replvfs may do with what it is told: panic, or have names that would begin another line.
 
 use replvfs_tests::peer::SqlPeer;
-use replvfs_tests::{Scratch, flush, open, sqlite_log, use_wal};
+use replvfs_tests::{Scratch, flush, open, pragma_number, sqlite_log, use_wal};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -22,7 +22,10 @@ struct Hostile;
 
 impl<S: tracing::Subscriber> Layer<S> for Hostile {
     fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
-        assert!(*event.metadata().level() > tracing::Level::WARN, "injected into a subscriber");
+        assert!(
+            *event.metadata().level() > tracing::Level::WARN,
+            "injected into a subscriber"
+        );
     }
 }
 
@@ -84,14 +87,28 @@ fn keeps_a_diary(uri: &str) {
     for round in 0..3 {
         let connection = rusqlite::Connection::open(uri).unwrap();
         use_wal(&connection);
-        connection.execute_batch("CREATE TABLE IF NOT EXISTS t(x); INSERT INTO t VALUES (1)").unwrap();
+        connection
+            .execute_batch("CREATE TABLE IF NOT EXISTS t(x); INSERT INTO t VALUES (1)")
+            .unwrap();
         flush(&connection);
-        assert_eq!(replvfs_tests::status(&connection)["acked"].as_u64().is_some(), true, "{round}");
+        assert!(pragma_number(&connection, "replvfs_acked").is_some(), "{round}");
         assert!(rusqlite::Connection::open(format!("{uri}&timeout=soon")).is_err());
-        let reader = rusqlite::Connection::open(format!("file:r?vfs=replvfs-remote&{}", parameters.split('&').find(|part| part.starts_with("replica=")).unwrap())).unwrap();
-        let _: i64 = reader.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+        let reader = rusqlite::Connection::open(format!(
+            "file:r?vfs=replvfs-remote&{}",
+            parameters.split('&').find(|part| part.starts_with("replica=")).unwrap()
+        ))
+        .unwrap();
+        let _: i64 = reader
+            .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+            .unwrap();
     }
-    let lines: i64 = written.query_row("SELECT count(*) FROM diary WHERE line LIKE 'INFO replvfs::pipeline%'", [], |row| row.get(0)).unwrap();
+    let lines: i64 = written
+        .query_row(
+            "SELECT count(*) FROM diary WHERE line LIKE 'INFO replvfs::pipeline%'",
+            [],
+            |row| row.get(0),
+        )
+        .unwrap();
     assert!(lines > 0);
     // Shutting down is told, too.
     replvfs::shutdown(std::time::Duration::from_secs(60)).unwrap();
@@ -112,7 +129,10 @@ fn has_hostile_names(uri: &str) {
     let told = sqlite_log();
     assert!(told.len() > 1);
     for (code, part) in &told {
-        assert!(*code == 28 && part.starts_with("replvfs: ") && part.len() < 699, "{part}");
+        assert!(
+            *code == 28 && part.starts_with("replvfs: ") && part.len() < 699,
+            "{part}"
+        );
     }
     let all: Vec<&str> = told.iter().flat_map(|(_, part)| part.split(' ')).collect();
     assert!(words.iter().all(|word| all.contains(&word.as_str())), "{told:?}");
@@ -123,9 +143,18 @@ fn has_hostile_names(uri: &str) {
 
     let folder = std::path::Path::new(uri.split("file:").nth(1).unwrap().split('?').next().unwrap()).parent();
     let name = format!("{}/a%0A(1)%20no such table%1B[2J.db", folder.unwrap().display());
-    assert!(open(&format!("file:{name}?vfs=replvfs&replica=memory://hostile&timeout=soon")).is_err());
+    assert!(
+        open(&format!(
+            "file:{name}?vfs=replvfs&replica=memory://hostile&timeout=soon"
+        ))
+        .is_err()
+    );
     let told = sqlite_log();
-    assert!(told.iter().any(|(_, part)| part.contains("a\\n(1) no such table\\u{1b}[2J.db")), "{told:?}");
+    assert!(
+        told.iter()
+            .any(|(_, part)| part.contains("a\\n(1) no such table\\u{1b}[2J.db")),
+        "{told:?}"
+    );
     for (_, part) in told.iter().filter(|(_, part)| part.starts_with("replvfs: ")) {
         assert!(!part.contains(char::is_control), "{part:?}");
     }
@@ -145,9 +174,13 @@ fn databases_whose_names_are_not_utf_8_have_numbers_of_their_own() {
             "ATTACH 'file:{}?vfs=replvfs&replica={replica}&flush_interval=10ms' AS of{rows}",
             file.display()
         ));
-        writer.sql(&format!("PRAGMA of{rows}.journal_mode=WAL; CREATE TABLE of{rows}.t(x);"));
+        writer.sql(&format!(
+            "PRAGMA of{rows}.journal_mode=WAL; CREATE TABLE of{rows}.t(x);"
+        ));
         for row in 0..rows {
-            writer.sql(&format!("INSERT INTO of{rows}.t VALUES ({row}); PRAGMA of{rows}.replvfs_flush;"));
+            writer.sql(&format!(
+                "INSERT INTO of{rows}.t VALUES ({row}); PRAGMA of{rows}.replvfs_flush;"
+            ));
         }
     }
     let text = metrics(address);

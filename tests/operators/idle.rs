@@ -33,7 +33,12 @@ impl Database {
             .images_for_test(0, Duration::from_millis(1), Duration::from_millis(1), false)
             .upkeep_for_tests(1, 2, Duration::ZERO, Retention::For(Duration::from_millis(1)));
         replvfs::register(config).unwrap();
-        Database { what, scratch, store, vfs }
+        Database {
+            what,
+            scratch,
+            store,
+            vfs,
+        }
     }
 
     fn open(&self) -> Connection {
@@ -44,7 +49,9 @@ impl Database {
     fn begun(&self, journal: &str) -> Connection {
         let connection = self.open();
         connection
-            .execute_batch(&format!("PRAGMA journal_mode={journal}; CREATE TABLE t(x); INSERT INTO t VALUES (1)"))
+            .execute_batch(&format!(
+                "PRAGMA journal_mode={journal}; CREATE TABLE t(x); INSERT INTO t VALUES (1)"
+            ))
             .unwrap();
         flush(&connection);
         connection
@@ -126,11 +133,19 @@ fn a_database_that_is_idle_sends_no_request() {
     let (image, spans) = (busy.last_image(), busy.spans());
     for _ in 0..ROUNDS {
         busy.rounds(1);
-        let rows: i64 = reader.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+        let rows: i64 = reader
+            .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+            .unwrap();
         assert_eq!(rows, 1);
     }
     for (database, (before, now)) in idle.iter().zip(before.into_iter().zip(requests())) {
-        assert_eq!(before, now, "the one that is {}: {:?}", database.what, database.store.weather.calls());
+        assert_eq!(
+            before,
+            now,
+            "the one that is {}: {:?}",
+            database.what,
+            database.store.weather.calls()
+        );
     }
     // All timers were short.
     assert!(busy.last_image() > image, "no image was due by its age");

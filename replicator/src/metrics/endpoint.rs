@@ -186,7 +186,10 @@ async fn answer(mut stream: TcpStream, not_inherited: NotInherited, guest: Guest
             }
         }
         Question::Else => ("404 Not Found", "the metrics are at /metrics\n".to_owned()),
-        Question::Method => ("405 Method Not Allowed\r\nAllow: GET, HEAD", "GET /metrics\n".to_owned()),
+        Question::Method => (
+            "405 Method Not Allowed\r\nAllow: GET, HEAD",
+            "GET /metrics\n".to_owned(),
+        ),
         Question::TooLong => ("431 Request Header Fields Too Large", "GET /metrics\n".to_owned()),
         Question::Garbage => ("400 Bad Request", "GET /metrics\n".to_owned()),
     };
@@ -312,11 +315,18 @@ mod tests {
     }
 
     /// The numbers cannot be had now, and those who ask go away, and come again.
-    #[tokio::test(flavor = "multi_thread")]
-    async fn guests_who_have_gone_take_no_more_threads_than_those_who_wait() {
+    #[test]
+    fn guests_who_have_gone_take_no_more_threads_than_those_who_wait() {
         use std::sync::atomic::AtomicUsize;
 
-        let listening = listen(([127, 0, 0, 1], 0).into()).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let listening = {
+            let _inside = runtime.enter();
+            listen(([127, 0, 0, 1], 0).into()).unwrap()
+        };
         let address = listening.listener.local_addr().unwrap();
         let busy = Arc::new(AtomicUsize::new(0));
         let (count, gate) = (Arc::clone(&busy), Arc::new(Mutex::new(())));
@@ -328,7 +338,7 @@ mod tests {
             String::new()
         };
         let wait = gate.lock().unwrap();
-        let accepting = tokio::spawn(accept(listening, Open(Arc::default()), Arc::new(render)));
+        runtime.spawn(accept(listening, Open(Arc::default()), Arc::new(render)));
         // Twice as many as it takes at once; the first ones are given up while the others wait.
         let guests: Vec<_> = (0..2 * GUESTS)
             .map(|_| {
@@ -342,11 +352,10 @@ mod tests {
             })
             .collect();
         for guest in guests {
-            tokio::task::spawn_blocking(|| guest.join()).await.unwrap().unwrap();
+            guest.join().unwrap();
         }
         assert_eq!(busy.load(Ordering::Acquire), GUESTS);
         drop(wait);
-        accepting.abort();
     }
 
     /// One sample more than is kept would be one more with every request for ever.

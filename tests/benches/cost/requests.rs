@@ -29,7 +29,10 @@ pub(crate) fn measure(seconds: u64) {
     let opened = LOADS.map(|(group, _, _)| {
         let begun = server.counts(group);
         let replica = server.replica(group, "app");
-        let connection = open(&format!("file:{}?vfs=replvfs&replica={replica}", scratch.file(group).display()));
+        let connection = open(&format!(
+            "file:{}?vfs=replvfs&replica={replica}",
+            scratch.file(group).display()
+        ));
         let connection = connection.expect("opens");
         use_wal(&connection);
         connection
@@ -62,7 +65,9 @@ pub(crate) fn measure(seconds: u64) {
         std::thread::sleep(end.saturating_duration_since(Instant::now()));
         let took = begun.elapsed();
         let counts = groups.iter().zip(&before);
-        let counts: Vec<Counts> = counts.map(|(group, before)| server.counts(group).since(before)).collect();
+        let counts: Vec<Counts> = counts
+            .map(|(group, before)| server.counts(group).since(before))
+            .collect();
         print(&counts, took);
     });
 }
@@ -83,7 +88,9 @@ fn work(connection: &Connection, pause: Option<Duration>, end: Instant) {
 }
 
 fn count(reader: &Connection) {
-    let rows: i64 = reader.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).expect("reads");
+    let rows: i64 = reader
+        .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+        .expect("reads");
     assert!(rows >= 0);
 }
 
@@ -92,7 +99,10 @@ fn print(counts: &[Counts], took: Duration) {
     println!("Requests in an hour, measured for {took:.0?}; $: S3 Standard in us-east-1, for a month");
     println!("| | PUT | GET | HEAD | LIST | DELETE | $ for requests | MiB put | $ for keeping 7 days |");
     println!("|---|---|---|---|---|---|---|---|---|");
-    let names = LOADS.map(|(_, name, _)| name).into_iter().chain(["replvfs-remote, follow=1s, of that with one commit a second"]);
+    let names = LOADS
+        .map(|(_, name, _)| name)
+        .into_iter()
+        .chain(["replvfs-remote, follow=1s, of that with one commit a second"]);
     for (name, counts) in names.zip(counts) {
         let an_hour = |kind| counts.of(kind) as f64 / hours;
         let writing = an_hour(Kind::Put) + an_hour(Kind::List);

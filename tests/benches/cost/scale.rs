@@ -26,7 +26,13 @@ pub(crate) fn measure(idle: u64, busy: u64) {
     // The second one finds databases and replicas.
     for how in ["plain", "new", "again"] {
         let status = Command::new(std::env::current_exe().expect("the program"))
-            .args([ROLE, how, &server.address().to_string(), &idle.to_string(), &busy.to_string()])
+            .args([
+                ROLE,
+                how,
+                &server.address().to_string(),
+                &idle.to_string(),
+                &busy.to_string(),
+            ])
             .arg(scratch.path())
             .status();
         assert!(status.expect("runs").success());
@@ -52,11 +58,20 @@ fn now() -> Now {
     let status = std::fs::read_to_string("/proc/self/status").expect("/proc");
     let of = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line");
-        line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
+        line.split_whitespace()
+            .next()
+            .and_then(|number| number.parse().ok())
+            .expect("a number")
     };
     let stat = std::fs::read_to_string("/proc/self/stat").expect("/proc");
     // Behind the name, in hundredths of a second.
-    let ticks = stat.rsplit(')').next().expect("fields").split_whitespace().skip(11).take(2);
+    let ticks = stat
+        .rsplit(')')
+        .next()
+        .expect("fields")
+        .split_whitespace()
+        .skip(11)
+        .take(2);
     let ticks: u64 = ticks.map(|ticks| ticks.parse::<u64>().expect("ticks")).sum();
     Now {
         rss: of("VmRSS:") * 1024,
@@ -139,7 +154,9 @@ pub(crate) fn child(words: &[String]) {
         process.row("all in their replicas", || connections.iter().for_each(flush));
     }
     process.row("nobody writes", || std::thread::sleep(PERIOD));
-    process.row("the busy ones are written", || write(&connections[usize::try_from(idle).expect("few")..]));
+    process.row("the busy ones are written", || {
+        write(&connections[usize::try_from(idle).expect("few")..])
+    });
     if !is_plain {
         process.row("all in their replicas again", || connections.iter().for_each(flush));
     }
@@ -154,13 +171,18 @@ fn write(connections: &[Connection]) {
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
         next += PAUSE;
         for connection in connections {
-            connection.execute("INSERT INTO t VALUES ('another row')", []).expect("writes");
+            connection
+                .execute("INSERT INTO t VALUES ('another row')", [])
+                .expect("writes");
         }
     }
 }
 
 fn more_descriptors() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: a structure for the answer, and the same with no more than is allowed.
     unsafe {
         libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);

@@ -106,7 +106,11 @@ pub(crate) fn replica(host: &str, group: &str, name: &str) -> String {
 /// What was asked until now.
 pub(crate) fn counts(address: SocketAddr, group: &str) -> Counts {
     let mut stream = TcpStream::connect(address).expect("the server");
-    write!(stream, "GET /-/{group} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("asking");
+    write!(
+        stream,
+        "GET /-/{group} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    .expect("asking");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("the counts");
     let body = answer.split("\r\n\r\n").nth(1).expect("a body");
@@ -207,7 +211,10 @@ async fn next(stream: &mut tokio::net::TcpStream, read: &mut Vec<u8>) -> std::io
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    let length = headers
+        .get("content-length")
+        .and_then(|length| length.parse().ok())
+        .unwrap_or(0);
     while read.len() < length {
         if stream.read_buf(read).await? == 0 {
             return Ok(None);
@@ -216,7 +223,10 @@ async fn next(stream: &mut tokio::net::TcpStream, read: &mut Vec<u8>) -> std::io
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     Ok(Some(Request {
-        key: decoded(path).trim_start_matches(&format!("/{BUCKET}")).trim_start_matches('/').to_owned(),
+        key: decoded(path)
+            .trim_start_matches(&format!("/{BUCKET}"))
+            .trim_start_matches('/')
+            .to_owned(),
         query: pairs.map(|(name, value)| (name.to_owned(), decoded(value))).collect(),
         body: read.drain(..length).collect(),
         method,
@@ -228,7 +238,10 @@ fn decoded(text: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
     while let Some((first, more)) = rest.split_first() {
-        let escaped = more.get(..2).filter(|_| *first == b'%').and_then(|hex| std::str::from_utf8(hex).ok());
+        let escaped = more
+            .get(..2)
+            .filter(|_| *first == b'%')
+            .and_then(|hex| std::str::from_utf8(hex).ok());
         match escaped.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
             Some(byte) => {
                 bytes.push(byte);
@@ -247,7 +260,10 @@ type Answer = (&'static str, String, Vec<u8>);
 
 fn answer(request: &Request, bucket: &Mutex<Bucket>) -> Answer {
     let mut bucket = bucket.lock().unwrap();
-    let by_other_name = request.headers.get("host").is_some_and(|host| host.starts_with("localhost"));
+    let by_other_name = request
+        .headers
+        .get("host")
+        .is_some_and(|host| host.starts_with("localhost"));
     let group_of = |key: &str| match by_other_name {
         true => "reader".to_owned(),
         false => key.split('/').next().unwrap_or_default().to_owned(),
@@ -263,7 +279,11 @@ fn answer(request: &Request, bucket: &Mutex<Bucket>) -> Answer {
         "GET" if request.query.contains_key("list-type") => {
             let prefix = request.query.get("prefix").cloned().unwrap_or_default();
             bucket.count(&group_of(&prefix), Kind::List, 0);
-            ("200 OK", "Content-Type: application/xml\r\n".to_owned(), list(request, &bucket, &prefix))
+            (
+                "200 OK",
+                "Content-Type: application/xml\r\n".to_owned(),
+                list(request, &bucket, &prefix),
+            )
         }
         "GET" | "HEAD" => {
             let kind = if request.method == "GET" { Kind::Get } else { Kind::Head };
@@ -279,7 +299,9 @@ fn answer(request: &Request, bucket: &Mutex<Bucket>) -> Answer {
                 return ("412 Precondition Failed", String::new(), error("PreconditionFailed"));
             }
             let body = request.body.as_slice().into();
-            bucket.objects.insert(request.key.clone(), (body, jiff::Timestamp::now()));
+            bucket
+                .objects
+                .insert(request.key.clone(), (body, jiff::Timestamp::now()));
             ("200 OK", "ETag: \"1\"\r\n".to_owned(), Vec::new())
         }
         "DELETE" => {
@@ -289,7 +311,11 @@ fn answer(request: &Request, bucket: &Mutex<Bucket>) -> Answer {
         }
         "POST" if request.query.contains_key("delete") => {
             let text = String::from_utf8_lossy(&request.body).into_owned();
-            let keys: Vec<&str> = text.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next()).collect();
+            let keys: Vec<&str> = text
+                .split("<Key>")
+                .skip(1)
+                .filter_map(|rest| rest.split("</Key>").next())
+                .collect();
             bucket.count(&group_of(keys.first().copied().unwrap_or_default()), Kind::Delete, 0);
             let mut body = "<DeleteResult>".to_owned();
             for key in keys {
@@ -309,9 +335,16 @@ fn error(code: &str) -> Vec<u8> {
 fn part(request: &Request, content: &[u8], time: jiff::Timestamp) -> Answer {
     let time = time.strftime("%a, %d %b %Y %H:%M:%S GMT");
     let headers = format!("ETag: \"1\"\r\nLast-Modified: {time}\r\nAccept-Ranges: bytes\r\n");
-    let range = request.headers.get("range").and_then(|range| range.strip_prefix("bytes="));
+    let range = request
+        .headers
+        .get("range")
+        .and_then(|range| range.strip_prefix("bytes="));
     if request.method == "HEAD" {
-        return ("200 OK", format!("{headers}Content-Length: {}\r\n", content.len()), Vec::new());
+        return (
+            "200 OK",
+            format!("{headers}Content-Length: {}\r\n", content.len()),
+            Vec::new(),
+        );
     }
     let Some((from, to)) = range.and_then(|range| range.split_once('-')) else {
         return ("200 OK", headers, content.to_vec());
@@ -341,10 +374,12 @@ fn list(request: &Request, bucket: &Bucket, prefix: &str) -> Vec<u8> {
         if !key.starts_with(prefix) {
             break;
         }
-        let folder = delimiter.filter(|delimiter| !delimiter.is_empty()).and_then(|delimiter| {
-            let end = key[prefix.len()..].find(delimiter.as_str())?;
-            Some(key[..prefix.len() + end + delimiter.len()].to_owned())
-        });
+        let folder = delimiter
+            .filter(|delimiter| !delimiter.is_empty())
+            .and_then(|delimiter| {
+                let end = key[prefix.len()..].find(delimiter.as_str())?;
+                Some(key[..prefix.len() + end + delimiter.len()].to_owned())
+            });
         let name = folder.as_ref().unwrap_or(key);
         if *name <= after || *name == last {
             continue;
