@@ -192,3 +192,26 @@ fn one_of_several_processes_has_the_port() {
     second.end();
     third.end();
 }
+
+/// Each with a cache of its own, since they have not the same patience, and a label that is the same.
+#[test]
+fn two_who_read_a_replica_are_told_together() {
+    let scratch = Scratch::in_memory();
+    let address = free_address();
+    let mut peer = SqlPeer::start_with(
+        &scratch.uri_with("&flush_interval=10ms"),
+        &[("REPLVFS_METRICS", &address.to_string())],
+    );
+    peer.sql("PRAGMA journal_mode=WAL; CREATE TABLE t(x); INSERT INTO t VALUES (1); PRAGMA replvfs_flush;");
+    let mut memory = Vec::new();
+    for (name, timeout) in [("one", "7s"), ("other", "8s")] {
+        peer.sql(&format!(
+            "ATTACH 'file:r?vfs=replvfs-remote&timeout={timeout}&replica={}' AS {name}; SELECT x FROM {name}.t;",
+            scratch.replica()
+        ));
+        memory.push(value(&metrics(address), "replvfs_remote_cache_bytes", &[]).unwrap());
+    }
+    assert!(memory[0] > 0.0);
+    assert_eq!(memory[1], memory[0] * 2.0);
+    peer.end();
+}
