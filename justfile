@@ -44,6 +44,10 @@ doc *args:
 bench *args:
     cargo bench --bench write_overhead {{ args }}
 
+# What replicating costs: requests and their price, and many databases in one process
+cost *args:
+    cargo bench --bench cost -- {{ args }}
+
 # What a restore takes beside a copy, and its memory
 bench-restore *args:
     cargo bench --bench restore {{ args }}

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
@@ -109,13 +110,13 @@ impl Subscriber for Lines {
         let now = jiff::Timestamp::try_from(outside::wall_clock()).unwrap_or_default();
         let metadata = event.metadata();
         let text = format!(
-            "{now:.3} {:>5} {}: {}{}\n",
+            "{now:.3} {:>5} {}: {}{}",
             metadata.level().as_str(),
             metadata.target(),
             line.message,
             line.fields
         );
-        write_now(io::stderr().as_fd(), text.as_bytes());
+        write_now(io::stderr().as_fd(), one_line(text).as_bytes());
     }
 
     // No spans are shown.
@@ -173,19 +174,50 @@ impl fmt::Write for Escaped<'_> {
     }
 }
 
-/// Writes as much of it as is taken at once. Past the lock of `std`'s standard error, which somebody who waits may have.
-fn write_now(out: BorrowedFd<'_>, text: &[u8]) {
-    for part in text.chunks(AT_ONCE_BYTES) {
-        let mut ready = [PollFd::new(&out, PollFlags::OUT)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let is_ready = poll(&mut ready, Some(&now)).is_ok_and(|found| found > 0);
-        // Of a pipe that nobody reads any more there would be a signal.
-        if !is_ready || ready[0].revents() != PollFlags::OUT {
-            return;
-        }
-        if !matches!(rustix::io::write(out, part), Ok(len) if len == part.len()) {
-            return;
-        }
+/// Of what is longer the end is left out: half a line would begin the next one.
+fn one_line(mut text: String) -> String {
+    const CUT: &str = "…";
+    if text.len() >= AT_ONCE_BYTES {
+        text.truncate(text.floor_char_boundary(AT_ONCE_BYTES - CUT.len() - 1));
+        text.push_str(CUT);
+    }
+    text.push('\n');
+    text
+}
+
+/// Another thread may have filled it since it was looked at. What cannot be asked not to wait, as a file, does not.
+#[cfg(target_os = "linux")]
+fn write_without_waiting(out: BorrowedFd<'_>, line: &[u8]) -> rustix::io::Result<usize> {
+    use rustix::fs::{FileType, fstat};
+    use rustix::io::{ReadWriteFlags, pwritev2};
+    use rustix::net::{SendFlags, send};
+
+    const AS_IT_COMES: u64 = u64::MAX;
+    match FileType::from_raw_mode(fstat(out)?.st_mode) {
+        FileType::Fifo => pwritev2(out, &[io::IoSlice::new(line)], AS_IT_COMES, ReadWriteFlags::NOWAIT),
+        FileType::Socket => send(out, line, SendFlags::DONTWAIT | SendFlags::NOSIGNAL),
+        _ => Err(Errno::OPNOTSUPP),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn write_without_waiting(_: BorrowedFd<'_>, _: &[u8]) -> rustix::io::Result<usize> {
+    Err(Errno::OPNOTSUPP)
+}
+
+/// Writes a line, if it is taken at once. Past the lock of `std`'s standard error, which somebody who waits may have.
+fn write_now(out: BorrowedFd<'_>, line: &[u8]) {
+    let mut ready = [PollFd::new(&out, PollFlags::OUT)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let is_ready = poll(&mut ready, Some(&now)).is_ok_and(|found| found > 0);
+    // Of a pipe that nobody reads any more there would be a signal.
+    if !is_ready || ready[0].revents() != PollFlags::OUT {
+        return;
+    }
+    let written = write_without_waiting(out, line);
+    // An older Linux knows no such pipes.
+    if let Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) = written {
+        let _ = rustix::io::write(out, line);
     }
 }
 
@@ -248,5 +280,65 @@ mod tests {
         write_now(writer.as_fd(), b"again");
         drop(reader);
         write_now(writer.as_fd(), &line);
+    }
+
+    #[test]
+    fn a_line_is_whole_or_not_there() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let other = [b'x'; AT_ONCE_BYTES];
+        for _ in 0..1000 {
+            write_now(writer.as_fd(), &other);
+        }
+        // Room for one part.
+        reader.read_exact(&mut [0; AT_ONCE_BYTES]).unwrap();
+        for _ in 0..2 {
+            write_now(writer.as_fd(), one_line("ü".repeat(5000)).as_bytes());
+        }
+        drop(writer);
+        let mut written = String::new();
+        reader.read_to_string(&mut written).unwrap();
+        let line = written.trim_start_matches('x');
+        assert!(line.ends_with("ü…\n") && line.len() > AT_ONCE_BYTES - 4, "{line:?}");
+        assert_eq!(line.matches('\n').count(), 1);
+    }
+
+    fn has_some(reader: &io::PipeReader) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut [PollFd::new(reader, PollFlags::IN)], Some(&now)).unwrap() > 0
+    }
+
+    /// Each finds room for one line, and only one of them has it.
+    #[test]
+    fn threads_do_not_wait_for_each_others_lines() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let (writer, line) = (&writer, &[b'x'; AT_ONCE_BYTES]);
+        if write_without_waiting(writer.as_fd(), b"x").is_err() {
+            eprintln!("SKIPPED: this system's pipes cannot be asked not to wait");
+            return;
+        }
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::scope(|threads| {
+            for round in 0..200 {
+                let begin = std::sync::Arc::new(std::sync::Barrier::new(8));
+                let writers: Vec<_> = (0..8)
+                    .map(|_| {
+                        let (done, begin) = (done.clone(), std::sync::Arc::clone(&begin));
+                        threads.spawn(move || {
+                            begin.wait();
+                            (0..16).for_each(|_| write_now(writer.as_fd(), line));
+                            let _ = done.send(());
+                        })
+                    })
+                    .collect();
+                let longest = std::time::Duration::from_secs(20);
+                let in_time = (0..8).all(|_| is_done.recv_timeout(longest).is_ok());
+                // Whoever waits goes on.
+                while has_some(&reader) || writers.iter().any(|writer| !writer.is_finished()) {
+                    let mut some = [0; AT_ONCE_BYTES];
+                    assert!(!has_some(&reader) || reader.read(&mut some).unwrap() > 0);
+                }
+                assert!(in_time, "somebody waited in round {round}");
+            }
+        });
     }
 }

@@ -134,10 +134,13 @@ fn guests_who_do_not_behave_keep_nobody_out() {
         ("POST /metrics HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", "405"),
         ("\x16\x03\x01\x02\r\n\r\n", "400"),
         ("GET /metrics?x=1 HTTP/1.1\r\nHost: a\r\nAccept: */*\r\n\r\n", "200"),
+        ("GET http://a:9464/metrics HTTP/1.1\r\nHost: a:9464\r\n\r\n", "200"),
     ] {
         let (line, _) = ask(address, question.as_bytes()).unwrap();
         assert!(line.contains(status), "{question:?}: {line}");
     }
+    let (line, body) = ask(address, b"HEAD /metrics HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    assert!(line.contains("200") && body.is_empty(), "{line}: {body}");
     let long = format!("GET /metrics HTTP/1.1\r\nX: {}\r\n", "x".repeat(20_000));
     // What it does not read it may take for the end of the connection.
     if let Ok((line, _)) = ask(address, long.as_bytes()) {
@@ -188,4 +191,27 @@ fn one_of_several_processes_has_the_port() {
     second.sql("INSERT INTO t VALUES (2); PRAGMA replvfs_flush;");
     second.end();
     third.end();
+}
+
+/// Each with a cache of its own, since they have not the same patience, and a label that is the same.
+#[test]
+fn two_who_read_a_replica_are_told_together() {
+    let scratch = Scratch::in_memory();
+    let address = free_address();
+    let mut peer = SqlPeer::start_with(
+        &scratch.uri_with("&flush_interval=10ms"),
+        &[("REPLVFS_METRICS", &address.to_string())],
+    );
+    peer.sql("PRAGMA journal_mode=WAL; CREATE TABLE t(x); INSERT INTO t VALUES (1); PRAGMA replvfs_flush;");
+    let mut memory = Vec::new();
+    for (name, timeout) in [("one", "7s"), ("other", "8s")] {
+        peer.sql(&format!(
+            "ATTACH 'file:r?vfs=replvfs-remote&timeout={timeout}&replica={}' AS {name}; SELECT x FROM {name}.t;",
+            scratch.replica()
+        ));
+        memory.push(value(&metrics(address), "replvfs_remote_cache_bytes", &[]).unwrap());
+    }
+    assert!(memory[0] > 0.0);
+    assert_eq!(memory[1], memory[0] * 2.0);
+    peer.end();
 }

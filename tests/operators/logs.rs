@@ -86,7 +86,7 @@ fn told(output: &Output) -> String {
     text
 }
 
-fn says(role: &str, environment: &[(&str, &str)]) -> String {
+pub(super) fn says(role: &str, environment: &[(&str, &str)]) -> String {
     let scratch = Scratch::in_memory();
     told(&program(role, &scratch, environment).output().unwrap())
 }

@@ -6,7 +6,9 @@
 
 mod endpoint;
 mod fork;
+mod hostile;
 mod http;
+mod idle;
 mod logs;
 mod prometheus;
 mod queries;
@@ -28,6 +30,7 @@ fn program() {
     };
     match role.as_str() {
         "forks" => fork::with_a_child(&uri),
+        role if role.starts_with("hostile") => hostile::run(role, &uri),
         role => logs::run(role, &uri),
     }
 }

@@ -3,8 +3,13 @@
 #![allow(missing_docs)]
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
+use metrics::{Counter, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+use replvfs_tests::peer::{SqlPeer, run_sql};
 use replvfs_tests::{Scratch, flush, open, status, use_wal};
 
 /// All series by name and labels. They begin again at 0 with each look.
@@ -26,11 +31,116 @@ fn look(snapshotter: &Snapshotter) -> BTreeMap<String, f64> {
     seen.collect()
 }
 
+/// Where a thread that tells something is held up.
+#[derive(Default)]
+struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// As it was told last.
+    is_open: AtomicBool,
+}
+
+#[derive(Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Open,
+    /// The next one who says 1 is held up.
+    Closed,
+    Holds,
+    Released,
+}
+
+impl Gate {
+    /// Tells, unless it is held up: then when that is over.
+    fn pass(&self, tell: impl FnOnce()) {
+        let mut state = self.state.lock().unwrap();
+        if *state != State::Closed {
+            drop(state);
+            return tell();
+        }
+        *state = State::Holds;
+        self.changed.notify_all();
+        while *state == State::Holds {
+            state = self.changed.wait(state).unwrap();
+        }
+        tell();
+        *state = State::Open;
+        self.changed.notify_all();
+    }
+
+    fn set(&self, state: State) {
+        *self.state.lock().unwrap() = state;
+        self.changed.notify_all();
+    }
+
+    fn until(&self, wanted: State) {
+        let state = self.state.lock().unwrap();
+        let waited = self
+            .changed
+            .wait_timeout_while(state, Duration::from_secs(60), |state| *state != wanted);
+        assert!(!waited.unwrap().1.timed_out(), "nobody came");
+    }
+}
+
+struct Gated(Gauge, Arc<Gate>);
+
+impl GaugeFn for Gated {
+    fn increment(&self, value: f64) {
+        self.0.increment(value);
+    }
+
+    fn decrement(&self, value: f64) {
+        self.0.decrement(value);
+    }
+
+    fn set(&self, value: f64) {
+        match value {
+            1.0 => self.1.pass(|| self.1.is_open.store(true, Ordering::SeqCst)),
+            _ => self.1.is_open.store(false, Ordering::SeqCst),
+        }
+        self.0.set(value);
+    }
+}
+
+/// With a gate before `replvfs_open`.
+struct WithGate(DebuggingRecorder, Arc<Gate>);
+
+impl Recorder for WithGate {
+    fn describe_counter(&self, key: KeyName, unit: Option<Unit>, text: SharedString) {
+        self.0.describe_counter(key, unit, text);
+    }
+
+    fn describe_gauge(&self, key: KeyName, unit: Option<Unit>, text: SharedString) {
+        self.0.describe_gauge(key, unit, text);
+    }
+
+    fn describe_histogram(&self, key: KeyName, unit: Option<Unit>, text: SharedString) {
+        self.0.describe_histogram(key, unit, text);
+    }
+
+    fn register_counter(&self, key: &Key, metadata: &Metadata<'_>) -> Counter {
+        self.0.register_counter(key, metadata)
+    }
+
+    fn register_gauge(&self, key: &Key, metadata: &Metadata<'_>) -> Gauge {
+        let gauge = self.0.register_gauge(key, metadata);
+        match key.name() {
+            "replvfs_open" => Gauge::from_arc(Arc::new(Gated(gauge, Arc::clone(&self.1)))),
+            _ => gauge,
+        }
+    }
+
+    fn register_histogram(&self, key: &Key, metadata: &Metadata<'_>) -> Histogram {
+        self.0.register_histogram(key, metadata)
+    }
+}
+
 #[test]
 fn a_recorder_gets_what_is_counted() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
-    recorder.install().unwrap();
+    let gate = Arc::new(Gate::default());
+    metrics::set_global_recorder(WithGate(recorder, Arc::clone(&gate))).unwrap();
     let scratch = Scratch::in_memory();
     let uri = scratch.uri_with("&flush_interval=10ms&timeout=300ms");
     let connection = open(&uri).unwrap();
@@ -121,4 +231,33 @@ fn a_recorder_gets_what_is_counted() {
     assert!(errors >= 1.0, "{seen:#?}");
     let key = format!("replvfs_errors_total{{database={}}}", database.display());
     assert!(seen[&key] >= 1.0 && seen[&key] <= errors, "{seen:#?}");
+
+    drop(connection);
+    closed_while_it_is_told(&gate);
+}
+
+#[test]
+fn other_process() {
+    run_sql();
+}
+
+/// A thread is about to tell that it is open. Meanwhile it is closed: that is what it is.
+fn closed_while_it_is_told(gate: &Gate) {
+    let scratch = Scratch::in_memory();
+    let uri = scratch.uri_with("&flush_interval=10ms");
+    let mut owner = SqlPeer::start(&uri);
+    owner.sql("PRAGMA journal_mode=WAL; CREATE TABLE t(x); PRAGMA replvfs_flush;");
+    let connection = open(&uri).unwrap();
+    assert_eq!(status(&connection)["owner"], false);
+    gate.set(State::Closed);
+    gate.until(State::Holds);
+    drop(connection);
+    gate.set(State::Released);
+    gate.until(State::Open);
+    let end = Instant::now() + Duration::from_secs(10);
+    while gate.is_open.load(Ordering::SeqCst) {
+        assert!(Instant::now() < end, "it is told to be open");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    owner.end();
 }

@@ -73,6 +73,8 @@ pub struct Traffic {
     pub others: u64,
     /// Lists that were begun.
     pub lists: u64,
+    /// Deletions that were begun.
+    pub deletes: u64,
     /// Content in bytes.
     pub received: u64,
     /// Content in bytes.
@@ -299,6 +301,7 @@ impl Service for FaultyService {
     }
 
     fn delete(&self, ctx: &OperationContext) -> Result<Self::Deleter> {
+        self.weather.count(|traffic| traffic.deletes += 1);
         self.inner.delete(ctx)
     }
 

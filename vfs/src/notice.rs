@@ -4,7 +4,8 @@
 //! said by [`warning!`](crate::warning) and [`failure!`](crate::failure), and not by the macros of `tracing`, which clippy refuses.
 
 use std::cell::RefCell;
-use std::fmt::Display;
+use std::fmt::{Display, Write as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::api::report;
 
@@ -43,16 +44,23 @@ impl Drop for Later {
             }
         });
         for (code, message) in due.unwrap_or_default() {
-            report(code, &message);
+            report_all(code, &message);
         }
     }
 }
 
+/// Who listens is the program's. If that panics, what was told of is no less to be dealt with: it is not ours to unwind from, and often there is C above.
+#[doc(hidden)]
+pub fn undisturbed(tell: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(tell));
+}
+
 /// Tells SQLite's error log, as soon as this thread has no lock of ours. `code` is a result code of SQLite; `subject` the database or replica that it is about.
+/// What would begin another line, or move a terminal, is shown as Rust writes it; what SQLite would cut off is told in a message of its own.
 pub fn tell(code: i32, subject: Option<&dyn Display>, message: &str) {
     let message = match subject {
-        Some(subject) => format!("replvfs: {subject}: {message}"),
-        None => format!("replvfs: {message}"),
+        Some(subject) => escaped(&format!("{subject}: {message}")),
+        None => escaped(message),
     };
     let now = WAITING.try_with(|waiting| {
         let mut waiting = waiting.borrow_mut();
@@ -65,8 +73,35 @@ pub fn tell(code: i32, subject: Option<&dyn Display>, message: &str) {
         false
     });
     if now.unwrap_or(true) {
-        report(code, &message);
+        report_all(code, &message);
     }
+}
+
+/// Names of files and words of a store are somebody else's.
+fn escaped(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for letter in text.chars() {
+        // A String takes everything.
+        let _ = match letter.is_control() {
+            true => write!(shown, "{}", letter.escape_default()),
+            false => shown.write_char(letter),
+        };
+    }
+    shown
+}
+
+/// `sqlite3_log` cuts a message off behind 699 bytes, in the middle of a letter where it comes to that; the advice stands at the end.
+fn report_all(code: i32, message: &str) {
+    const MOST_BYTES: usize = 600;
+    let mut rest = message;
+    while rest.len() > MOST_BYTES {
+        let end = rest.floor_char_boundary(MOST_BYTES);
+        let end = rest[..end].rfind(' ').filter(|at| *at > 0).unwrap_or(end);
+        let (part, more) = rest.split_at(end);
+        report(code, &format!("replvfs: {part} …"));
+        rest = more.trim_start();
+    }
+    report(code, &format!("replvfs: {rest}"));
 }
 
 /// A warning to whom it concerns: something that was wanted did not happen, or needs a look; replication goes on.
@@ -92,17 +127,17 @@ macro_rules! failure {
 macro_rules! notice {
     ($level:ident, $code:expr, database = $database:expr, replica = $replica:expr; $($text:tt)+) => {{
         let message = ::std::format!($($text)+);
-        ::tracing::event!(::tracing::Level::$level, database = %$database, replica = %$replica, "{message}");
+        $crate::notice::undisturbed(|| ::tracing::event!(::tracing::Level::$level, database = %$database, replica = %$replica, "{message}"));
         $crate::notice::tell($code, Some(&$database), &message);
     }};
     ($level:ident, $code:expr, $subject:ident = $value:expr; $($text:tt)+) => {{
         let message = ::std::format!($($text)+);
-        ::tracing::event!(::tracing::Level::$level, $subject = %$value, "{message}");
+        $crate::notice::undisturbed(|| ::tracing::event!(::tracing::Level::$level, $subject = %$value, "{message}"));
         $crate::notice::tell($code, Some(&$value), &message);
     }};
     ($level:ident, $code:expr, ; $($text:tt)+) => {{
         let message = ::std::format!($($text)+);
-        ::tracing::event!(::tracing::Level::$level, "{message}");
+        $crate::notice::undisturbed(|| ::tracing::event!(::tracing::Level::$level, "{message}"));
         $crate::notice::tell($code, None, &message);
     }};
 }

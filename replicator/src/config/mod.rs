@@ -304,6 +304,7 @@ impl Config {
             segments,
             pieces,
             grace,
+            deletes_every: Duration::ZERO,
             retention: Some(retention),
             ..self.upkeep
         };

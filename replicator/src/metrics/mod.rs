@@ -98,7 +98,7 @@ impl Metrics {
     pub(crate) fn serve(&self, runtime: &Handle) {
         match &self.0.target {
             #[cfg(feature = "prometheus")]
-            Target::Endpoint(endpoint) => endpoint.serve(runtime, self),
+            Target::Endpoint(endpoint) => endpoint.serve(runtime),
             _ => {
                 let _ = runtime;
             }
@@ -153,7 +153,7 @@ impl Metrics {
 
     /// The numbers of a database.
     pub(crate) fn of_database(&self, path: &Path) -> DatabaseMetrics {
-        let labels = [Label::new("database", path.display().to_string())];
+        let labels = [Label::new("database", shown(path))];
         let counter = |name| self.counter(name, &labels);
         let gauge = |name| self.gauge(name, &labels);
         DatabaseMetrics {
@@ -225,6 +225,14 @@ impl Metrics {
     /// The bound of the memory for captured pages.
     pub(crate) fn memory_limit(&self, bytes: u64) {
         self.gauge("replvfs_captured_memory_limit_bytes", &[]).set(bytes as f64);
+    }
+}
+
+/// The path, so that no two are the same.
+fn shown(path: &Path) -> String {
+    match path.to_str() {
+        Some(path) => path.to_owned(),
+        None => path.as_os_str().as_encoded_bytes().escape_ascii().to_string(),
     }
 }
 

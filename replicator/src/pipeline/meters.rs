@@ -2,7 +2,9 @@
 //!
 //! Nothing is counted where commits are: the log counts them anyway, and is asked. That is at each step of the task, at each look at an open database, at each attempt
 //! that failed, and whenever the endpoint is asked; so no timer runs for it, and a database at rest costs nothing. What grows with time is told as a point in time.
+//! Several threads come to tell, and what was told last is what counts: so one does it for all, and nobody waits.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use replvfs_vfs::log::Numbers;
@@ -21,6 +23,8 @@ pub(super) struct Meters {
     metrics: Metrics,
     pub(super) of: Arc<DatabaseMetrics>,
     pending: Mutex<Pending>,
+    /// How often it was asked for since the one who tells looked, and that one.
+    asked: AtomicUsize,
 }
 
 /// Since when something waits to be restorable.
@@ -42,6 +46,7 @@ impl Meters {
             metrics: metrics.clone(),
             of: Arc::new(metrics.of_database(database)),
             pending: Mutex::default(),
+            asked: AtomicUsize::new(0),
         }
     }
 
@@ -65,8 +70,26 @@ impl Meters {
 }
 
 impl Shared {
-    /// Tells the numbers as they are now. Waits for nobody.
+    /// Tells the numbers as they are now, or has them told by the thread that does so already. Waits for nobody.
     pub(super) fn publish(&self) {
+        let asked = &self.meters.asked;
+        if asked.fetch_add(1, Ordering::AcqRel) > 0 {
+            return;
+        }
+        let _in_a_panic = Reset(asked);
+        loop {
+            let seen = asked.load(Ordering::Acquire);
+            self.tell_numbers();
+            if asked
+                .compare_exchange(seen, 0, Ordering::AcqRel, Ordering::Acquire)
+                .is_ok()
+            {
+                return;
+            }
+        }
+    }
+
+    fn tell_numbers(&self) {
         let (of, numbers) = (&self.meters.of, self.log.numbers());
         let flag = |is: bool| f64::from(u8::from(is));
         let txid = |txid: Option<Txid>| txid.map_or(0.0, |txid| txid.0 as f64);
@@ -104,13 +127,29 @@ impl Shared {
     }
 }
 
-/// Tells the numbers of all databases of this process.
+/// The program's recorder may panic: the next one tells again.
+struct Reset<'a>(&'a AtomicUsize);
+
+impl Drop for Reset<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(0, Ordering::Release);
+        }
+    }
+}
+
+/// Tells the numbers of all databases of this process, to a recorder of ours.
 #[cfg(feature = "prometheus")]
 pub(crate) fn publish_all() {
     for (_, replica) in shim::replicas() {
         let replica: &dyn std::any::Any = &*replica;
         if let Some(replica) = replica.downcast_ref::<DatabaseReplica>() {
-            replica.shared().publish();
+            let shared = replica.shared();
+            shared.publish();
+            // If another thread does it, it is about to be done.
+            while shared.meters.asked.load(Ordering::Acquire) > 0 {
+                std::thread::yield_now();
+            }
         }
     }
 }

@@ -36,6 +36,9 @@ pub(crate) struct Rule {
     /// So many segments become a span.
     pub(crate) pieces: usize,
     pub(crate) grace: Duration,
+    /// Nothing is deleted before so long after the last time. What is to be deleted has stayed for a day, and to find it all chunks are listed: that of a large
+    /// database, every minute or so, would cost more than its segments.
+    pub(crate) deletes_every: Duration,
     /// Segments that a span stands for are deleted without it.
     pub(crate) merged_at_once: bool,
     /// In place of what is set. With this one also `Forever` is looked after.
@@ -48,6 +51,8 @@ impl Default for Rule {
             segments: 64,
             pieces: MergeOptions::default().pieces,
             grace: GRACE,
+            // Less than an hour, or every second look would be too early.
+            deletes_every: AT_LEAST / 2,
             merged_at_once: false,
             retention: None,
         }
@@ -86,6 +91,8 @@ struct Memory {
     warnings: Vec<String>,
     /// The generation before the newest one that has nothing left to merge.
     merged: Option<Generation>,
+    /// When it was begun the last time to delete what is out of the window, and that came to its end.
+    deleted: Option<Instant>,
     /// How often a user was told that something went wrong.
     told: usize,
 }
@@ -225,6 +232,8 @@ impl Upkeep {
     pub(super) fn backdate(&self, by: Duration) {
         let mut state = lock(&self.state);
         state.since = state.since.and_then(|since| since.checked_sub(by));
+        let mut memory = lock(&self.memory);
+        memory.deleted = memory.deleted.and_then(|at| at.checked_sub(by));
     }
 
     #[cfg(test)]
@@ -270,6 +279,13 @@ async fn work(
             text,
         });
     }
+    {
+        let memory = lock(memory);
+        if memory.deleted.is_some_and(|at| at.elapsed() < rule.deletes_every) {
+            return (problems, memory.warnings.clone());
+        }
+    }
+    let begun = Instant::now();
     let options = PruneOptions {
         retention,
         grace: rule.grace,
@@ -278,8 +294,12 @@ async fn work(
         ..PruneOptions::at(now())
     };
     let done = match prune(store, &options).await {
-        Ok(done) => done,
+        Ok(done) => {
+            lock(memory).deleted = Some(begun);
+            done
+        }
         Err(error) => {
+            lock(memory).deleted = None;
             // Which object it was to begin with changes, and says nothing.
             let is_denied = match &error {
                 PruneError::Store(error) => error.is_denied(),

@@ -64,6 +64,18 @@ struct Inner {
     flights: Mutex<HashMap<SourceId, Flight>>,
     counts: Counts,
     metrics: ReaderMetrics,
+    /// Bytes of the cache, as they are in the metrics: several caches are told by one number.
+    told: Mutex<u64>,
+}
+
+impl Inner {
+    /// The cache is of another size.
+    fn tell(&self) {
+        let mut told = lock(&self.told);
+        let now = lock(&self.cache).bytes();
+        self.metrics.cache_bytes.increment(now as f64 - *told as f64);
+        *told = now;
+    }
 }
 
 impl std::fmt::Debug for Blocks {
@@ -78,7 +90,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.metrics.cache_bytes.set(0.0);
+        self.metrics.cache_bytes.decrement(*lock(&self.told) as f64);
     }
 }
 
@@ -91,6 +103,7 @@ impl Blocks {
             cache: Mutex::new(Cache::new(limit)),
             flights: Mutex::default(),
             counts: Counts::default(),
+            told: Mutex::default(),
         }))
     }
 
@@ -141,13 +154,9 @@ impl Blocks {
         let running = self.0.runtime.spawn(async move {
             let fetched = blocks.load(source).await;
             if let Ok(raw) = &fetched {
-                let cached = {
-                    let mut cache = lock(&blocks.0.cache);
-                    cache.insert(id, Arc::clone(raw), page_size);
-                    cache.bytes()
-                };
+                lock(&blocks.0.cache).insert(id, Arc::clone(raw), page_size);
+                blocks.0.tell();
                 let metrics = &blocks.0.metrics;
-                metrics.cache_bytes.set(cached as f64);
                 metrics.fetched.increment(1);
                 metrics.fetched_bytes.increment(raw.len() as u64);
                 blocks.0.counts.fetched.fetch_add(1, Ordering::Relaxed);

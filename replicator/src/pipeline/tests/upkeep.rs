@@ -20,6 +20,7 @@ fn machine(retention: Retention) -> Machine {
     let mut machine = Machine::new();
     let rule = Rule {
         segments: 4,
+        deletes_every: Duration::ZERO,
         grace: Duration::ZERO,
         ..Rule::default()
     };
@@ -32,6 +33,7 @@ fn machine_in_trouble(deletions: Deletions) -> (Machine, Trouble) {
     let mut machine = Machine::new();
     let rule = Rule {
         segments: 4,
+        deletes_every: Duration::ZERO,
         pieces: 2,
         merged_at_once: true,
         retention: Some(Retention::Forever),
@@ -270,6 +272,34 @@ async fn a_database_that_is_written_seldom_is_looked_after_every_hour() {
         process.until("it is looked after", |_| trouble.asked() > asked).await;
         is_over(&process).await;
     }
+    assert_eq!(machine.restored(Target::Newest).await, value);
+    process.kill().await;
+}
+
+/// To find what is to be deleted all that is in the replica is listed.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_merged_often_is_deleted_seldom() {
+    let (mut machine, trouble) = machine_in_trouble(Deletions::Done);
+    machine.upkeep.rule.deletes_every = Rule::default().deletes_every;
+    let process = with_history(&machine, 1..=1).await;
+    let mut value = 1;
+    let more = async |value: &mut u8| {
+        for _ in 0..20 {
+            *value += 1;
+            process.commit(&machine, *value);
+            process.flush().await;
+            is_over(&process).await;
+        }
+        (trouble.asked(), machine.objects("/span/").await)
+    };
+    let (asked, spans) = more(&mut value).await;
+    assert!(asked > 0, "the first time");
+    let (asked_later, more_spans) = more(&mut value).await;
+    assert_eq!(asked_later, asked);
+    assert!(more_spans > spans, "{more_spans} spans after {spans}");
+    // What is looked after every hour is deleted every hour.
+    process.shared.upkeep.backdate(Duration::from_secs(60 * 60));
+    assert!(more(&mut value).await.0 > asked);
     assert_eq!(machine.restored(Target::Newest).await, value);
     process.kill().await;
 }

@@ -236,6 +236,7 @@ fn upkeep(sim: &Sim) -> Schedule {
     let rule = upkeep::Rule {
         segments: [2, 5, 64][rng.below(3) as usize],
         pieces: 2 + rng.below(3) as usize,
+        deletes_every: Duration::ZERO,
         ..upkeep::Rule::default()
     };
     Schedule::new(rule, retention)
