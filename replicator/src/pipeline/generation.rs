@@ -18,7 +18,7 @@ use crate::outside;
 use crate::store::{Body, Created, Fencing};
 
 /// One more than a JSON object may have: decoding one that is longer fails.
-const META_BYTES: u64 = MAX_META_BYTES as u64 + 1;
+pub(super) const META_BYTES: u64 = MAX_META_BYTES as u64 + 1;
 
 /// A generation that has begun in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,7 +213,7 @@ pub(super) async fn probe_again(uploader: &Uploader, generation: Generation) {
     }
 }
 
-fn overwrites(uploader: &Uploader) {
+pub(super) fn overwrites(uploader: &Uploader) {
     let shared = uploader.shared();
     shared.store.condition_is_ignored();
     replvfs_vfs::warning!(

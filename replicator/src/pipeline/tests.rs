@@ -4,6 +4,7 @@ mod again;
 mod fencing;
 mod machine;
 mod merged;
+mod met;
 mod resuming;
 mod simulator;
 mod stopping;
