@@ -4,6 +4,8 @@
 //! `target/stores.md`, too. Names of stores, or parts of them, choose: `cargo test -p replvfs-tests --test stores -- sftp`.
 #![allow(missing_docs)]
 
+mod faults;
+mod faulty;
 mod fencing;
 mod killed;
 mod objects;
@@ -73,7 +75,8 @@ fn main() -> ExitCode {
     let _programs = servers::prepare_ssh();
     replvfs_tests::register();
     let mut failed = false;
-    let rows: Vec<Row> = std::thread::scope(|scope| {
+    let (rows, faults): (Vec<Row>, _) = std::thread::scope(|scope| {
+        let faults = scope.spawn(|| faults::run(|name| is_wanted(&format!("faults: {name}"))));
         let of = ALL.iter().filter(|(name, _)| is_wanted(name));
         let threads: Vec<_> = of
             .map(|(name, start)| scope.spawn(move || (*name, run(name, *start))))
@@ -82,13 +85,24 @@ fn main() -> ExitCode {
             let (name, (outcomes, seconds)) = thread.join().expect("a thread of a store");
             (name, outcomes, seconds)
         });
-        rows.collect()
+        let rows = rows.collect();
+        (rows, faults.join().expect("the thread of the faults"))
     });
     let table = table(&rows);
     println!("\n{table}");
     if wanted.is_empty() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/stores.md");
         std::fs::write(&file, &table).expect("writing the table");
+    }
+    match faults {
+        Ok(wrong) => {
+            failed |= !wrong.is_empty();
+            wrong.iter().for_each(|wrong| eprintln!("FAILED: {wrong}"));
+        }
+        Err(missing) => {
+            eprintln!("SKIPPED: faults: {missing}");
+            failed |= replvfs_tests::in_ci();
+        }
     }
     for (name, outcomes, _) in &rows {
         if let Some(Outcome::Skipped(why)) = outcomes.first() {

@@ -19,6 +19,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// While somebody waits for the upload.
 const LONGEST_PAUSE_AWAITED: Duration = Duration::from_secs(1);
 
+/// A request that is not answered for so long is trouble, before its time is over.
+const SILENT: Duration = Duration::from_secs(30);
+
 /// Whose bytes are in the store under a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owner {
@@ -86,7 +89,7 @@ impl Uploader {
     {
         let mut backoff = Backoff::new();
         loop {
-            match call().await {
+            match self.patiently(call()).await {
                 Ok(answer) => {
                     self.shared.answered();
                     return Ok(answer);
@@ -98,6 +101,24 @@ impl Uploader {
                 }
             }
         }
+    }
+
+    /// Says so while it takes long.
+    async fn patiently<T>(&self, call: impl Future<Output = T>) -> T {
+        // What is called has a history of calls of its own: on the heap, or the stack of the thread would have to hold all of it.
+        let mut call = Box::pin(call);
+        tokio::select! {
+            biased;
+            done = &mut call => return done,
+            () = tokio::time::sleep(SILENT) => {}
+        }
+        self.shared.trouble(&format!(
+            "the replica {} has not answered for {} s, unless a large upload takes that long",
+            self.shared.store.replica(),
+            SILENT.as_secs()
+        ));
+        self.shared.publish();
+        call.await
     }
 
     /// The same for what reads a history. Anything that is wrong with the history itself is an answer.

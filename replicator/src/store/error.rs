@@ -165,9 +165,25 @@ fn refusal(action: Action, cause: Cause) -> &'static str {
     }
 }
 
+/// Codes of S3 that come with a status which says something else, and what helps.
+const TOLD_BY_CODE: &[(&str, &str)] = &[
+    ("ExpiredToken", EXPIRED),
+    ("TokenRefreshRequired", EXPIRED),
+    ("InvalidToken", EXPIRED),
+    (
+        "RequestTimeTooSkewed",
+        "the clock of this machine and that of the store are too far apart, so it refuses all requests; set the clock",
+    ),
+];
+const EXPIRED: &str = "the credentials have expired; renew them: a profile or the machine's role is read again within five minutes, what was given \
+     with the replica or in the environment when the program is started again";
+
 fn explain_opendal(error: &opendal::Error) -> (Cause, String) {
     use opendal::ErrorKind;
     let detail = detail(error);
+    if let Some((_, what)) = TOLD_BY_CODE.iter().find(|(code, _)| detail.contains(code)) {
+        return (Cause::Other, format!("{what} ({detail})"));
+    }
     match error.kind() {
         ErrorKind::NotFound => (Cause::NotFound, "it does not exist".to_owned()),
         ErrorKind::PermissionDenied => (
@@ -269,6 +285,22 @@ mod tests {
             error.is_denied() && error.to_string().contains("retention=forever"),
             "{error}"
         );
+        for (kind, code, says) in [
+            (
+                opendal::ErrorKind::Unexpected,
+                "ExpiredToken",
+                "credentials have expired",
+            ),
+            (
+                opendal::ErrorKind::PermissionDenied,
+                "RequestTimeTooSkewed",
+                "set the clock",
+            ),
+        ] {
+            let error = opendal::Error::new(kind, format!("S3Error {{ code: \"{code}\" }}"));
+            let error = StoreError::from_opendal(Action::Delete, Some("chunk/x"), "s3://b/p", &error);
+            assert!(error.to_string().contains(says) && !error.is_denied(), "{error}");
+        }
         let passing = opendal::Error::new(opendal::ErrorKind::Unexpected, "reset").set_temporary();
         assert!(!StoreError::from_opendal(Action::Read, None, "s3://b", &passing).is_permanent());
     }
