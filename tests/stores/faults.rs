@@ -10,17 +10,18 @@ use replvfs::format::Key;
 use replvfs::history::Target;
 use replvfs::store::{Store, StoreOptions};
 use replvfs::verify::{VerifyOptions, verify};
+use replvfs_tests::peer::SqlPeer;
 use replvfs_tests::{block_on, compare_pages, open, plain_image, pragma_number, restore_from, restore_txid, status};
 use rusqlite::Connection;
 
 use crate::faulty::{Fault, FaultyProxy};
-use crate::replication::{escaped, insert};
+use crate::replication::{escaped, insert, uri};
 use crate::servers::{Missing, Moto, s3_query};
 
 /// How long a request may take here.
-const PATIENCE: Duration = Duration::from_millis(600);
+const PATIENCE: Duration = Duration::from_millis(400);
 /// How long a fault lasts.
-const LASTS: Duration = Duration::from_millis(1_600);
+const LASTS: Duration = Duration::from_millis(1_200);
 /// Whatever was wrong, it is in the status before that.
 const TOLD: Duration = Duration::from_secs(8);
 /// Everything is in the replica by itself before that.
@@ -39,18 +40,18 @@ const fn case(name: &'static str, fault: Fault, says: &'static [&'static str]) -
 }
 
 const CASES: &[Case] = &[
-    case("slow", Fault::Slow(Duration::from_millis(150)), &[]),
+    case("slow", Fault::Slow(Duration::from_millis(100)), &[]),
     case(
         "slower than its timeout",
-        Fault::Slow(Duration::from_millis(700)),
-        &["timeout"],
+        Fault::Slow(Duration::from_millis(500)),
+        &["not answer in time"],
     ),
     case("away", Fault::Away, &["send"]),
     case("cut in the request", Fault::RequestCut, &["send"]),
     case("the answer lost", Fault::AnswerLost, &["send"]),
     case("the answer cut", Fault::AnswerCut, &[]),
-    case("never answered", Fault::Stalls, &["timeout"]),
-    case("stopped in the answer", Fault::AnswerStalls, &["timeout"]),
+    case("never answered", Fault::Stalls, &["not answer in time"]),
+    case("stopped in the answer", Fault::AnswerStalls, &["not answer in time"]),
     case("half of an object", Fault::Short, &[]),
     case("429", Fault::Error(429, "TooManyRequests", true), &["fewer requests"]),
     case("503 SlowDown", Fault::Error(503, "SlowDown", true), &["fewer requests"]),
@@ -63,7 +64,7 @@ const CASES: &[Case] = &[
     case(
         "404 of a gateway",
         Fault::Error(404, "NotFound", false),
-        &["does not exist"],
+        &["no such place"],
     ),
     case(
         "credentials expired",
@@ -93,12 +94,22 @@ fn register() {
     });
 }
 
-/// All of them, each with both kinds of durability. What went wrong.
+/// What a process does while the fault lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Does {
+    Writes,
+    /// With `durability=remote`.
+    Confirms,
+    /// It takes up the history of one that was killed, and writes.
+    Starts,
+}
+
+/// All of them, with each of these. What went wrong.
 pub(crate) fn run(wanted: impl Fn(&str) -> bool) -> Result<Vec<String>, Missing> {
-    let cases: Vec<(&Case, bool)> = CASES
+    let cases: Vec<(&Case, Does)> = CASES
         .iter()
         .filter(|case| wanted(case.name))
-        .flat_map(|case| [(case, false), (case, true)])
+        .flat_map(|case| [Does::Starts, Does::Confirms, Does::Writes].map(|does| (case, does)))
         .collect();
     if cases.is_empty() {
         return Ok(Vec::new());
@@ -108,16 +119,16 @@ pub(crate) fn run(wanted: impl Fn(&str) -> bool) -> Result<Vec<String>, Missing>
     let next = std::sync::atomic::AtomicUsize::new(0);
     let wrong = std::sync::Mutex::new(Vec::new());
     std::thread::scope(|scope| {
-        for _ in 0..12 {
+        for _ in 0..18 {
             scope.spawn(|| {
-                while let Some((case, remote)) = cases.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
+                while let Some((case, does)) = cases.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
                     let since = Instant::now();
-                    let done = std::panic::catch_unwind(|| Way::new(&moto, case, *remote).go());
+                    let done = std::panic::catch_unwind(|| Way::new(&moto, case, *does).go());
                     let (requests, ok) = match done {
                         Ok(requests) => (requests.to_string(), "ok"),
                         Err(_) => ("?".to_owned(), "FAILED"),
                     };
-                    let what = format!("faults: {}, {}", case.name, if *remote { "remote" } else { "async" });
+                    let what = format!("faults: {}, {does:?}", case.name);
                     println!(
                         "{what}: {ok}, {requests} requests ({:.1} s)",
                         since.elapsed().as_secs_f64()
@@ -134,7 +145,7 @@ pub(crate) fn run(wanted: impl Fn(&str) -> bool) -> Result<Vec<String>, Missing>
 
 struct Way<'a> {
     case: &'a Case,
-    remote: bool,
+    does: Does,
     proxy: FaultyProxy,
     /// Past the proxy.
     direct: String,
@@ -143,16 +154,16 @@ struct Way<'a> {
 }
 
 impl Way<'_> {
-    fn new<'a>(moto: &Moto, case: &'a Case, remote: bool) -> Way<'a> {
+    fn new<'a>(moto: &Moto, case: &'a Case, does: Does) -> Way<'a> {
         let proxy = FaultyProxy::start(moto.port());
-        let name = format!("{}-{remote}", case.name.replace(' ', "-"));
+        let name = format!("{}-{does:?}", case.name.replace(' ', "-"));
         let folder = moto.folder().join(&name);
         std::fs::create_dir_all(&folder).expect("a folder");
         Way {
             direct: format!("s3://bucket/{name}{}", s3_query(moto.port())),
             through: format!("s3://bucket/{name}{}", s3_query(proxy.port())),
             case,
-            remote,
+            does,
             proxy,
             folder,
         }
@@ -163,7 +174,11 @@ impl Way<'_> {
     }
 
     fn open(&self) -> Connection {
-        let durability = if self.remote { "remote&timeout=1s" } else { "async" };
+        let durability = if self.does == Does::Confirms {
+            "remote&timeout=1s"
+        } else {
+            "async"
+        };
         let uri = format!(
             "file:{}?vfs=replvfs-faults&flush_interval=50ms&close_timeout=0s&durability={durability}&replica={}",
             self.file().display(),
@@ -174,6 +189,43 @@ impl Way<'_> {
 
     /// How many requests came while the fault lasted.
     fn go(&self) -> usize {
+        match self.does {
+            Does::Starts => self.start(),
+            Does::Writes | Does::Confirms => self.write(),
+        }
+    }
+
+    /// With the timeouts that a program has.
+    fn start(&self) -> usize {
+        let uri = uri(&self.file(), &self.through);
+        let mut first = SqlPeer::start(&uri);
+        first.sql("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t(b) VALUES (randomblob(50000))");
+        first.sql("PRAGMA replvfs_flush");
+        first.sql("INSERT INTO t(b) VALUES ('perhaps on its way')");
+        first.kill();
+        self.proxy.begin(self.case.fault);
+        let begun = Instant::now();
+        let mut second = SqlPeer::start(&uri);
+        for _ in 0..COMMITS {
+            second.sql("INSERT INTO t(b) VALUES (randomblob(4000))");
+        }
+        assert!(
+            begun.elapsed() < Duration::from_secs(4),
+            "opening and writing waited: {:?}",
+            begun.elapsed()
+        );
+        std::thread::sleep(LASTS.saturating_sub(begun.elapsed()));
+        let requests = self.proxy.requests();
+        self.proxy.end();
+        let over = Instant::now();
+        second.sql("PRAGMA replvfs_flush");
+        assert!(over.elapsed() < HEALED, "{:?}", over.elapsed());
+        second.kill();
+        self.history_is_right();
+        requests
+    }
+
+    fn write(&self) -> usize {
         let connection = self.open();
         connection
             .execute_batch(
@@ -182,7 +234,7 @@ impl Way<'_> {
             .expect("creates");
         insert(&connection, 50_000);
         self.in_the_replica(&connection);
-        if self.remote {
+        if self.does == Does::Confirms {
             connection
                 .execute_batch("PRAGMA replvfs_durability=remote")
                 .expect("sets it");
@@ -198,7 +250,7 @@ impl Way<'_> {
         // Nobody asks for it.
         self.in_the_replica(&connection);
         self.is_right(&connection);
-        // Each attempt of a task and its one repetition, at pauses that begin with a quarter of a second: and those of a listing or an image beside it.
+        // Each attempt of a task and its one repetition, at pauses that begin with a quarter of a second.
         let is_refused = !self.case.says.is_empty();
         assert!(
             !is_refused || requests as f64 <= 12.0 + 12.0 * lasted.as_secs_f64(),
@@ -213,14 +265,14 @@ impl Way<'_> {
             let since = Instant::now();
             let inserted = connection.execute("INSERT INTO t(b) VALUES (randomblob(?1))", [4_000 + at]);
             let took = since.elapsed();
-            match self.remote {
+            match self.does == Does::Confirms {
                 true => assert!(took < Duration::from_secs(3), "a commit took {took:?}"),
                 false => assert!(
                     took < Duration::from_millis(500) && inserted.is_ok(),
                     "{took:?}, {inserted:?}"
                 ),
             }
-            if inserted.is_ok() && self.remote {
+            if inserted.is_ok() && self.does == Does::Confirms {
                 let txid = pragma_number(connection, "replvfs_txid");
                 self.restores(&self.direct, txid, "a commit that was confirmed");
             }
@@ -301,6 +353,10 @@ impl Way<'_> {
         assert_eq!(status["discontinuities"], 0, "{status}");
         assert_eq!(status["generation"], 1, "{status}");
         assert_eq!(status["fencing"], "enforced", "{status}");
+        self.history_is_right();
+    }
+
+    fn history_is_right(&self) {
         let expected = plain_image(&self.file());
         let out = self.folder.join("out.db");
         restore_txid(&self.direct, &out, None);
@@ -320,5 +376,10 @@ impl Way<'_> {
         let listed = block_on(store.list("gen/")).expect("lists");
         let in_log = listed.iter().filter(|(key, _)| matches!(key, Key::Log(..))).count();
         assert_eq!(slots.len(), in_log);
+        let generations = listed
+            .iter()
+            .filter(|(key, _)| matches!(key, Key::Generation(_)))
+            .count();
+        assert_eq!(generations, 1, "it began anew");
     }
 }

@@ -128,7 +128,7 @@ impl Shared {
 
     fn until_over(&self) {
         let state = self.state();
-        let _ = self.over.wait_while(state, |state| state.fault.is_some());
+        drop(self.over.wait_while(state, |state| state.fault.is_some()));
     }
 
     fn serve(&self, mut client: TcpStream) -> std::io::Result<()> {

@@ -85,12 +85,12 @@ fn writers_meet(served: &Served, name: &str) -> bool {
     if let (Some(proxy), true) = (&served.proxy, meet) {
         proxy.let_them_meet(2);
     }
-    let (mine, theirs) = both(&one, &mut other, (2_000, 3_000));
+    let (mine, theirs) = both(&one, &mut other, (3_000, 3_000));
     assert!(mine || theirs, "at least one of them has the slot");
     let met = !meet || mine && theirs;
     // As soon as both have uploaded once more, one of them knows at least.
     let (mine, theirs) = match mine && theirs {
-        true => both(&one, &mut other, (2_500, 3_500)),
+        true => both(&one, &mut other, (2_500, 2_500)),
         false => (mine, theirs),
     };
     assert!(!(mine && theirs), "both believe that they are the writer");

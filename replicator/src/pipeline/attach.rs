@@ -97,8 +97,7 @@ pub(super) async fn attach(uploader: &Uploader, start: &Start) -> Result<Attache
         shared.stays_fenced();
         return Err(Stopped);
     }
-    let told = uploader.until_told(|| compare(&shared.store, start)).await?;
-    match told {
+    match uploader.until_sure(|| compare(&shared.store, start)).await? {
         Ok(attached) => Ok(attached),
         Err(error) => {
             shared.fail(&format!(

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::Stopped;
 use super::fenced::fenced;
 use super::generation::META_BYTES;
-use super::uploader::{Backoff, Owner, Uploader};
+use super::uploader::{Backoff, LOOKS, Owner, Uploader};
 use crate::format::{Generation, GenerationMeta, Key, ObjectHash};
 use crate::history::HistoryError;
 use crate::history::find::hash_of;
@@ -25,8 +25,6 @@ use crate::history::walk::size;
 use crate::outside;
 use crate::store::{Body, Fencing, Store, StoreError};
 
-/// A store may deny for a moment what it has. So often it is asked whether the slot before is there, where nothing else says that the history has gone on.
-const LOOKS: u32 = 6;
 /// Where the store does not keep writers apart, an upload that took longer may have landed behind others of another writer.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
@@ -93,6 +91,7 @@ pub(super) async fn take(
     loop {
         match uploader.until_answered(|| is_over(store, key, before, took)).await? {
             Past::No => return Ok(Turn::Ours),
+            // A store, or what is before it, may deny for a moment what it has.
             Past::Perhaps(why) if looks < LOOKS => {
                 looks += 1;
                 uploader

@@ -22,6 +22,9 @@ const LONGEST_PAUSE_AWAITED: Duration = Duration::from_secs(1);
 /// A request that is not answered for so long is trouble, before its time is over.
 const SILENT: Duration = Duration::from_secs(30);
 
+/// So often the store is asked what it says that would end replication.
+pub(super) const LOOKS: u32 = 6;
+
 /// Whose bytes are in the store under a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owner {
@@ -55,6 +58,8 @@ impl Backoff {
         let hurry = shared.hurry.notified();
         if shared.waiting() > 0 {
             pause = pause.min(LONGEST_PAUSE_AWAITED);
+            // Pauses that were not made are not doubled: when nobody waits any more the store may have been back for long.
+            self.next = self.next.min(LONGEST_PAUSE_AWAITED * 2);
         }
         tokio::select! {
             biased;
@@ -134,6 +139,23 @@ impl Uploader {
             }
         })
         .await
+    }
+
+    /// The same where an error ends replication: what is on the way to the store may have spoilt an answer, so it is asked some times more.
+    pub(super) async fn until_sure<T, F>(&self, call: impl Fn() -> F) -> Result<Result<T, HistoryError>, Stopped>
+    where
+        F: Future<Output = Result<T, HistoryError>>,
+    {
+        let mut backoff = Backoff::new();
+        for _ in 1..LOOKS {
+            match self.until_told(&call).await? {
+                Ok(told) => return Ok(Ok(told)),
+                Err(error) if error.is_of_another_release() => return Ok(Err(error)),
+                Err(error) => self.shared.trouble(&error.to_string()),
+            }
+            backoff.pause(&self.shared).await?;
+        }
+        self.until_told(&call).await
     }
 
     /// Creates an object whose bytes nobody else would write.

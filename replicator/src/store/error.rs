@@ -66,6 +66,12 @@ impl StoreError {
 
     pub(super) fn from_opendal(action: Action, object: Option<&str>, replica: &str, error: &opendal::Error) -> Self {
         let (cause, mut reason) = explain_opendal(error);
+        if matches!(action, Action::Create | Action::List) && cause == Cause::NotFound {
+            reason = format!(
+                "the server says that there is no such place ({}); correct the replica, or look after what is between here and the store",
+                detail(error)
+            );
+        }
         reason.push_str(refusal(action, cause));
         StoreError(Box::new(Inner {
             action,
@@ -200,6 +206,9 @@ fn explain_opendal(error: &opendal::Error) -> (Cause, String) {
         ),
         ErrorKind::ConfigInvalid => (Cause::Setup, format!("{detail}; correct the replica's URI")),
         ErrorKind::Unsupported => (Cause::Setup, format!("the store cannot do this ({detail})")),
+        _ if detail.contains("timeout reached") => {
+            (Cause::Other, format!("the store does not answer in time ({detail})"))
+        }
         ErrorKind::RateLimited => (Cause::Other, format!("the store asks for fewer requests ({detail})")),
         // What OpenDAL's fs makes of a path that leads through a file.
         ErrorKind::NotADirectory => (Cause::Setup, "a part of the path is a file; name a folder".to_owned()),

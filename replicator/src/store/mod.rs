@@ -679,7 +679,7 @@ impl Store {
         let listing = async {
             match listing.await {
                 Ok(()) => Ok(()),
-                Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+                Err(error) if self.is_no_folder(&error) => Ok(()),
                 Err(error) => Err(self.opendal(Action::List, Some(prefix), &error)),
             }
         };
@@ -729,6 +729,13 @@ impl Store {
         Ok(true)
     }
 
+    /// A listing of nothing. Where there are no folders that is an empty list, and whoever says otherwise is not the store: the bucket is not there, or what is between answers
+    /// for it.
+    fn is_no_folder(&self, error: &opendal::Error) -> bool {
+        let has_folders = !matches!(self.0.operator.info().scheme(), "s3" | "azblob" | "gcs");
+        has_folders && error.kind() == ErrorKind::NotFound
+    }
+
     async fn entries(
         &self,
         prefix: &str,
@@ -749,7 +756,7 @@ impl Store {
         let listing = async {
             match listing.await {
                 Ok(entries) => Ok(entries),
-                Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+                Err(error) if self.is_no_folder(&error) => Ok(Vec::new()),
                 Err(error) => Err(self.opendal(Action::List, (!prefix.is_empty()).then_some(prefix), &error)),
             }
         };
