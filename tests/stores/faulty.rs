@@ -168,7 +168,10 @@ impl Shared {
         }
         request.remove("connection");
         let mut answer = ask(self.upstream, request)?;
-        if is_put && answer.head[0].contains(" 200") {
+        // A large object is there when its parts are put together.
+        let creates = is_put
+            || method == "POST" && path.contains("uploadId") && !answer.body.windows(7).any(|part| part == b"<Error>");
+        if creates && answer.head[0].contains(" 200") {
             let mut state = self.state();
             state.stored.push(name.clone());
             state.since.insert(name);

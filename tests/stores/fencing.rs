@@ -1,9 +1,10 @@
 //! Two writers: what the status says of a store, and that they notice each other also where the store does not keep them apart.
 
 use replvfs::Txid;
-use replvfs::format::Generation;
+use replvfs::format::{Generation, Key};
 use replvfs::history::Target;
 use replvfs::restore::RestoreOptions;
+use replvfs::store::{Body, Created};
 use replvfs::verify::{VerifyOptions, verify};
 use replvfs_tests::peer::SqlPeer;
 use replvfs_tests::{
@@ -59,6 +60,34 @@ pub(crate) fn one_after_the_other(served: &Served) {
     restore_with(&replica, &out, &options).expect("what was acknowledged is restored");
     compare_pages(&stored, &plain_image(&out)).expect("the first one's state");
     other.kill();
+}
+
+/// What a writer has stored is another's object of the same length, as it is for one of two that were both told that they have the slot.
+pub(crate) fn replaced(served: &Served) {
+    if matches!(served.name, "fs" | "memory") {
+        return; // Which decide, and call no content by a name.
+    }
+    let (file, replica) = (database(served, "replaced", "app.db"), served.replica("replaced"));
+    let connection = create(&file, &replica);
+    for _ in 0..2 {
+        insert(&connection, 1_000);
+        flush(&connection);
+    }
+    let store = objects::open(served, "replaced");
+    block_on(async {
+        let listed = store.list(&Key::log_prefix(Generation(1))).await.expect("lists");
+        let (newest, _) = *listed.last().expect("a segment");
+        let mut other = store.read(&newest).await.expect("reads").to_vec();
+        *other.last_mut().expect("a byte") ^= 1;
+        store.delete(&newest).await.expect("deletes");
+        let created = store.create(&newest, Body::Bytes(other.into())).await;
+        assert_eq!(created.expect("creates"), Created::New);
+    });
+    insert(&connection, 1_000);
+    let flushed = connection.query_row("PRAGMA replvfs_flush", [], |_| Ok(()));
+    let status = status(&connection);
+    assert!(flushed.is_err() && status["fenced"] == true, "{status}");
+    assert_eq!(status["fencing"], "best-effort");
 }
 
 /// A writer and a restored copy, both at the same place of the history, upload at the same moment.

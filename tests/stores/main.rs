@@ -39,6 +39,7 @@ const BEHAVIOURS: &[(&str, Behaviour)] = &[
     ("prune", replication::prune_old),
     ("one writer after the other", fencing::one_after_the_other),
     ("two writers noticed", fencing::two_writers),
+    ("replaced, of one length", fencing::replaced),
     ("killed in mid-upload", killed::killed),
 ];
 

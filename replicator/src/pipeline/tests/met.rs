@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytes::Bytes;
 use replvfs_vfs::types::Txid;
 
 use super::machine::{Machine, Process};
 use super::resuming::{restore_to, with_history};
 use super::strays::odd::Odd;
 use super::turn::{delete, is_fenced, log, slots};
-use crate::format::{Generation, Key, Seal};
+use crate::format::{Generation, Key, Seal, SegmentIndex};
 use crate::history::Target;
 
 /// A machine whose store is odd, and that.
@@ -149,6 +150,34 @@ async fn a_store_that_denies_an_object_for_a_moment_fences_nobody() {
     let one = slots(&machine, 1..=3).await;
     odd.deny(log(1, 3).path(), 2);
     goes_on(&one, &machine, 4).await;
+    one.kill().await;
+    assert_eq!(machine.restored(Target::Newest).await, 4);
+}
+
+/// While nobody wrote. What is there looks like what was noted, but for its content.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_replaced_while_nobody_wrote_is_not_gone_on_from() {
+    let (machine, odd) = odd_machine();
+    slots(&machine, 1..=3).await.kill().await;
+    let bytes = std::fs::read(file(&machine, log(1, 3))).unwrap();
+    let end = |bytes: &[u8]| {
+        let index = SegmentIndex::from_object(&Bytes::copy_from_slice(bytes)).ok()?;
+        Some((index.header().first, index.header().last, index.header().end))
+    };
+    let other = (0..bytes.len()).find_map(|at| {
+        let mut other = bytes.clone();
+        other[at] ^= 1;
+        (end(&other) == end(&bytes)).then_some(other)
+    });
+    std::fs::write(file(&machine, log(1, 3)), other.expect("a byte of a page")).unwrap();
+    odd.overwrites();
+    let one = machine.start_with(1 << 20, |shared| shared.store.condition_is_ignored());
+    one.commit(&machine, 4);
+    one.flush().await;
+    assert_eq!(
+        (one.status("diverged"), one.status("generation")),
+        (true.into(), 2.into())
+    );
     one.kill().await;
     assert_eq!(machine.restored(Target::Newest).await, 4);
 }
