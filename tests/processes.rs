@@ -502,3 +502,24 @@ fn a_store_that_is_away_keeps_no_other_process_from_committing() {
         other.end();
     }
 }
+
+#[test]
+fn whoever_closes_last_leaves_no_wal() {
+    for _ in 0..15 {
+        let scratch = Scratch::new();
+        let mut all: Vec<Other> = (0..3)
+            .map(|_| Other::start(&scratch.uri_with("&flush_interval=10ms")))
+            .collect();
+        all[0].sql("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b)");
+        for other in &mut all {
+            other.sql("SELECT * FROM t");
+        }
+        for other in all {
+            other.end();
+        }
+        for beside in ["app.db-wal", "app.db-shm"] {
+            assert!(!scratch.file(beside).exists(), "{beside}");
+        }
+        newest_is(&scratch, &plain_image(&scratch.database()));
+    }
+}

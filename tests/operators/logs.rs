@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use replvfs_tests::{Scratch, flush, open, pragma_number, sqlite_log, status, use_wal};
+use rusqlite::Connection;
 
 use super::{ROLE, URI, wait_until};
 
 /// In the program.
 pub(super) fn run(role: &str, uri: &str) {
     match role {
-        "writes" => writes(uri),
+        "writes" => drop(writes(uri)),
         "idles" => {
             let connection = open(uri).unwrap();
             use_wal(&connection);
@@ -32,7 +33,7 @@ pub(super) fn run(role: &str, uri: &str) {
             let seen = Seen::default();
             let sink = seen.clone();
             tracing_subscriber::fmt().with_writer(move || sink.clone()).init();
-            writes(uri);
+            drop(writes(uri));
             let seen = String::from_utf8(seen.0.lock().unwrap().clone()).unwrap();
             assert!(seen.contains("a generation began"), "{seen}");
         }
@@ -56,13 +57,14 @@ impl std::io::Write for Seen {
     }
 }
 
-fn writes(uri: &str) {
+fn writes(uri: &str) -> Connection {
     let connection = open(uri).unwrap();
     use_wal(&connection);
     connection
         .execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES (1)")
         .unwrap();
     flush(&connection);
+    connection
 }
 
 fn program(role: &str, scratch: &Scratch, environment: &[(&str, &str)]) -> Command {
@@ -212,12 +214,7 @@ fn tells_later() {
 /// In the program: the store is away, then somebody takes over.
 fn is_warned(uri: &str) {
     sqlite_log();
-    let connection = open(uri).unwrap();
-    use_wal(&connection);
-    connection
-        .execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES (1)")
-        .unwrap();
-    flush(&connection);
+    let connection = writes(uri);
     let mut told = sqlite_log();
     let replica = std::path::PathBuf::from(uri.split("replica=fs://").nth(1).unwrap().split('&').next().unwrap());
     let away = replica.with_extension("away");

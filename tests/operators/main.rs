@@ -11,10 +11,10 @@ mod logs;
 mod prometheus;
 mod queries;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 
 use replvfs_tests::peer::run_sql;
-use replvfs_tests::{Scratch, status};
+use replvfs_tests::{Scratch, free_port, status};
 use rusqlite::Connection;
 
 const ROLE: &str = "REPLVFS_TEST_OPERATORS_ROLE";
@@ -37,9 +37,8 @@ fn other_process() {
     run_sql();
 }
 
-/// A port that nobody has, most probably.
 fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    SocketAddr::from(([127, 0, 0, 1], free_port()))
 }
 
 /// In one of our processes, until the status says so.

@@ -12,7 +12,9 @@ use std::error::Error;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{LazyLock, Mutex, Once, PoisonError};
 
 use replvfs::Config;
@@ -54,6 +56,20 @@ pub fn register_as_it_comes() {
 fn register_once(config: Config) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| replvfs::register(config).expect("registering the VFS"));
+}
+
+/// A port that nobody listens on and that nobody is given without asking for it: the system takes those of connections, thousands in these tests, and
+/// those for `:0` from above these.
+#[must_use]
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const FIRST: u16 = 20_000;
+    const COUNT: u16 = 12_000;
+    let start = u16::try_from(std::process::id() % u32::from(COUNT)).expect("less than all");
+    let free = std::iter::repeat_with(|| FIRST + (start + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT) % COUNT)
+        .take(usize::from(COUNT))
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.expect("a port")
 }
 
 /// Whether the long tests are to run: `REPLVFS_LONG_TESTS=1`. Says so when they are not.

@@ -1,7 +1,7 @@
 //! Every store that can be served on one machine, by real servers: one suite of behaviours over all of them.
 //!
 //! `tests/stores/servers.sh` installs the servers. One that is not there is skipped, and said to be; in CI that is a failure. The table that is printed at the end is in
-//! `target/stores.md`, too. Names of stores, or parts of them, choose: `cargo test -p replvfs-tests --test stores -- sftp`.
+//! `stores/README.md`, too. Names of stores, or parts of them, choose: `cargo test -p replvfs-tests --test stores -- sftp`.
 #![allow(missing_docs)]
 
 mod faults;
@@ -12,6 +12,7 @@ mod objects;
 mod proxy;
 mod replication;
 mod servers;
+mod tls;
 
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -74,6 +75,8 @@ fn main() -> ExitCode {
         tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).init();
     }
     let _programs = servers::prepare_ssh();
+    let identities = servers::new_folder();
+    tls::prepare(&identities);
     replvfs_tests::register();
     let mut failed = false;
     let (rows, faults): (Vec<Row>, _) = std::thread::scope(|scope| {
@@ -82,18 +85,30 @@ fn main() -> ExitCode {
         let threads: Vec<_> = of
             .map(|(name, start)| scope.spawn(move || (*name, run(name, *start))))
             .collect();
+        let refusals = is_wanted("TLS, refused").then(|| scope.spawn(|| catch_unwind(tls::refusals)));
         let rows = threads.into_iter().map(|thread| {
             let (name, (outcomes, seconds)) = thread.join().expect("a thread of a store");
             (name, outcomes, seconds)
         });
         let rows = rows.collect();
+        match refusals.map(|refusals| refusals.join().expect("a thread")) {
+            Some(Ok(Err(missing))) => {
+                eprintln!("SKIPPED: certificates that are refused: {missing}");
+                failed |= replvfs_tests::in_ci();
+            }
+            Some(Err(_)) => failed = true,
+            Some(Ok(Ok(()))) => println!("certificates that are refused: ok"),
+            None => {}
+        }
         (rows, faults.join().expect("the thread of the faults"))
     });
     let table = table(&rows);
     println!("\n{table}");
-    if wanted.is_empty() {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/stores.md");
-        std::fs::write(&file, &table).expect("writing the table");
+    if wanted.is_empty() && !is_known(&table) {
+        eprintln!(
+            "stores/README.md has another table; look whether this one is right, and write it with REPLVFS_STORES_TABLE=write"
+        );
+        failed |= replvfs_tests::in_ci();
     }
     match faults {
         Ok(wrong) => {
@@ -138,6 +153,21 @@ fn run(name: &str, start: fn() -> Result<Served, String>) -> (Vec<Outcome>, f64)
     });
     let outcomes = outcomes.collect();
     (outcomes, since.elapsed().as_secs_f64())
+}
+
+/// Whether the table is the one that people read, or has become it.
+fn is_known(table: &str) -> bool {
+    const BEGIN: &str = "<!-- written by the suite -->\n";
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("stores/README.md");
+    let text = std::fs::read_to_string(&file).expect("the page with the table");
+    let (before, rest) = text.split_once(BEGIN).expect("where the table begins");
+    let (there, after) = rest.split_once("<!-- to here -->").expect("where it ends");
+    if std::env::var("REPLVFS_STORES_TABLE").is_ok_and(|what| what == "write") {
+        let text = format!("{before}{BEGIN}\n{table}\n<!-- to here -->{after}");
+        std::fs::write(&file, text).expect("writing the table");
+        return true;
+    }
+    there.trim() == table.trim()
 }
 
 fn table(rows: &[Row]) -> String {

@@ -3,16 +3,18 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use replvfs_tests::free_port;
 use tempfile::TempDir;
 
 use crate::proxy::{Manner, Proxy};
+use crate::tls::{Identity, Whose, identity};
 
 /// For a server to answer. Python on a busy machine takes its time.
 const START: Duration = Duration::from_secs(120);
@@ -85,8 +87,10 @@ pub(crate) const ALL: &[(&str, Start)] = &[
     ("azblob: Azurite", azurite),
     ("gcs: gcp-storage-emulator", gcs),
     ("webdav: nginx", nginx),
+    ("webdav: nginx, TLS", nginx_tls),
     ("sftp: OpenSSH", openssh),
     ("ftp: pyftpdlib", pyftpdlib),
+    ("ftp: pyftpdlib, TLS", pyftpdlib_tls),
 ];
 
 struct Process(Child);
@@ -130,19 +134,14 @@ fn installed(path: &str) -> Result<PathBuf, Missing> {
     program(&servers.join(path))
 }
 
-fn program(path: &Path) -> Result<PathBuf, Missing> {
+pub(crate) fn program(path: &Path) -> Result<PathBuf, Missing> {
     match path.exists() {
         true => Ok(path.to_owned()),
         false => Err(format!("{} is missing; run tests/stores/servers.sh", path.display())),
     }
 }
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("its address").port()
-}
-
-fn new_folder() -> TempDir {
+pub(crate) fn new_folder() -> TempDir {
     let folder = tempfile::Builder::new().prefix("replvfs-stores-").tempdir();
     folder.expect("a folder")
 }
@@ -333,6 +332,14 @@ fn gcs() -> Result<Served, Missing> {
 }
 
 fn nginx() -> Result<Served, Missing> {
+    nginx_with("webdav: nginx", None)
+}
+
+fn nginx_tls() -> Result<Served, Missing> {
+    nginx_with("webdav: nginx, TLS", Some(&identity(Whose::Its)?))
+}
+
+pub(crate) fn nginx_with(name: &'static str, tls: Option<&Identity>) -> Result<Served, Missing> {
     let folder = new_folder();
     let program = program(Path::new("/usr/sbin/nginx"))?;
     let module = "/usr/lib/nginx/modules/ngx_http_dav_ext_module.so";
@@ -341,6 +348,16 @@ fn nginx() -> Result<Served, Missing> {
     }
     let port = free_port();
     let at = folder.path().display();
+    let (listens, scheme) = match tls {
+        None => (String::new(), "webdav+http"),
+        Some(Identity { certificate, key }) => {
+            let (certificate, key) = (certificate.display(), key.display());
+            (
+                format!(" ssl;\n    ssl_certificate {certificate};\n    ssl_certificate_key {key}"),
+                "webdav",
+            )
+        }
+    };
     let objects = folder.path().join("objects");
     fs::create_dir(&objects).expect("a folder");
     fs::write(folder.path().join("users"), "me:{PLAIN}pass word\n").expect("its users");
@@ -351,7 +368,7 @@ fn nginx() -> Result<Served, Missing> {
         "{user}\ndaemon off;\nmaster_process off;\npid {at}/pid;\nerror_log {at}/log;\nload_module {module};\nevents {{ }}\n\
          http {{\n  access_log off;\n  client_max_body_size 0;\n  client_body_temp_path {at}/body;\n  proxy_temp_path {at}/proxy;\n\
          \x20 fastcgi_temp_path {at}/fastcgi;\n  uwsgi_temp_path {at}/uwsgi;\n  scgi_temp_path {at}/scgi;\n\
-         \x20 server {{\n    listen 127.0.0.1:{port};\n    root {at}/objects;\n    auth_basic replvfs;\n    auth_basic_user_file {at}/users;\n\
+         \x20 server {{\n    listen 127.0.0.1:{port}{listens};\n    root {at}/objects;\n    auth_basic replvfs;\n    auth_basic_user_file {at}/users;\n\
          \x20   dav_methods PUT DELETE MKCOL COPY MOVE;\n    dav_ext_methods PROPFIND OPTIONS;\n    create_full_put_path on;\n  }}\n}}\n"
     );
     let file = folder.path().join("nginx.conf");
@@ -364,14 +381,16 @@ fn nginx() -> Result<Served, Missing> {
         .arg(&file)
         .arg("-e")
         .arg(folder.path().join("log"));
-    let process = start(&mut command, &folder, || http(port, "GET /") == Some(401));
+    // A request without TLS is a bad one where it is expected.
+    let status = if tls.is_some() { 400 } else { 401 };
+    let process = start(&mut command, &folder, || http(port, "GET /") == Some(status));
     Ok(Served {
         query: "?password=pass%20word".to_owned(),
         decides: false,
         keeps_alone: false,
         beside: Some(objects),
         _process: Some(process),
-        ..Served::new("webdav: nginx", format!("webdav+http://me@127.0.0.1:{port}"), folder)
+        ..Served::new(name, format!("{scheme}://me@127.0.0.1:{port}"), folder)
     })
 }
 
@@ -458,6 +477,14 @@ fn openssh() -> Result<Served, Missing> {
 }
 
 fn pyftpdlib() -> Result<Served, Missing> {
+    pyftpdlib_with("ftp: pyftpdlib", None)
+}
+
+fn pyftpdlib_tls() -> Result<Served, Missing> {
+    pyftpdlib_with("ftp: pyftpdlib, TLS", Some(&identity(Whose::Its)?))
+}
+
+pub(crate) fn pyftpdlib_with(name: &'static str, tls: Option<&Identity>) -> Result<Served, Missing> {
     let folder = new_folder();
     let port = free_port();
     let objects = folder.path().join("objects");
@@ -474,6 +501,11 @@ fn pyftpdlib() -> Result<Served, Missing> {
         "-d",
     ]);
     command.arg(&objects).args(["-u", "me", "-P", "pass word"]);
+    if let Some(Identity { certificate, key }) = tls {
+        command.args(["--tls", "--tls-control-required", "--tls-data-required", "--certfile"]);
+        command.arg(certificate).arg("--keyfile").arg(key);
+    }
+    let scheme = if tls.is_some() { "ftps" } else { "ftp" };
     let process = start(&mut command, &folder, || greets(port, b"220"));
     Ok(Served {
         query: "?password=pass%20word".to_owned(),
@@ -482,6 +514,6 @@ fn pyftpdlib() -> Result<Served, Missing> {
         deletes: false,
         beside: Some(objects),
         _process: Some(process),
-        ..Served::new("ftp: pyftpdlib", format!("ftp://me@127.0.0.1:{port}"), folder)
+        ..Served::new(name, format!("{scheme}://me@127.0.0.1:{port}"), folder)
     })
 }

@@ -7,10 +7,11 @@ servers="${REPLVFS_SERVERS:-$PWD/target/servers}"
 mkdir -p "$servers"
 
 # pyftpdlib 2 needs pyasyncore from Python 3.12 on.
-python_packages=(moto[server]==5.2.5 gcp-storage-emulator==2026.7.19 pyftpdlib==2.2.0 "pyasyncore==1.0.4; python_version>='3.12'")
+python_packages=(moto[server]==5.2.5 gcp-storage-emulator==2026.7.19 pyftpdlib==2.2.0 pyopenssl==26.4.0 "pyasyncore==1.0.4; python_version>='3.12'")
 node_packages=(azurite@3.37.0)
 
 missing=()
+[ -x /usr/bin/openssl ] >/dev/null || missing+=(openssl)
 [ -x /usr/sbin/sshd ] || missing+=(openssh-server)
 command -v ssh >/dev/null || missing+=(openssh-client)
 command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || missing+=(nginx-light)

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::held::DatabaseFile;
 use crate::log::Log;
 use crate::resume::Left;
-use crate::types::{Txid, UnixMillis};
+use crate::types::{Salts, Txid, UnixMillis};
 
 /// One per registered VFS: decides how a database is replicated when it is opened.
 ///
@@ -122,6 +122,13 @@ impl Durability {
     }
 }
 
+/// The process that replicates a database has stepped aside until this is over, or dropped.
+pub trait Aside: Send {
+    /// The locks are let go for which it was asked, and the WRITE lock is still held. With the salts that the WAL has now, if it was restarted. Waits for a moment until
+    /// the other process keeps the WAL again.
+    fn over(self: Box<Self>, restarted: Option<Salts>);
+}
+
 /// The replication of one database, as its connections see it.
 pub trait Replica: Any + Send + Sync {
     /// The log has got something that the replica asked to be told of (see [`Log::arm`]). Called inside a commit:
@@ -184,6 +191,12 @@ pub trait Replica: Any + Send + Sync {
 
     /// Whether this process replicates the database from here on, since no other does any more.
     fn take_over(&self) -> bool;
+
+    /// Where another process replicates the database, and keeps its WAL: asks it to step aside, so that a checkpoint of this one can restart the WAL. `None` when it does not,
+    /// or is not there. May wait for a moment for that process, not for the network.
+    fn ask_aside(&self) -> Option<Box<dyn Aside>> {
+        None
+    }
 
     /// The store does not answer: whatever is kept for it is kept for long.
     fn is_away(&self) -> bool;

@@ -16,7 +16,7 @@ use crate::notice::later;
 use crate::resume::Resume;
 use crate::snapshot::Snapshot;
 use crate::transaction::Transaction;
-use crate::types::{Position, Txid, UnixMillis};
+use crate::types::{Position, Salts, Txid, UnixMillis};
 use tentative::Held;
 pub use tentative::{Awaited, Withdrawn};
 
@@ -89,6 +89,10 @@ pub trait Capturing: Send + Sync {
     fn look(&self);
     fn let_writers_by(&self);
     fn attend(self: Arc<Self>) -> Result<(), FlushError>;
+    fn step_aside(&self) -> Option<u64> {
+        None
+    }
+    fn come_back(&self, _which: u64, _restarted: Option<Salts>) {}
 }
 
 /// The log in numbers, as of one moment.
@@ -688,6 +692,21 @@ impl Log {
         let _later = later();
         let capturing = self.capturing();
         capturing.map_or_else(|| Err(FlushError::new("the database is closed")), Capturing::attend)
+    }
+
+    /// Lets another process restart the WAL, which asks for it and has its WRITE lock, until [`Log::come_back`] with the number that is returned; `None` if it
+    /// may not be now. Blocks on file I/O.
+    pub fn step_aside(&self) -> Option<u64> {
+        let _later = later();
+        self.capturing()?.step_aside()
+    }
+
+    /// The other process is done, or gone. With the salts that it has given the WAL, if it has restarted it, and says so under its WRITE lock. Blocks on file I/O.
+    pub fn come_back(&self, which: u64, restarted: Option<Salts>) {
+        let _later = later();
+        if let Some(capturing) = self.capturing() {
+            capturing.come_back(which, restarted);
+        }
     }
 
     /// The store does not answer: what is still to be read from a database without a WAL is given up where it keeps other processes from

@@ -160,6 +160,31 @@ fn a_lone_connection_is_never_told_that_the_database_is_locked() {
     }
 }
 
+/// A look that began before the last close, and goes on after it, opens nothing anew.
+#[test]
+fn no_wal_index_is_left_behind_a_close() {
+    for _ in 0..100 {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db");
+        let ours = with_table(&path);
+        let collector = Collector::of(&path);
+        collector.settled();
+        let closed = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !closed.load(Ordering::Acquire) {
+                    collector.log().look();
+                }
+            });
+            drop(ours);
+            closed.store(true, Ordering::Release);
+        });
+        collector.log().look();
+        assert!(!beside(&path, "-wal").exists());
+        assert!(!beside(&path, "-shm").exists());
+    }
+}
+
 #[test]
 fn the_wal_that_others_write_is_restarted_for_them() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,7 +1,5 @@
 //! A replica that is named by itself, without the database that it is of: what the file says of the one, it says of the other.
 
-use std::path::Path;
-
 use super::file::{File, Keys, Said};
 use super::placeholder::{fill_in, is_like};
 use super::{Config, ConfigError};
@@ -71,22 +69,18 @@ fn no_replica(which: &str) -> ConfigError {
 impl File {
     /// What is said of the databases that have this replica, by their table, and the URI as it is written there.
     fn who_sets(&self, uri: &str) -> (Option<&Said>, Option<&str>) {
+        let wanted = place(uri);
         let everywhere = self.everywhere.given.replica.as_deref();
         let of_table = self.tables.iter().find_map(|table| {
             let set = table.said.given.replica.as_deref().or(everywhere)?;
             let is_it = match table.pattern.path() {
-                Some(path) => is_of(set, uri, path),
-                None => is_like(&place(set), &place(uri)),
+                Some(path) => fill_in(set, path).is_ok_and(|set| place(&set) == wanted),
+                None => is_like(&place(set), &wanted),
             };
             is_it.then_some((Some(&table.said), Some(set)))
         });
-        of_table.unwrap_or_else(|| (None, everywhere.filter(|set| is_like(&place(set), &place(uri)))))
+        of_table.unwrap_or_else(|| (None, everywhere.filter(|set| is_like(&place(set), &wanted))))
     }
-}
-
-/// Whether the replica that is set for one database is at this place.
-fn is_of(set: &str, uri: &str, database: &Path) -> bool {
-    fill_in(set, database).is_ok_and(|set| place(&set) == place(uri))
 }
 
 /// What of a URI says where it is.

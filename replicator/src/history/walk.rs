@@ -245,11 +245,7 @@ pub(crate) async fn segment_end(store: &Store, key: Key) -> Result<Option<Segmen
 
 /// The length of an object; `None` when it is not there.
 pub(crate) async fn size(store: &Store, key: Key) -> Result<Option<u64>, HistoryError> {
-    match store.size(&key).await {
-        Ok(len) => Ok(Some(len)),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+    Ok(store.size_if_there(&key).await?)
 }
 
 /// An object that has at most `longest` bytes, and one byte more of one that is longer: decoding it fails. `None` when it

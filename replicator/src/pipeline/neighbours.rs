@@ -1,7 +1,7 @@
 //! Other processes on this machine that have the database open: the one that replicates it answers, on a socket beside the database, those that
 //! wait until what they have committed is in the store.
 //!
-//! Owns the socket, and what is said on it: a line there and a line back. There is one exactly as long as this process is the owner, since it is made and removed
+//! Also, it steps aside for those whose checkpoint restarts the WAL. Owns the socket, and what is said on it: a line there and a line back. There is one exactly as long as this process is the owner, since it is made and removed
 //! under the owner's lock; a process that dies leaves its name behind, where nobody answers. So the death of the owner is noticed at once, by
 //! the end of the connection, and who waits tries to take over. A "yes" means: when the question had come, all that was committed in the database was captured
 //! here, by a process that was its owner then, and all of it is restorable from the store. Nothing that is answered depends on what the asker says of its commit, so
@@ -17,12 +17,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use replvfs_vfs::fork::NotInherited;
-use replvfs_vfs::types::Txid;
+use replvfs_vfs::host::Aside;
+use replvfs_vfs::log::Log;
+use replvfs_vfs::types::{Salts, Txid};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use tokio::sync::Notify;
 
 use super::confirm::{self, Wanted};
 use super::shared::Shared;
+use crate::outside;
 
 /// Appended to the database's name.
 const SUFFIX: &str = "-replvfs-sock";
@@ -36,6 +39,8 @@ const LONGEST_PATH: usize = 103;
 const MANNERS: Duration = Duration::from_secs(5);
 /// The other process may need a little longer than it was given.
 const GRACE: Duration = Duration::from_millis(500);
+/// So long a checkpoint waits for the other process to step aside, and afterwards to keep the WAL again: with the WRITE lock, so nobody can commit meanwhile.
+const ASIDE: Duration = Duration::from_secs(2);
 /// So many are answered at the same time, each of which takes a descriptor of the application's; others ask again.
 const GUESTS: usize = 256;
 
@@ -165,6 +170,18 @@ impl Neighbours {
             Err(error) => Asked::Nobody(format!("{}: {error}", socket(database).display())),
         }
     }
+
+    /// Asks the owner to let the WAL be restarted.
+    pub(super) fn ask_aside(&self) -> Option<Box<dyn Aside>> {
+        let database = self.database.as_ref()?;
+        match ask_aside(database) {
+            Ok(aside) => aside.map(|aside| Box::new(aside) as Box<dyn Aside>),
+            Err(error) => {
+                tracing::debug!(database = %database.display(), %error, "the process that replicates does not step aside");
+                None
+            }
+        }
+    }
 }
 
 fn listen(database: &Path) -> io::Result<Listening> {
@@ -204,6 +221,39 @@ fn ask(database: &Path, until: Option<Txid>, timeout: Duration) -> io::Result<As
     let (millis, what) = (timeout.as_millis(), until.map(|txid| format!("wait {txid}")));
     let question = format!("{HELLO}{} {millis}\n", what.as_deref().unwrap_or("flush"));
     stream.write_all(question.as_bytes())?;
+    let answer = receive_until(&mut stream, end)?;
+    Ok(answered(&answer))
+}
+
+fn ask_aside(database: &Path) -> io::Result<Option<OwnerAside>> {
+    let mut stream = connect(database)?;
+    stream.set_write_timeout(Some(ASIDE))?;
+    stream.write_all(format!("{HELLO}aside\n").as_bytes())?;
+    let answer = receive_until(&mut stream, Instant::now() + ASIDE)?;
+    Ok((answer.strip_prefix(HELLO) == Some("aside")).then_some(OwnerAside(stream)))
+}
+
+/// The owner has stepped aside, until the stream ends.
+struct OwnerAside(UnixStream);
+
+impl Aside for OwnerAside {
+    fn over(self: Box<Self>, restarted: Option<Salts>) {
+        let OwnerAside(mut stream) = *self;
+        let told = match restarted {
+            Some(Salts(first, second)) => format!("{HELLO}restarted {first} {second}\n"),
+            None => format!("{HELLO}back\n"),
+        };
+        let kept = stream
+            .write_all(told.as_bytes())
+            .and_then(|()| receive_until(&mut stream, Instant::now() + ASIDE));
+        if let Err(error) = kept {
+            tracing::debug!(%error, "the process that replicates has not said that it keeps the WAL again");
+        }
+    }
+}
+
+/// A line, without its end.
+fn receive_until(stream: &mut UnixStream, end: Instant) -> io::Result<String> {
     let (mut answer, mut bytes) = (Vec::new(), [0; 512]);
     while !answer.ends_with(b"\n") {
         // However often it comes in parts, or a signal interrupts it.
@@ -221,8 +271,7 @@ fn ask(database: &Path, until: Option<Txid>, timeout: Duration) -> io::Result<As
             Err(error) => return Err(error),
         }
     }
-    let answer = String::from_utf8_lossy(&answer);
-    Ok(answered(answer.trim_end()))
+    Ok(String::from_utf8_lossy(&answer).trim_end().to_owned())
 }
 
 fn answered(answer: &str) -> Asked {
@@ -323,6 +372,9 @@ fn welcome(shared: &Arc<Shared>, stream: tokio::net::UnixStream) {
 /// `None` for who does not say anything that could be answered.
 async fn answer(shared: &Arc<Shared>, stream: &tokio::net::UnixStream) -> Option<String> {
     let line = tokio::time::timeout(MANNERS, receive(stream)).await.ok()?.ok()?;
+    if line.trim_end().strip_prefix(HELLO) == Some("aside") {
+        return step_aside(shared, stream).await;
+    }
     let Some(wanted) = question(&line) else {
         return Some(format!(
             "{HELLO}no the question is of another version of replvfs: use the same in all processes\n"
@@ -350,6 +402,60 @@ async fn answer(shared: &Arc<Shared>, stream: &tokio::net::UnixStream) -> Option
             format!("{HELLO}no {}\n", &why[..end])
         }
     })
+}
+
+/// Lets the other process restart the WAL, for as long as it takes it, or lives.
+async fn step_aside(shared: &Arc<Shared>, stream: &tokio::net::UnixStream) -> Option<String> {
+    let log = Arc::clone(&shared.log);
+    let stepping = outside::blocking(move || {
+        let which = log.step_aside()?;
+        Some(Stepped {
+            log,
+            which: Some(which),
+        })
+    });
+    let Some(stepped) = stepping.await.ok().flatten() else {
+        return Some(format!("{HELLO}no the WAL cannot be restarted now\n"));
+    };
+    let told = match send(stream, format!("{HELLO}aside\n").as_bytes()).await {
+        Ok(()) => receive(stream).await.ok(),
+        Err(_) => None,
+    };
+    let restarted = told.as_deref().and_then(new_salts);
+    outside::blocking(move || stepped.back(restarted)).await.ok()?;
+    Some(format!("{HELLO}kept\n"))
+}
+
+fn new_salts(line: &str) -> Option<Salts> {
+    let mut words = line
+        .trim_end()
+        .strip_prefix(HELLO)?
+        .strip_prefix("restarted ")?
+        .split(' ');
+    let salts = Salts(words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    words.next().is_none().then_some(salts)
+}
+
+/// Whatever becomes of the task, this process keeps the WAL again.
+struct Stepped {
+    log: Arc<Log>,
+    which: Option<u64>,
+}
+
+impl Stepped {
+    fn back(mut self, restarted: Option<Salts>) {
+        if let Some(which) = self.which.take() {
+            self.log.come_back(which, restarted);
+        }
+    }
+}
+
+impl Drop for Stepped {
+    fn drop(&mut self) {
+        if let Some(which) = self.which {
+            self.log.come_back(which, None);
+        }
+    }
 }
 
 async fn receive(stream: &tokio::net::UnixStream) -> io::Result<String> {

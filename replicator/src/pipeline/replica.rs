@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use replvfs_vfs::host::{Durability, FlushError, Replica};
+use replvfs_vfs::host::{Aside, Durability, FlushError, Replica};
 use replvfs_vfs::resume::Left;
 use replvfs_vfs::types::Txid;
 
@@ -134,6 +134,10 @@ impl Replica for DatabaseReplica {
     fn wake(&self) {
         self.gave_up.store(false, Ordering::Relaxed);
         self.shared.wake.notify_one();
+    }
+
+    fn ask_aside(&self) -> Option<Box<dyn Aside>> {
+        self.shared.neighbours.ask_aside()
     }
 
     fn progressed(&self) {

@@ -58,7 +58,8 @@ pub(super) async fn seal(uploader: &Uploader, generation: Generation, known: Opt
     loop {
         let told = match known.take() {
             Some(tail) => Ok(Some(tail)),
-            None => uploader.until_told(|| find(uploader, generation)).await?,
+            // What it cannot read it does not end.
+            None => uploader.until_sure(|| find(uploader, generation)).await?,
         };
         let tail = match told {
             Ok(Some(tail)) => tail,

@@ -52,7 +52,7 @@ impl Beside {
 
     async fn create_by(&self, operator: &Operator, temp: &str, path: &str, body: Body) -> Result<Created, Failure> {
         let len = body.len();
-        send(operator, temp, body).await?;
+        self.send(operator, temp, body).await?;
         match self.size(operator, temp).await? {
             Some(there) if there == len => {}
             there => {
@@ -78,6 +78,14 @@ impl Beside {
                 None => Err(error),
             },
         }
+    }
+
+    async fn send(&self, operator: &Operator, temp: &str, body: Body) -> Result<(), Failure> {
+        #[cfg(feature = "ftp")]
+        if let Some(control) = &self.control {
+            return control.write(temp, body).await;
+        }
+        send(operator, temp, body).await
     }
 
     /// In bytes.

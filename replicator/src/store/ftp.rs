@@ -1,5 +1,6 @@
 //! OpenDAL's operator for FTP, and what that cannot do: rename an object, and ask for the length of one by its name. It looks for the name in a listing of the folder
-//! instead, which costs more with each object and tells a length only as well as it can read the listing.
+//! instead, which costs more with each object and tells a length only as well as it can read the listing. Nor can it upload by TLS 1.3: it closes the data connection
+//! without having read the session tickets that the server has sent on it, so the system resets it, and what the server had not read yet is lost.
 
 use std::fmt;
 use std::io;
@@ -14,11 +15,11 @@ use suppaftp::tokio_rustls::TlsConnector;
 use suppaftp::tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 use suppaftp::types::FileType;
 use suppaftp::{FtpError, Status};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Mutex;
 
-use super::StoreError;
 use super::service::{Opened, Options, Service};
+use super::{Body, Failure, StoreError, blocking, read_part};
 
 pub(super) const SERVICE: Service = Service {
     authority: "server",
@@ -33,6 +34,8 @@ pub(super) const SERVICE: Service = Service {
 pub(super) const MOST_AT_ONCE: usize = 4;
 /// What is read at a time.
 const READ_BYTES: usize = 64 << 10;
+/// What is written at a time.
+const WRITTEN_BYTES: u64 = 1 << 20;
 /// For a command and its answer, for a login, or for a part of an object.
 const ANSWER: Duration = Duration::from_secs(30);
 
@@ -146,16 +149,47 @@ impl Control {
         Ok(read.freeze())
     }
 
-    /// Most servers replace what has the new name.
-    pub(super) async fn rename(&self, from: &str, to: &str) -> Result<(), opendal::Error> {
-        let folders = to.match_indices('/').map(|(at, _)| &to[..at]);
+    /// Replaces what is there. On a connection of its own, as a read.
+    pub(super) async fn write(&self, path: &str, body: Body) -> Result<(), Failure> {
+        let failed = |error| Failure::Store(failed(error));
+        self.make_folders(path).await.map_err(failed)?;
+        let mut connection = in_time(self.connect()).await.map_err(failed)?;
+        let mut stream = in_time(connection.put_with_stream(path)).await.map_err(failed)?;
+        let len = body.len();
+        let mut at = 0;
+        while at < len {
+            let step = (len - at).min(WRITTEN_BYTES);
+            let part = part_of(&body, at, step).await?;
+            let written = async { stream.write_all(&part).await.map_err(FtpError::ConnectionError) };
+            in_time(written).await.map_err(failed)?;
+            at += step;
+        }
+        let ended = async {
+            stream.shutdown().await.map_err(FtpError::ConnectionError)?;
+            // Until the server has read everything, and closes its side. How it does that says nothing: its answer does.
+            let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+            drop(stream);
+            connection.finalize_put_stream(tokio::io::sink()).await
+        };
+        in_time(ended).await.map_err(failed)
+    }
+
+    /// Those above an object.
+    async fn make_folders(&self, path: &str) -> Result<(), FtpError> {
+        let folders = path.match_indices('/').map(|(at, _)| &path[..at]);
         for folder in folders {
             match self.command(Command::MakeFolder(folder)).await {
-                // It is there already, or the rename says why not.
+                // It is there already, or what comes next says why not.
                 Err(FtpError::UnexpectedResponse(_)) | Ok(_) => {}
-                Err(error) => return Err(failed(error)),
+                Err(error) => return Err(error),
             }
         }
+        Ok(())
+    }
+
+    /// Most servers replace what has the new name.
+    pub(super) async fn rename(&self, from: &str, to: &str) -> Result<(), opendal::Error> {
+        self.make_folders(to).await.map_err(failed)?;
         self.command(Command::Rename(from, to)).await.map(drop).map_err(failed)
     }
 
@@ -229,6 +263,17 @@ impl Command<'_> {
             }
             Command::MakeFolder(path) => connection.mkdir(path).await.map(|()| 0),
             Command::Rename(from, to) => connection.rename(from, to).await.map(|()| 0),
+        }
+    }
+}
+
+async fn part_of(body: &Body, at: u64, len: u64) -> Result<Bytes, Failure> {
+    match body {
+        // No longer than the bytes.
+        Body::Bytes(bytes) => Ok(bytes.slice(at as usize..(at + len) as usize)),
+        Body::File(file, _) => {
+            let file = Arc::clone(file);
+            Ok(blocking(move || read_part(&file, at, len)).await?)
         }
     }
 }

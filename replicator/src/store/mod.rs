@@ -31,6 +31,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 #[cfg(feature = "ftp")]
 use std::ops::Bound;
 use std::ops::{Range, RangeBounds};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -270,7 +271,7 @@ impl Store {
             Way::Request => operator.info().capability().write_with_if_not_exists,
             Way::Beside(_) => false,
         };
-        let is_remote = !matches!(way, Way::Folder(_)) && operator.info().scheme() != "memory";
+        let is_remote = is_remote(&way, &operator);
         Store(Arc::new(Inner {
             operator,
             replica,
@@ -334,7 +335,7 @@ impl Store {
     /// Whether the condition is decided by a server, whose word for it is no proof: some accept the condition and ignore it.
     #[must_use]
     pub fn is_remote(&self) -> bool {
-        !matches!(self.0.way, Way::Folder(_)) && self.0.operator.info().scheme() != "memory"
+        is_remote(&self.0.way, &self.0.operator)
     }
 
     /// Whether a listing shows all that was there when it began. Servers of FTP make one as text for people, entry by entry beside whoever renames and deletes, and
@@ -635,9 +636,14 @@ impl Store {
     ///
     /// When the store does not answer.
     pub async fn has(&self, key: &Key) -> Result<bool, StoreError> {
+        Ok(self.size_if_there(key).await?.is_some())
+    }
+
+    /// The length of an object in bytes; `None` when it is not there.
+    pub(crate) async fn size_if_there(&self, key: &Key) -> Result<Option<u64>, StoreError> {
         match self.size(key).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.is_not_found() => Ok(false),
+            Ok(len) => Ok(Some(len)),
+            Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -779,6 +785,10 @@ impl Store {
     }
 }
 
+fn is_remote(way: &Way, operator: &Operator) -> bool {
+    !matches!(way, Way::Folder(_)) && operator.info().scheme() != "memory"
+}
+
 fn way_of(operator: &Operator) -> Way {
     let info = operator.info();
     let capability = info.capability();
@@ -869,11 +879,9 @@ fn read_whole(file: &File, len: u64) -> io::Result<Bytes> {
 }
 
 fn read_part(file: &File, at: u64, len: u64) -> io::Result<Bytes> {
-    let mut file = file.try_clone()?;
-    file.seek(SeekFrom::Start(at))?;
     let len = usize::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
     let mut part = vec![0; len];
-    file.read_exact(&mut part)?;
+    file.read_exact_at(&mut part, at)?;
     Ok(part.into())
 }
 

@@ -211,14 +211,6 @@ impl Options<'_> {
 }
 
 /// Whether OpenDAL's configuration of a service has a field of this name.
-#[cfg(any(
-    feature = "s3",
-    feature = "azblob",
-    feature = "gcs",
-    feature = "sftp",
-    feature = "ftp",
-    feature = "webdav"
-))]
 #[cfg(any(feature = "s3", feature = "azblob", feature = "gcs"))]
 pub(super) fn has_field(config: &impl serde::Serialize, key: &str) -> bool {
     let fields = serde_json::to_value(config).unwrap_or_default();

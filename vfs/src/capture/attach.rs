@@ -63,7 +63,9 @@ impl Database {
 
     /// Under a WAL read or write lock, or the pin.
     pub(super) fn attach_shared(&self, capture: &mut Capture, region: IndexRegion, wal: FileRef) {
-        let Some(header) = region.header() else { return };
+        let Some(header) = region.header().filter(|_| !self.is_aside()) else {
+            return;
+        };
         let question = match self.log.wanted() {
             (Wanted::Resume(resume), question) => {
                 self.resume(capture, resume, question, &header, wal);
@@ -340,8 +342,8 @@ impl Database {
         self.give_images_up("a connection wants the database file for itself");
         let mut patience = self.replica.close_timeout();
         if state.wal.is_some() && !state.taking_exclusive {
-            // The last close, or the end of WAL mode: afterwards the WAL is gone.
-            if !self.replica.owns() && self.replica.take_over() {
+            // The last close, or the end of WAL mode: afterwards the WAL is gone. What is asked for by then nobody else would give.
+            if (self.replica.owns() || self.replica.take_over()) && self.wants_attention() {
                 self.attach(state);
             }
             if !self.replica.drain() {

@@ -48,6 +48,7 @@ impl Database {
         let (Some(region), Some(wal)) = (state.region, state.wal) else {
             return;
         };
+        self.end_aside();
         if self.wants_attention() {
             self.attach(state);
         }
@@ -496,6 +497,9 @@ impl Database {
         let Some(cursor) = capture.cursor else {
             return true; // The next base has it.
         };
+        if self.is_aside() {
+            return false;
+        }
         let was = cursor.position;
         let (header, is_whole) = match region.header() {
             Some(header) => (header, true),

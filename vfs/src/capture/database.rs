@@ -4,11 +4,12 @@ use std::ffi::CString;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use libsqlite3_sys as ffi;
 
+use super::aside::Asked;
 use super::commit::Synced;
 use super::continuity::Fingerprint;
 use super::mirror::Mirror;
@@ -63,6 +64,8 @@ pub(crate) struct Database {
     pub(super) pinned: AtomicBool,
     /// It has been held ever since the cursor was proved: nobody but us can have restarted the WAL.
     pub(super) unbroken: AtomicBool,
+    /// Which time the pin has stepped aside for another process, while it has; else 0. Changed under the lock of `capture`.
+    pub(super) aside: AtomicU64,
     /// The cursor must be proved again: for a while no connection of this process held a lock.
     pub(super) unverified: AtomicBool,
     /// The snapshots that are being read, if any.
@@ -98,6 +101,9 @@ pub(super) struct Capture {
     pub(super) unproved: Option<Txid>,
     /// The newest transaction was another process's: ours may be doing nothing, and restart no WAL.
     pub(super) foreign: bool,
+    /// How often the pin has stepped aside for another process, and where the cursor was the last time, while it has.
+    pub(super) aside_times: u64,
+    pub(super) aside_at: Option<Position>,
     /// What was carried over restarts of the WAL, and may be needed after this process.
     pub(super) spill: Option<Spill>,
     /// The file as it was left without a WAL.
@@ -147,6 +153,8 @@ pub(crate) struct ConnectionState {
     pub(crate) too_large: bool,
     /// It checkpoints.
     pub(crate) checkpointing: bool,
+    /// Another process keeps no WAL until it is told, since this connection restarts it.
+    pub(super) asked: Option<Asked>,
     /// A PRAGMA was seen that ends WAL mode.
     pub(crate) leaving_wal: bool,
     /// A PRAGMA was seen after which there is no journal.
@@ -180,6 +188,7 @@ impl ConnectionState {
             mirror: Mirror::new(database.memory, &database.budget),
             too_large: false,
             checkpointing: false,
+            asked: None,
             leaving_wal: false,
             without_journal: false,
             journal_in_memory: false,
@@ -298,6 +307,7 @@ impl Database {
             pin: Mutex::default(),
             pinned: AtomicBool::new(false),
             unbroken: AtomicBool::new(false),
+            aside: AtomicU64::new(0),
             holders: AtomicUsize::new(0),
             unverified: AtomicBool::new(false),
             snapshots: Mutex::default(),

@@ -3,6 +3,7 @@
 //! Owns the cursor, the proof that it is where the database is, and the bases. Leaves to the shim when to call, and to the
 //! log what happens with a transaction afterwards.
 
+mod aside;
 mod attach;
 mod commit;
 mod confirm;

@@ -9,10 +9,12 @@ use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
 use libsqlite3_sys as ffi;
 
+use super::continuity::is_wal_beside;
 use super::database::{Capture, Database};
 use crate::base::{BaseFile, Code, FIRST_READ_SLOT, FileRef, IndexRegion};
 use crate::host::FlushError;
 use crate::log::Capturing;
+use crate::types::Salts;
 use crate::wal::READ_MARK_NOT_USED;
 
 pub(super) const SHARED_LOCK: i32 = ffi::SQLITE_SHM_LOCK | ffi::SQLITE_SHM_SHARED;
@@ -40,6 +42,11 @@ impl Pin {
     fn open(database: &Database) -> Result<Pin, Code> {
         let mut file = database.vfs.open_database(&database.c_path, &database.parameters)?;
         file.lock_shared()?;
+        // Under that lock nobody closes as the last one. Who has, has removed the wal-index, which would be made anew here and left behind.
+        if database.wal_connections.load(Ordering::Acquire) == 0 && !is_wal_beside(&database.path) {
+            file.unlock();
+            return Err(Code(ffi::SQLITE_CANTOPEN));
+        }
         let mapped = file.map_index();
         if let Ok(Some(region)) = mapped {
             return Ok(Pin {
@@ -204,6 +211,9 @@ impl Capturing for Database {
         if self.connections.load(Ordering::Acquire) == 0 || !self.pinned.load(Ordering::Acquire) {
             return true; // Something to take or to let go.
         }
+        if self.is_aside() {
+            return false;
+        }
         let Ok(capture) = self.capture.try_lock() else {
             return false; // A connection of this process is at work there.
         };
@@ -231,6 +241,14 @@ impl Capturing for Database {
 
     fn attend(self: Arc<Self>) -> Result<(), FlushError> {
         self.attend_alone()
+    }
+
+    fn step_aside(&self) -> Option<u64> {
+        self.step_aside_for_another()
+    }
+
+    fn come_back(&self, which: u64, restarted: Option<Salts>) {
+        self.come_back_from(which, restarted);
     }
 
     fn look(&self) {

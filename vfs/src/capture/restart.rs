@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::continuity::Fingerprint;
-use super::database::{Capture, Connection, ConnectionState, Cursor, Database};
+use super::database::{Capture, Connection, Cursor, Database};
 use super::pin::{EXCLUSIVE_LOCK, EXCLUSIVE_UNLOCK, Pin};
-use crate::base::{CHECKPOINT_SLOT, FIRST_READ_SLOT, FileRef, WRITE_SLOT};
+use crate::base::{CHECKPOINT_SLOT, FIRST_READ_SLOT, FileRef, IndexRegion, WRITE_SLOT};
 use crate::resume::{Left, Mark, Next};
 use crate::spill::{self, Spill};
 use crate::transaction::Transaction;
@@ -40,11 +40,16 @@ impl Database {
             self.give_images_up("a checkpoint restarts the WAL");
         }
         let mut capture = self.capture();
-        if !self.may_restart(&mut capture, &state) {
+        if !self.may_restart(&mut capture, state.region, state.checkpointing) {
             if state.checkpointing {
                 self.replica.hurry();
             }
             return false;
+        }
+        if state.checkpointing && !self.replica.owns() {
+            drop((capture, state));
+            self.ask_aside(connection);
+            return true;
         }
         if let Some(pin) = self.pin_lock().as_mut() {
             pin.release_slot();
@@ -53,7 +58,8 @@ impl Database {
     }
 
     /// The request's locks went down, or were not given.
-    pub(crate) fn after_restart(&self) {
+    pub(crate) fn after_restart(&self, connection: &Connection) {
+        self.aside_is_over(connection);
         if let Some(pin) = self.pin_lock().as_mut()
             && self.pinned.load(Ordering::Acquire)
             && !pin.take_slot()
@@ -62,7 +68,7 @@ impl Database {
         }
     }
 
-    fn may_restart(&self, capture: &mut Capture, state: &ConnectionState) -> bool {
+    pub(super) fn may_restart(&self, capture: &mut Capture, region: Option<IndexRegion>, checkpoints: bool) -> bool {
         if !self.replica.owns() && self.replica.take_over() {
             // Its owner has just died, and nobody has looked yet whether all of this WAL is in the store.
             self.take_pin();
@@ -71,7 +77,7 @@ impl Database {
         if !self.replica.owns() || self.log.failure().is_some() || self.log.is_suspended() {
             return !self.holds_wal();
         }
-        let Some(header) = state.region.and_then(|region| region.header()) else {
+        let Some(header) = region.and_then(|region| region.header()) else {
             return !self.holds_wal();
         };
         let wal_bytes = header.wal_bytes();
@@ -82,7 +88,7 @@ impl Database {
             (Some(_), Some(cursor)) if !is_at(cursor.position, header.position) => false,
             (Some(_), Some(_)) => {
                 // A checkpoint that was asked for succeeds as on plain SQLite, however much there is to carry.
-                let (whole, again) = if state.checkpointing {
+                let (whole, again) = if checkpoints {
                     (self.replica.wal_limit(), self.replica.wal_limit())
                 } else {
                     let small = (wal_bytes / CARRIED_PART).max(CARRIED_AT_ONCE);

@@ -400,7 +400,7 @@ unsafe extern "C" fn shm_lock(file: *mut ffi::sqlite3_file, offset: c_int, n: c_
         && restart
         && !(locks && is_ok(code))
     {
-        observe("xShmLock", connection, || connection.database.after_restart());
+        observe("xShmLock", connection, || connection.database.after_restart(connection));
     }
     if let Some(connection) = connection
         && locks

@@ -492,14 +492,7 @@ impl Vfs {
 /// Bytes of captured pages that are in the memory of this process.
 #[must_use]
 pub fn captured_memory() -> u64 {
-    let mut used = 0;
-    let mut known = NEWEST.load(Ordering::Acquire).cast_const();
-    // SAFETY: VFSes are leaked, and nobody has one for himself once it is in the list.
-    while let Some(vfs) = unsafe { known.as_ref() } {
-        used += vfs.state().budget.used();
-        known = vfs.before;
-    }
-    used
+    registered().map(|vfs| vfs.state().budget.used()).sum()
 }
 
 /// The replication of every database that this process has opened through a VFS of ours, with the database's full path; also of those that are closed.

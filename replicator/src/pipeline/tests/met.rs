@@ -12,6 +12,7 @@ use super::strays::odd::Odd;
 use super::turn::{delete, is_fenced, log, slots};
 use crate::format::{Generation, Key, Seal, SegmentIndex};
 use crate::history::Target;
+use crate::pipeline::seal::{Sealing, seal};
 
 /// A machine whose store is odd, and that.
 fn odd_machine() -> (Machine, Odd) {
@@ -180,4 +181,27 @@ async fn what_was_replaced_while_nobody_wrote_is_not_gone_on_from() {
     );
     one.kill().await;
     assert_eq!(machine.restored(Target::Newest).await, 4);
+}
+
+/// What is on the way spoils an answer: a generation that cannot be read cannot be ended, and its writer would not be kept out.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_was_spoilt_is_asked_for_again_before_a_generation_is_left_open() {
+    let (machine, _odd) = odd_machine();
+    slots(&machine, 1..=3).await.kill().await;
+    let newest = file(&machine, log(1, 3));
+    let bytes = std::fs::read(&newest).unwrap();
+    std::fs::write(&newest, &bytes[..bytes.len() / 2]).unwrap();
+    let taker = super::uploader(machine.writers_store());
+    let heals = async {
+        let trouble = || taker.shared().status.current_trouble();
+        while trouble().is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        std::fs::write(&newest, &bytes).unwrap();
+    };
+    let (sealed, ()) = tokio::join!(seal(&taker, Generation(1), None), heals);
+    assert!(
+        matches!(sealed, Ok(Sealing::Done(ended)) if ended.slot == Some(Txid(4))),
+        "{sealed:?}"
+    );
 }
