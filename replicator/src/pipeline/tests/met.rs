@@ -199,7 +199,8 @@ async fn an_answer_that_was_spoilt_is_asked_for_again_before_a_generation_is_lef
         }
         std::fs::write(&newest, &bytes).unwrap();
     };
-    let (sealed, ()) = tokio::join!(seal(&taker, Generation(1), None), heals);
+    let heals = tokio::time::timeout(Duration::from_secs(10), heals);
+    let (sealed, _) = tokio::join!(seal(&taker, Generation(1), None), heals);
     assert!(
         matches!(sealed, Ok(Sealing::Done(ended)) if ended.slot == Some(Txid(4))),
         "{sealed:?}"
