@@ -1,9 +1,10 @@
 //! Two writers: what the status says of a store, and that they notice each other also where the store does not keep them apart.
 
 use replvfs::Txid;
-use replvfs::format::Generation;
+use replvfs::format::{Generation, Key};
 use replvfs::history::Target;
 use replvfs::restore::RestoreOptions;
+use replvfs::store::{Body, Created};
 use replvfs::verify::{VerifyOptions, verify};
 use replvfs_tests::peer::SqlPeer;
 use replvfs_tests::{
@@ -61,6 +62,34 @@ pub(crate) fn one_after_the_other(served: &Served) {
     other.kill();
 }
 
+/// What a writer has stored is another's object of the same length, as it is for one of two that were both told that they have the slot.
+pub(crate) fn replaced(served: &Served) {
+    if matches!(served.name, "fs" | "memory") {
+        return; // Which decide, and call no content by a name.
+    }
+    let (file, replica) = (database(served, "replaced", "app.db"), served.replica("replaced"));
+    let connection = create(&file, &replica);
+    for _ in 0..2 {
+        insert(&connection, 1_000);
+        flush(&connection);
+    }
+    let store = objects::open(served, "replaced");
+    block_on(async {
+        let listed = store.list(&Key::log_prefix(Generation(1))).await.expect("lists");
+        let (newest, _) = *listed.last().expect("a segment");
+        let mut other = store.read(&newest).await.expect("reads").to_vec();
+        *other.last_mut().expect("a byte") ^= 1;
+        store.delete(&newest).await.expect("deletes");
+        let created = store.create(&newest, Body::Bytes(other.into())).await;
+        assert_eq!(created.expect("creates"), Created::New);
+    });
+    insert(&connection, 1_000);
+    let flushed = connection.query_row("PRAGMA replvfs_flush", [], |_| Ok(()));
+    let status = status(&connection);
+    assert!(flushed.is_err() && status["fenced"] == true, "{status}");
+    assert_eq!(status["fencing"], "best-effort");
+}
+
 /// A writer and a restored copy, both at the same place of the history, upload at the same moment.
 pub(crate) fn two_writers(served: &Served) {
     if served.name == "memory" {
@@ -85,12 +114,12 @@ fn writers_meet(served: &Served, name: &str) -> bool {
     if let (Some(proxy), true) = (&served.proxy, meet) {
         proxy.let_them_meet(2);
     }
-    let (mine, theirs) = both(&one, &mut other, (2_000, 3_000));
+    let (mine, theirs) = both(&one, &mut other, (3_000, 3_000));
     assert!(mine || theirs, "at least one of them has the slot");
     let met = !meet || mine && theirs;
     // As soon as both have uploaded once more, one of them knows at least.
     let (mine, theirs) = match mine && theirs {
-        true => both(&one, &mut other, (2_500, 3_500)),
+        true => both(&one, &mut other, (2_500, 2_500)),
         false => (mine, theirs),
     };
     assert!(!(mine && theirs), "both believe that they are the writer");

@@ -4,6 +4,8 @@
 //! `stores/README.md`, too. Names of stores, or parts of them, choose: `cargo test -p replvfs-tests --test stores -- sftp`.
 #![allow(missing_docs)]
 
+mod faults;
+mod faulty;
 mod fencing;
 mod killed;
 mod objects;
@@ -38,6 +40,7 @@ const BEHAVIOURS: &[(&str, Behaviour)] = &[
     ("prune", replication::prune_old),
     ("one writer after the other", fencing::one_after_the_other),
     ("two writers noticed", fencing::two_writers),
+    ("replaced, of one length", fencing::replaced),
     ("killed in mid-upload", killed::killed),
 ];
 
@@ -76,7 +79,8 @@ fn main() -> ExitCode {
     tls::prepare(&identities);
     replvfs_tests::register();
     let mut failed = false;
-    let rows: Vec<Row> = std::thread::scope(|scope| {
+    let (rows, faults): (Vec<Row>, _) = std::thread::scope(|scope| {
+        let faults = scope.spawn(|| faults::run(|name| is_wanted(&format!("faults: {name}"))));
         let of = ALL.iter().filter(|(name, _)| is_wanted(name));
         let threads: Vec<_> = of
             .map(|(name, start)| scope.spawn(move || (*name, run(name, *start))))
@@ -96,7 +100,7 @@ fn main() -> ExitCode {
             Some(Ok(Ok(()))) => println!("certificates that are refused: ok"),
             None => {}
         }
-        rows
+        (rows, faults.join().expect("the thread of the faults"))
     });
     let table = table(&rows);
     println!("\n{table}");
@@ -105,6 +109,16 @@ fn main() -> ExitCode {
             "stores/README.md has another table; look whether this one is right, and write it with REPLVFS_STORES_TABLE=write"
         );
         failed |= replvfs_tests::in_ci();
+    }
+    match faults {
+        Ok(wrong) => {
+            failed |= !wrong.is_empty();
+            wrong.iter().for_each(|wrong| eprintln!("FAILED: {wrong}"));
+        }
+        Err(missing) => {
+            eprintln!("SKIPPED: faults: {missing}");
+            failed |= replvfs_tests::in_ci();
+        }
     }
     for (name, outcomes, _) in &rows {
         if let Some(Outcome::Skipped(why)) = outcomes.first() {

@@ -60,13 +60,13 @@ impl Gate {
     }
 }
 
-struct Message {
-    head: Vec<String>,
-    body: Vec<u8>,
+pub(crate) struct Message {
+    pub(crate) head: Vec<String>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Message {
-    fn read(stream: &mut impl BufRead, to_the_end: bool) -> std::io::Result<Option<Message>> {
+    pub(crate) fn read(stream: &mut impl BufRead, to_the_end: bool) -> std::io::Result<Option<Message>> {
         let mut head = Vec::new();
         loop {
             let mut line = String::new();
@@ -107,13 +107,13 @@ impl Message {
         Ok(Some(message))
     }
 
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let mut headers = self.head.iter().skip(1).filter_map(|line| line.split_once(':'));
         let found = headers.find(|(known, _)| known.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.trim())
     }
 
-    fn remove(&mut self, name: &str) -> bool {
+    pub(crate) fn remove(&mut self, name: &str) -> bool {
         let before = self.head.len();
         let is_it = |line: &String| {
             line.split_once(':')
@@ -123,11 +123,20 @@ impl Message {
         before != self.head.len()
     }
 
-    fn method(&self) -> &str {
+    pub(crate) fn method(&self) -> &str {
         self.head[0].split(' ').next().unwrap_or_default()
     }
 
-    fn write(&mut self, stream: &mut TcpStream) -> std::io::Result<()> {
+    /// With its query.
+    pub(crate) fn path(&self) -> &str {
+        self.head[0].split(' ').nth(1).unwrap_or_default()
+    }
+
+    pub(crate) fn write(&mut self, stream: &mut TcpStream) -> std::io::Result<()> {
+        stream.write_all(&self.bytes())
+    }
+
+    pub(crate) fn bytes(&mut self) -> Vec<u8> {
         for name in ["connection", "transfer-encoding"] {
             self.remove(name);
         }
@@ -139,7 +148,7 @@ impl Message {
         }
         let mut bytes = format!("{}\r\n\r\n", self.head.join("\r\n")).into_bytes();
         bytes.extend_from_slice(&self.body);
-        stream.write_all(&bytes)
+        bytes
     }
 }
 
@@ -194,7 +203,7 @@ impl Shared {
             self.gate.pass();
         }
         let is_content = request.head[0].contains("alt=media");
-        let mut answer = self.ask(request)?;
+        let mut answer = ask(self.upstream, request)?;
         if self.manner == Manner::LeavesOutNulls
             && !is_content
             && answer.header("content-type").is_some_and(|kind| kind.contains("json"))
@@ -207,41 +216,41 @@ impl Shared {
     }
 
     fn looks(&self, request: &Message) -> std::io::Result<bool> {
-        let path = request.head[0].split(' ').nth(1).unwrap_or_default();
-        let path = path.split('?').next().unwrap_or_default();
+        let path = request.path().split('?').next().unwrap_or_default();
         let mut head = vec![
             format!("HEAD {path} HTTP/1.1"),
             format!("Host: 127.0.0.1:{}", self.upstream),
         ];
         let authorization = request.header("authorization");
         head.extend(authorization.map(|value| format!("Authorization: {value}")));
-        let answer = self.ask(Message { head, body: Vec::new() })?;
+        let answer = ask(self.upstream, Message { head, body: Vec::new() })?;
         Ok(answer.head[0].contains(" 200"))
     }
+}
 
-    fn ask(&self, mut request: Message) -> std::io::Result<Message> {
-        let mut server = TcpStream::connect(("127.0.0.1", self.upstream))?;
-        let is_head = request.method() == "HEAD";
-        request.write(&mut server)?;
-        let mut reader = BufReader::new(server);
-        let answer = if is_head {
-            // No body, whatever it says of a length.
-            let mut head = Vec::new();
-            for line in reader.lines() {
-                let line = line?;
-                if line.is_empty() {
-                    break;
-                }
-                head.push(line);
+/// What a server answers.
+pub(crate) fn ask(upstream: u16, mut request: Message) -> std::io::Result<Message> {
+    let mut server = TcpStream::connect(("127.0.0.1", upstream))?;
+    let is_head = request.method() == "HEAD";
+    request.write(&mut server)?;
+    let mut reader = BufReader::new(server);
+    let answer = if is_head {
+        // No body, whatever it says of a length.
+        let mut head = Vec::new();
+        for line in reader.lines() {
+            let line = line?;
+            if line.is_empty() {
+                break;
             }
-            Some(Message { head, body: Vec::new() })
-        } else {
-            Message::read(&mut reader, true)?
-        };
-        answer
-            .filter(|answer| !answer.head.is_empty())
-            .ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
-    }
+            head.push(line);
+        }
+        Some(Message { head, body: Vec::new() })
+    } else {
+        Message::read(&mut reader, true)?
+    };
+    answer
+        .filter(|answer| !answer.head.is_empty())
+        .ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
 }
 
 fn leave_out_nulls(json: &mut serde_json::Value) {

@@ -22,7 +22,7 @@ use crate::servers::Served;
 const ENOUGH: Duration = Duration::from_secs(60);
 
 /// A replica's URI as a parameter of a database's.
-fn escaped(replica: &str) -> String {
+pub(crate) fn escaped(replica: &str) -> String {
     replica.replace('%', "%25").replace('&', "%26").replace('?', "%3F")
 }
 

@@ -202,7 +202,34 @@ fn moto_server(folder: &TempDir) -> Result<(Process, u16), Missing> {
     Ok((process, port))
 }
 
-fn s3_query(port: u16) -> String {
+/// A moto of its own.
+pub(crate) struct Moto {
+    _process: Process,
+    port: u16,
+    folder: TempDir,
+}
+
+impl Moto {
+    pub(crate) fn start() -> Result<Moto, Missing> {
+        let folder = new_folder();
+        let (process, port) = moto_server(&folder)?;
+        Ok(Moto {
+            _process: process,
+            port,
+            folder,
+        })
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+pub(crate) fn s3_query(port: u16) -> String {
     format!(
         "?region=us-east-1&endpoint=http://127.0.0.1:{port}&access_key_id=test&secret_access_key=test&disable_config_load=true&disable_ec2_metadata=true"
     )

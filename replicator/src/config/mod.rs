@@ -131,6 +131,7 @@ pub struct Config {
     log_filter: Option<Filter>,
     pub(crate) upkeep: upkeep::Rule,
     pub(crate) images: Rule,
+    pub(crate) timeouts: Option<(Duration, Duration)>,
 }
 
 impl Default for Config {
@@ -147,6 +148,7 @@ impl Default for Config {
             log_filter: None,
             upkeep: upkeep::Rule::default(),
             images: Rule::default(),
+            timeouts: None,
         }
     }
 }
@@ -340,6 +342,14 @@ impl Config {
     #[must_use]
     pub fn image_room_for_test(mut self, bytes: u64) -> Config {
         self.images.room = bytes;
+        self
+    }
+
+    /// How long a request to a replica's store may take, without content and with it, for tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn store_timeouts_for_test(mut self, request: Duration, transfer: Duration) -> Config {
+        self.timeouts = Some((request, transfer));
         self
     }
 

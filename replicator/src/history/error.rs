@@ -99,6 +99,17 @@ impl std::fmt::Display for LeftOut {
 }
 
 impl HistoryError {
+    /// Whatever is read again says the same.
+    pub(crate) fn is_of_another_release(&self) -> bool {
+        matches!(
+            self,
+            HistoryError::Format {
+                error: FormatError::Version { .. } | FormatError::Seal,
+                ..
+            }
+        )
+    }
+
     pub(crate) fn format(key: Key) -> impl FnOnce(FormatError) -> HistoryError {
         move |error| HistoryError::Format { key, error }
     }

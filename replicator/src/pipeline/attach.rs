@@ -17,7 +17,7 @@ use crate::history::walk::read;
 use crate::history::{GenerationHistory, HistoryError, list_generations, list_log, load_generation};
 #[cfg(test)]
 use crate::outside::simulated::{Rule, is_broken};
-use crate::store::Store;
+use crate::store::{Fencing, Store};
 
 /// The end of a generation's log.
 #[derive(Debug, Clone, Copy)]
@@ -97,8 +97,7 @@ pub(super) async fn attach(uploader: &Uploader, start: &Start) -> Result<Attache
         shared.stays_fenced();
         return Err(Stopped);
     }
-    let told = uploader.until_told(|| compare(&shared.store, start)).await?;
-    match told {
+    match uploader.until_sure(|| compare(&shared.store, start)).await? {
         Ok(attached) => Ok(attached),
         Err(error) => {
             shared.fail(&format!(
@@ -165,7 +164,7 @@ async fn compare_with(
     known: &LocalState,
     newest: Option<&GenerationHistory>,
 ) -> Result<Attached, HistoryError> {
-    let stored = known.stored.txid;
+    let (stored, stored_at) = (known.stored.txid, known.stored.position);
     let lost = |what: String| Attached {
         verdict: Verdict::Lost(what),
         newest: Some(stored),
@@ -207,6 +206,11 @@ async fn compare_with(
                 Some(Found::Segment(segment)) => {
                     if (segment.last(), segment.end()) != (stored, known.stored.position) {
                         return Ok(diverged(format!("{key} does not end with transaction {stored}")));
+                    }
+                    // A place in a WAL proves what is before it. Without one, and where writers are not kept apart, only the content does.
+                    let proves_little = stored_at == Position::NONE || store.fencing() == Fencing::BestEffort;
+                    if proves_little && segment.hash(store).await? != known.previous {
+                        return Ok(diverged(format!("{key} is not the one that was noted")));
                     }
                     may_be_free = segment.is_merged() || slot == ours.meta().first_image.next();
                 }

@@ -13,12 +13,13 @@ use crate::format::{
     DatabaseId, FORMAT_VERSION, FormatError, Generation, GenerationMeta, Key, MAX_META_BYTES, ObjectHash, Parent,
     ReplicaMeta,
 };
-use crate::history::list_generations;
+use crate::history::walk::read;
+use crate::history::{HistoryError, list_generations};
 use crate::outside;
 use crate::store::{Body, Created, Fencing};
 
 /// One more than a JSON object may have: decoding one that is longer fails.
-const META_BYTES: u64 = MAX_META_BYTES as u64 + 1;
+pub(super) const META_BYTES: u64 = MAX_META_BYTES as u64 + 1;
 
 /// A generation that has begun in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,18 +32,18 @@ pub(super) struct Begun {
 /// Which database the replica is of; `None` when there is no replica yet. Fails when this version cannot write to it.
 pub(super) async fn look(uploader: &Uploader) -> Result<Option<DatabaseId>, Stopped> {
     let store = &uploader.shared().store;
-    let bytes = uploader
-        .until_answered(|| async {
-            match store.read_up_to(&Key::Replica, META_BYTES).await {
-                Ok(bytes) => Ok(Some(bytes)),
-                Err(error) if error.is_not_found() => Ok(None),
-                Err(error) => Err(error),
+    let told = uploader
+        .until_sure(|| async {
+            match read(store, Key::Replica, META_BYTES).await? {
+                Some(bytes) => ReplicaMeta::from_bytes(&bytes)
+                    .map(Some)
+                    .map_err(HistoryError::format(Key::Replica)),
+                None => Ok(None),
             }
         })
         .await?;
-    let Some(bytes) = bytes else { return Ok(None) };
-    match ReplicaMeta::from_bytes(&bytes) {
-        Ok(meta) => Ok(Some(meta.database_id)),
+    match told {
+        Ok(meta) => Ok(meta.map(|meta| meta.database_id)),
         Err(error) => Err(fail(
             uploader,
             &format!("{} in the replica {}: {error}", Key::Replica, store.replica()),
@@ -213,7 +214,7 @@ pub(super) async fn probe_again(uploader: &Uploader, generation: Generation) {
     }
 }
 
-fn overwrites(uploader: &Uploader) {
+pub(super) fn overwrites(uploader: &Uploader) {
     let shared = uploader.shared();
     shared.store.condition_is_ignored();
     replvfs_vfs::warning!(

@@ -81,7 +81,7 @@ impl ReplicatingHost {
         };
         let store = match &settings.target {
             Target::Uri(uri, keys) => {
-                Store::open_with(uri, keys, &store_options()).map_err(|error| about(path, &error))?
+                Store::open_with(uri, keys, &store_options(&self.config)).map_err(|error| about(path, &error))?
             }
             Target::Operator(operator) => Store::from_operator(operator.clone()),
         };
@@ -203,10 +203,16 @@ fn about(path: &Path, reason: &dyn std::fmt::Display) -> String {
 }
 
 /// The task repeats a call for ever and reports it from the first failure on, so that few attempts are made out of its sight.
-fn store_options() -> StoreOptions {
+fn store_options(config: &Config) -> StoreOptions {
+    let usual = StoreOptions::default();
+    let (request_timeout, transfer_timeout) = config
+        .timeouts
+        .unwrap_or((usual.request_timeout, usual.transfer_timeout));
     StoreOptions {
         retries: 1,
-        ..StoreOptions::default()
+        request_timeout,
+        transfer_timeout,
+        ..usual
     }
 }
 

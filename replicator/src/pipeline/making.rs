@@ -18,7 +18,7 @@ use super::status::{Image, LastImage, Source};
 use super::turn::is_newest;
 use super::uploader::{Backoff, Uploader};
 use super::{Stopped, generation};
-use crate::format::Generation;
+use crate::format::{Generation, ObjectHash};
 use crate::history::images::manifest_at;
 
 /// The making of an image. Ends with its owner.
@@ -44,6 +44,8 @@ pub(super) struct Maker {
     pub(super) uploader: Uploader,
     pub(super) progress: Arc<Progress>,
     pub(super) images: Arc<Images>,
+    /// See [`is_newest`].
+    pub(super) named: Option<(Generation, ObjectHash)>,
     /// For temporary files.
     pub(super) folder: PathBuf,
 }
@@ -77,7 +79,10 @@ impl Maker {
             Err(_) => shared.fail("making an image panicked, which is a bug in replvfs"),
             Ok(Ok(Made::Stored(counts))) => {
                 let is_ours = match source {
-                    Source::Database => matches!(is_newest(&self.uploader, generation, current).await, Ok(true)),
+                    Source::Database => matches!(
+                        { is_newest(&self.uploader, generation, self.named, current).await },
+                        Ok(true)
+                    ),
                     // It says nothing that the log has not said. Whether this process still writes it shows elsewhere.
                     Source::Replica => current.load(Ordering::Acquire),
                 };

@@ -7,13 +7,14 @@ use replvfs_vfs::types::Txid;
 
 use super::Stopped;
 use super::attach::end_of;
-use super::generation::{Ended, random};
+use super::generation::{Ended, overwrites, random};
 use super::shared::now;
 use super::turn::{self, Before, Turn};
 use super::uploader::Uploader;
 use crate::format::{Generation, Key, ObjectHash, Seal};
 use crate::history::find::{Found, find as find_segment};
 use crate::history::stray::is_stray;
+use crate::history::walk::size;
 use crate::history::{HistoryError, load_generation};
 use crate::store::Body;
 
@@ -57,7 +58,8 @@ pub(super) async fn seal(uploader: &Uploader, generation: Generation, known: Opt
     loop {
         let told = match known.take() {
             Some(tail) => Ok(Some(tail)),
-            None => uploader.until_told(|| find(uploader, generation)).await?,
+            // What it cannot read it does not end.
+            None => uploader.until_sure(|| find(uploader, generation)).await?,
         };
         let tail = match told {
             Ok(Some(tail)) => tail,
@@ -116,6 +118,21 @@ async fn behind(uploader: &Uploader, mut tail: Tail) -> Result<Result<Option<End
             Err(error) => return Ok(Err(error)),
         }
     }
+}
+
+/// Looks once more, when the next generation has begun, whether the seal is in its slot: a server that keeps to a condition only when nobody else asks may have let
+/// the writer's segment take its place. Then the seal is put behind that.
+pub(super) async fn is_still_sealed(uploader: &Uploader, ended: Ended) -> Result<(), Stopped> {
+    let store = &uploader.shared().store;
+    let (Some(generation), Some(slot), true) = (ended.generation, ended.slot, turn::may_overwrite(store)) else {
+        return Ok(());
+    };
+    let len = uploader.until_told(|| size(store, Key::Log(generation, slot))).await?;
+    if len.is_ok_and(|len| len.is_some_and(|len| len != Seal::LEN as u64)) {
+        overwrites(uploader);
+        seal(uploader, generation, None).await?;
+    }
+    Ok(())
 }
 
 /// Puts a seal into the slot.

@@ -80,6 +80,8 @@ pub(super) struct Task {
     doubts: Doubts,
     /// The first generation of this database's history in the replica, begun by an earlier process that did not get as far as an image.
     unfounded: Option<Generation>,
+    /// The generation that this process has begun, and the hash of its name.
+    named: Option<(Generation, ObjectHash)>,
     /// A segment of this process has followed on what it found: from now on nobody else's can be its own of an earlier life.
     proved: bool,
 }
@@ -166,6 +168,7 @@ impl Task {
             set_aside: false,
             doubts: Doubts::default(),
             unfounded: None,
+            named: None,
             proved: false,
         }
     }

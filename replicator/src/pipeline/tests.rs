@@ -4,6 +4,7 @@ mod again;
 mod fencing;
 mod machine;
 mod merged;
+mod met;
 mod resuming;
 mod simulator;
 mod stopping;
@@ -139,6 +140,20 @@ async fn an_object_of_ours_is_told_from_anothers() {
     }
     let theirs = Body::Bytes(Bytes::from_static(b"their"));
     assert_eq!(uploader.create(key, &theirs).await, Ok(Owner::Another));
+}
+
+/// Its time may be minutes.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_says_nothing_is_told_of_before_its_time_is_over() {
+    let uploader = memory("silent");
+    let trouble = || uploader.shared().status.current_trouble();
+    let late = async || {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        Ok::<_, crate::store::StoreError>(trouble())
+    };
+    let told = uploader.until_answered(late).await.expect("answers");
+    assert!(told.is_some_and(|told| told.contains("has not answered for 30 s")));
+    assert_eq!(trouble(), None, "it is over");
 }
 
 #[tokio::test]

@@ -9,17 +9,24 @@
 //! tells. The monotonic one of Linux stands still while it sleeps, and all of them while a virtual machine does not run.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use replvfs_vfs::types::Txid;
+use tokio::time::Instant;
 
 use super::Stopped;
 use super::fenced::fenced;
-use super::uploader::{Owner, Uploader};
-use crate::format::{Generation, Key, ObjectHash};
+use super::generation::META_BYTES;
+use super::uploader::{Backoff, LOOKS, Owner, Uploader};
+use crate::format::{Generation, GenerationMeta, Key, ObjectHash};
 use crate::history::HistoryError;
 use crate::history::find::hash_of;
 use crate::history::walk::size;
+use crate::outside;
 use crate::store::{Body, Fencing, Store, StoreError};
+
+/// Where the store does not keep writers apart, an upload that took longer may have landed behind others of another writer.
+const AT_ONCE: Duration = Duration::from_secs(2);
 
 /// What comes before a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,11 +81,42 @@ pub(super) async fn take(
             return Ok(Turn::Over(replaced(generation, content)));
         }
     }
+    let (begun, by_wall_clock) = (Instant::now(), outside::wall_clock());
     if uploader.create(key, body).await? == Owner::Another {
         return Ok(Turn::Another);
     }
-    let over = uploader.until_answered(|| is_over(store, key, before)).await?;
-    Ok(over.map_or(Turn::Ours, Turn::Over))
+    let took = (outside::wall_clock().duration_since(by_wall_clock).unwrap_or_default()).max(begun.elapsed());
+    let mut backoff = Backoff::new();
+    let mut looks = 1;
+    loop {
+        match uploader.until_answered(|| is_over(store, key, before, took)).await? {
+            Past::No => return Ok(Turn::Ours),
+            // A store, or what is before it, may deny for a moment what it has.
+            Past::Perhaps(why) if looks < LOOKS => {
+                looks += 1;
+                uploader
+                    .shared()
+                    .trouble(&format!("{key}: {why}, and nothing says by whom"));
+                backoff.pause(uploader.shared()).await?;
+            }
+            Past::Yes(why) | Past::Perhaps(why) => return Ok(Turn::Over(why)),
+        }
+    }
+}
+
+/// Whether the history has gone past a slot.
+enum Past {
+    No,
+    /// What comes before it is not to be seen, and that is all.
+    Perhaps(String),
+    /// Why, in words.
+    Yes(String),
+}
+
+impl From<Option<String>> for Past {
+    fn from(why: Option<String>) -> Past {
+        why.map_or(Past::No, Past::Yes)
+    }
 }
 
 /// Where the store does not keep two writers apart, both may have been told that the slot before is theirs. The one whose object is not there any more notices it here,
@@ -100,53 +138,90 @@ fn replaced(generation: Generation, content: Content) -> String {
     )
 }
 
-async fn is_over(store: &Store, key: Key, before: Before) -> Result<Option<String>, StoreError> {
+async fn is_over(store: &Store, key: Key, before: Before, took: Duration) -> Result<Past, StoreError> {
     let Key::Log(generation, slot) = key else {
-        return Ok(None);
+        return Ok(Past::No);
     };
     let Some(previous) = before.slot else {
-        let behind = async {
-            match slot == before.first {
-                true => Ok(None),
-                false => what_is_behind(store, key).await,
-            }
-        };
-        let (begun, behind) = futures::try_join!(next_has_begun(store, generation), behind)?;
+        let (begun, behind) = futures::try_join!(
+            next_has_begun(store, generation),
+            behind_if(slot != before.first, store, key)
+        )?;
         return Ok(if begun {
-            Some("another generation has begun".to_owned())
+            Past::Yes(NEXT.to_owned())
         } else {
-            behind
+            behind.into()
         });
     };
     let previous_key = Key::Log(generation, previous);
-    let behind = async {
-        match previous == before.first {
-            true => what_is_behind(store, key).await,
-            false => Ok(None),
+    let may_be_replaced = store.fencing() == Fencing::BestEffort;
+    let begun = async {
+        match may_be_replaced {
+            // The seal that was in this slot may have been.
+            true => next_has_begun(store, generation).await,
+            false => Ok(false),
         }
     };
-    let (len, behind) = futures::try_join!(store.size_if_there(&previous_key), behind)?;
-    if let Some(len) = len {
-        // It costs nothing to look at its length, also where the store was never seen to overwrite.
-        return Ok(match before.content() {
-            Some(content) if content.len != len => {
-                store.condition_is_ignored();
-                Some(replaced(generation, content))
-            }
-            _ => behind,
-        });
+    let found = async {
+        match store.look(&previous_key).await {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    };
+    let looks_behind = previous == before.first || may_be_replaced && took > AT_ONCE;
+    let (found, behind, begun) = futures::try_join!(found, behind_if(looks_behind, store, key), begun)?;
+    if begun {
+        return Ok(Past::Yes(NEXT.to_owned()));
     }
-    let is_over = is_not_the_newest(store, key).await?;
-    Ok(is_over.then(|| format!("{previous_key}, which it follows, was deleted")))
+    let Some((len, is_called_otherwise)) = found else {
+        let why = format!("{previous_key}, which it follows, was deleted");
+        return Ok(match is_not_the_newest(store, key).await? {
+            Newest::Yes => Past::No,
+            Newest::No => Past::Yes(why),
+            Newest::Unknown => Past::Perhaps(why),
+        });
+    };
+    // It costs nothing to look at its length, and at what the store calls it, also where the store was never seen to overwrite.
+    if let Some(content) = before.content() {
+        let is_other = content.len != len
+            || is_called_otherwise
+                && match is_replaced(store, generation, content).await {
+                    Err(HistoryError::Store(error)) => return Err(error),
+                    told => told.unwrap_or(false),
+                };
+        if is_other {
+            store.condition_is_ignored();
+            return Ok(Past::Yes(replaced(generation, content)));
+        }
+    }
+    Ok(behind.into())
+}
+
+const NEXT: &str = "another generation has begun";
+
+async fn behind_if(wanted: bool, store: &Store, key: Key) -> Result<Option<String>, StoreError> {
+    match wanted {
+        true => what_is_behind(store, key).await,
+        false => Ok(None),
+    }
+}
+
+/// Whether the object in a slot is the newest segment.
+enum Newest {
+    Yes,
+    No,
+    /// Nothing has come after it, and nothing has what was before it.
+    Unknown,
 }
 
 /// What is before the slot was deleted. When the object in the slot is the newest segment, and something else has what is before, that was in order.
 ///
 /// A listing that shows late what there is can hide what is behind; a span that has the slot tells it all the same. An image behind the slot tells nothing:
 /// a state may have an image before its segments are uploaded, and that image be why the slot before was deleted.
-async fn is_not_the_newest(store: &Store, key: Key) -> Result<bool, StoreError> {
+async fn is_not_the_newest(store: &Store, key: Key) -> Result<Newest, StoreError> {
     let Key::Log(generation, slot) = key else {
-        return Ok(false);
+        return Ok(Newest::Yes);
     };
     let behind = what_is_behind(store, key);
     if let (false, None) = futures::try_join!(next_has_begun(store, generation), behind)? {
@@ -160,13 +235,16 @@ async fn is_not_the_newest(store: &Store, key: Key) -> Result<bool, StoreError> 
         let spans: Vec<Txid> = spans.into_iter().filter_map(|(key, _)| ends(key)).collect();
         // The newest segment is never merged. A span that has this slot is of one that something followed.
         if spans.iter().any(|last| *last >= slot) {
-            return Ok(true);
+            return Ok(Newest::No);
         }
         // An image may be ahead of the log: of what was committed, and waits for its turn to be uploaded.
         let has_all_before = |last: Txid| last.next() >= slot;
-        return Ok(!images.chain(spans).any(has_all_before));
+        return Ok(match images.chain(spans).any(has_all_before) {
+            true => Newest::Yes,
+            false => Newest::Unknown,
+        });
     }
-    Ok(true)
+    Ok(Newest::No)
 }
 
 async fn what_is_behind(store: &Store, key: Key) -> Result<Option<String>, StoreError> {
@@ -183,26 +261,51 @@ pub(super) async fn next_has_begun(store: &Store, generation: Generation) -> Res
     Ok(generation.next() > generation && store.has(&Key::Generation(generation.next())).await?)
 }
 
-/// Whether no generation has begun after this one, whose image is in the store now: what is acknowledged is a part of the newest history.
+/// Whether no generation has begun after this one, whose image is in the store now, and nobody else has its number: what is acknowledged is a part of the newest
+/// history. `named`: what this process has named itself, and the hash of it.
 pub(super) async fn is_newest(
     uploader: &Uploader,
     generation: Generation,
+    named: Option<(Generation, ObjectHash)>,
     current: &AtomicBool,
 ) -> Result<bool, Stopped> {
     let shared = uploader.shared();
-    let begun = uploader
-        .until_answered(|| next_has_begun(&shared.store, generation))
+    let store = &shared.store;
+    let root = named.filter(|(of, _)| *of == generation && may_overwrite(store));
+    let (begun, is_anothers) = uploader
+        .until_answered(|| async {
+            let is_anothers = async {
+                match root {
+                    Some((_, root)) => is_named_otherwise(store, generation, root).await,
+                    None => Ok(false),
+                }
+            };
+            futures::try_join!(next_has_begun(store, generation), is_anothers)
+        })
         .await?;
     if !current.load(Ordering::Acquire) {
         return Ok(false); // By this process itself, if at all.
     }
     if begun {
-        return Err(fenced(
-            shared,
-            Key::Generation(generation.next()),
-            "another generation has begun",
-        )
-        .await);
+        return Err(fenced(shared, Key::Generation(generation.next()), NEXT).await);
+    }
+    if is_anothers {
+        store.condition_is_ignored();
+        let why = "another writer has taken it, and the store does not keep writers apart";
+        return Err(fenced(shared, Key::Generation(generation), why).await);
     }
     Ok(true)
+}
+
+/// Its word that two writers are kept apart is no proof.
+pub(super) fn may_overwrite(store: &Store) -> bool {
+    store.is_remote() || store.fencing() == Fencing::BestEffort
+}
+
+async fn is_named_otherwise(store: &Store, generation: Generation, root: ObjectHash) -> Result<bool, StoreError> {
+    match store.read_up_to(&Key::Generation(generation), META_BYTES).await {
+        Ok(bytes) => Ok(GenerationMeta::root(&bytes) != root),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error),
+    }
 }

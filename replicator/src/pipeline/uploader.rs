@@ -19,6 +19,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// While somebody waits for the upload.
 const LONGEST_PAUSE_AWAITED: Duration = Duration::from_secs(1);
 
+/// A request that is not answered for so long is trouble, before its time is over.
+const SILENT: Duration = Duration::from_secs(30);
+
+/// So often the store is asked what it says that would end replication.
+pub(super) const LOOKS: u32 = 6;
+
 /// Whose bytes are in the store under a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owner {
@@ -52,6 +58,8 @@ impl Backoff {
         let hurry = shared.hurry.notified();
         if shared.waiting() > 0 {
             pause = pause.min(LONGEST_PAUSE_AWAITED);
+            // Pauses that were not made are not doubled: when nobody waits any more the store may have been back for long.
+            self.next = self.next.min(LONGEST_PAUSE_AWAITED * 2);
         }
         tokio::select! {
             biased;
@@ -86,7 +94,7 @@ impl Uploader {
     {
         let mut backoff = Backoff::new();
         loop {
-            match call().await {
+            match self.patiently(call()).await {
                 Ok(answer) => {
                     self.shared.answered();
                     return Ok(answer);
@@ -98,6 +106,24 @@ impl Uploader {
                 }
             }
         }
+    }
+
+    /// Says so while it takes long.
+    async fn patiently<T>(&self, call: impl Future<Output = T>) -> T {
+        // What is called has a history of calls of its own: on the heap, or the stack of the thread would have to hold all of it.
+        let mut call = Box::pin(call);
+        tokio::select! {
+            biased;
+            done = &mut call => return done,
+            () = tokio::time::sleep(SILENT) => {}
+        }
+        self.shared.trouble(&format!(
+            "the replica {} has not answered for {} s, unless a large upload takes that long",
+            self.shared.store.replica(),
+            SILENT.as_secs()
+        ));
+        self.shared.publish();
+        call.await
     }
 
     /// The same for what reads a history. Anything that is wrong with the history itself is an answer.
@@ -113,6 +139,23 @@ impl Uploader {
             }
         })
         .await
+    }
+
+    /// The same where an error ends replication: what is on the way to the store may have spoilt an answer, so it is asked some times more.
+    pub(super) async fn until_sure<T, F>(&self, call: impl Fn() -> F) -> Result<Result<T, HistoryError>, Stopped>
+    where
+        F: Future<Output = Result<T, HistoryError>>,
+    {
+        let mut backoff = Backoff::new();
+        for _ in 1..LOOKS {
+            match self.until_told(&call).await? {
+                Ok(told) => return Ok(Ok(told)),
+                Err(error) if error.is_of_another_release() => return Ok(Err(error)),
+                Err(error) => self.shared.trouble(&error.to_string()),
+            }
+            backoff.pause(&self.shared).await?;
+        }
+        self.until_told(&call).await
     }
 
     /// Creates an object whose bytes nobody else would write.

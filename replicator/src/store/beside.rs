@@ -142,10 +142,12 @@ async fn sweep(operator: &Operator, newest: &str) {
     let listing = async {
         let mut found = Vec::new();
         // OpenDAL's FTP has temporary objects of its own beside them, above the folder.
-        for folder in [format!("{TEMP_FOLDER}/"), "/".to_owned()] {
+        for (folder, is_top) in [(format!("{TEMP_FOLDER}/"), false), ("/".to_owned(), true)] {
             let mut lister = operator.lister(&folder).await?;
             while let Some(entry) = lister.try_next().await? {
-                found.push(entry.into_parts());
+                if is_ours(entry.name(), is_top) {
+                    found.push(entry.into_parts());
+                }
             }
         }
         Ok::<_, opendal::Error>(found)
@@ -156,12 +158,19 @@ async fn sweep(operator: &Operator, newest: &str) {
         .find(|(path, _)| path == newest)
         .and_then(|(_, at)| millis(at));
     for (path, metadata) in &found {
-        let name = path.rsplit('/').next().unwrap_or_default();
         let age = now.zip(millis(metadata)).map(|(now, at)| now.saturating_sub(at));
-        if name.starts_with(TEMP_PREFIX) && age.is_some_and(is_old) {
+        if age.is_some_and(is_old) {
             let _ = operator.delete(path).await;
         }
     }
+}
+
+/// At the top of a replica may be files of other people, with names that begin in the same way.
+fn is_ours(name: &str, is_top: bool) -> bool {
+    let token = name
+        .strip_prefix(TEMP_PREFIX)
+        .map(|rest| rest.split('.').next().unwrap_or_default());
+    token.is_some_and(|token| !is_top || token.len() == 16 && token.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 fn millis(metadata: &Metadata) -> Option<i64> {
@@ -171,3 +180,6 @@ fn millis(metadata: &Metadata) -> Option<i64> {
 fn is_old(age_millis: i64) -> bool {
     u64::try_from(age_millis).is_ok_and(|age| Duration::from_millis(age) > TEMP_LIFETIME)
 }
+
+#[cfg(test)]
+mod tests;

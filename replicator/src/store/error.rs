@@ -66,6 +66,12 @@ impl StoreError {
 
     pub(super) fn from_opendal(action: Action, object: Option<&str>, replica: &str, error: &opendal::Error) -> Self {
         let (cause, mut reason) = explain_opendal(error);
+        if matches!(action, Action::Create | Action::List) && cause == Cause::NotFound {
+            reason = format!(
+                "the server says that there is no such place ({}); correct the replica, or look after what is between here and the store",
+                detail(error)
+            );
+        }
         reason.push_str(refusal(action, cause));
         StoreError(Box::new(Inner {
             action,
@@ -165,9 +171,25 @@ fn refusal(action: Action, cause: Cause) -> &'static str {
     }
 }
 
+/// Codes of S3 that come with a status which says something else, and what helps.
+const TOLD_BY_CODE: &[(&str, &str)] = &[
+    ("ExpiredToken", EXPIRED),
+    ("TokenRefreshRequired", EXPIRED),
+    ("InvalidToken", EXPIRED),
+    (
+        "RequestTimeTooSkewed",
+        "the clock of this machine and that of the store are too far apart, so it refuses all requests; set the clock",
+    ),
+];
+const EXPIRED: &str = "the credentials have expired; renew them: a profile or the machine's role is read again within five minutes, what was given \
+     with the replica or in the environment when the program is started again";
+
 fn explain_opendal(error: &opendal::Error) -> (Cause, String) {
     use opendal::ErrorKind;
     let detail = detail(error);
+    if let Some((_, what)) = TOLD_BY_CODE.iter().find(|(code, _)| detail.contains(code)) {
+        return (Cause::Other, format!("{what} ({detail})"));
+    }
     match error.kind() {
         ErrorKind::NotFound => (Cause::NotFound, "it does not exist".to_owned()),
         ErrorKind::PermissionDenied => (
@@ -184,6 +206,9 @@ fn explain_opendal(error: &opendal::Error) -> (Cause, String) {
         ),
         ErrorKind::ConfigInvalid => (Cause::Setup, format!("{detail}; correct the replica's URI")),
         ErrorKind::Unsupported => (Cause::Setup, format!("the store cannot do this ({detail})")),
+        _ if detail.contains("timeout reached") => {
+            (Cause::Other, format!("the store does not answer in time ({detail})"))
+        }
         ErrorKind::RateLimited => (Cause::Other, format!("the store asks for fewer requests ({detail})")),
         // What OpenDAL's fs makes of a path that leads through a file.
         ErrorKind::NotADirectory => (Cause::Setup, "a part of the path is a file; name a folder".to_owned()),
@@ -269,6 +294,22 @@ mod tests {
             error.is_denied() && error.to_string().contains("retention=forever"),
             "{error}"
         );
+        for (kind, code, says) in [
+            (
+                opendal::ErrorKind::Unexpected,
+                "ExpiredToken",
+                "credentials have expired",
+            ),
+            (
+                opendal::ErrorKind::PermissionDenied,
+                "RequestTimeTooSkewed",
+                "set the clock",
+            ),
+        ] {
+            let error = opendal::Error::new(kind, format!("S3Error {{ code: \"{code}\" }}"));
+            let error = StoreError::from_opendal(Action::Delete, Some("chunk/x"), "s3://b/p", &error);
+            assert!(error.to_string().contains(says) && !error.is_denied(), "{error}");
+        }
         let passing = opendal::Error::new(opendal::ErrorKind::Unexpected, "reset").set_temporary();
         assert!(!StoreError::from_opendal(Action::Read, None, "s3://b", &passing).is_permanent());
     }

@@ -20,6 +20,7 @@ mod s3;
 mod service;
 #[cfg(feature = "sftp")]
 mod sftp;
+mod tag;
 mod uri;
 #[cfg(feature = "webdav")]
 mod webdav;
@@ -51,6 +52,7 @@ use error::Action;
 pub use error::StoreError;
 use folder::Folder;
 pub(crate) use keys::StoreKeys;
+use tag::Tags;
 pub use uri::{SCHEMES, redacted};
 pub(crate) use uri::{check, known_keys, scheme_of, takes_key, takes_keys};
 
@@ -172,6 +174,7 @@ struct Inner {
     best_effort: AtomicBool,
     /// The condition was seen to be kept, or needs no proof.
     proved: AtomicBool,
+    tags: Tags,
     metrics: Counted,
 }
 
@@ -276,6 +279,7 @@ impl Store {
             way,
             best_effort: AtomicBool::new(!conditional),
             proved: AtomicBool::new(!is_remote),
+            tags: Tags::default(),
             metrics,
         }))
     }
@@ -407,12 +411,16 @@ impl Store {
                 .write_with(path, bytes)
                 .if_not_exists(conditional)
                 .await
-                .map(drop)
                 .map_err(Failure::Store),
             Body::File(file, len) => self.write_parts(path, conditional, &file, len).await,
         };
         match written {
-            Ok(()) => Ok(Created::New),
+            Ok(metadata) => {
+                if path.contains("/log/") {
+                    self.0.tags.note(path, &metadata);
+                }
+                Ok(Created::New)
+            }
             Err(Failure::Store(error))
                 if matches!(error.kind(), ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists) =>
             {
@@ -423,7 +431,13 @@ impl Store {
     }
 
     /// OpenDAL makes a multipart upload of this, and puts the condition on its completion.
-    async fn write_parts(&self, path: &str, conditional: bool, file: &Arc<File>, len: u64) -> Result<(), Failure> {
+    async fn write_parts(
+        &self,
+        path: &str,
+        conditional: bool,
+        file: &Arc<File>,
+        len: u64,
+    ) -> Result<Metadata, Failure> {
         let mut writer = self
             .0
             .operator
@@ -449,7 +463,7 @@ impl Store {
             at += step;
         }
         match writer.close().await {
-            Ok(_) => Ok(()),
+            Ok(metadata) => Ok(metadata),
             Err(error) => {
                 let _ = writer.abort().await;
                 Err(Failure::Store(error))
@@ -594,17 +608,22 @@ impl Store {
     ///
     /// See [`StoreError::is_not_found`].
     pub async fn size(&self, key: &Key) -> Result<u64, StoreError> {
+        Ok(self.look(key).await?.0)
+    }
+
+    /// The same, and whether the store called its content otherwise when this process created it: then it may have been replaced.
+    pub(crate) async fn look(&self, key: &Key) -> Result<(u64, bool), StoreError> {
         let path = key.path();
         let looking = async {
             if let Way::Beside(beside) = &self.0.way {
                 return match beside.size(&self.0.operator, &path).await {
-                    Ok(Some(len)) => Ok(len),
+                    Ok(Some(len)) => Ok((len, false)),
                     Ok(None) => Err(self.io(Action::Stat, Some(&path), &not_found())),
                     Err(failure) => Err(self.failed(Action::Stat, &path, failure)),
                 };
             }
             match self.0.operator.stat(&path).await {
-                Ok(metadata) => Ok(metadata.content_length()),
+                Ok(metadata) => Ok((metadata.content_length(), self.0.tags.differs(&path, &metadata))),
                 Err(error) => Err(self.opendal(Action::Stat, Some(&path), &error)),
             }
         };
@@ -666,7 +685,7 @@ impl Store {
         let listing = async {
             match listing.await {
                 Ok(()) => Ok(()),
-                Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+                Err(error) if self.is_no_folder(&error) => Ok(()),
                 Err(error) => Err(self.opendal(Action::List, Some(prefix), &error)),
             }
         };
@@ -716,6 +735,13 @@ impl Store {
         Ok(true)
     }
 
+    /// A listing of nothing. Where there are no folders that is an empty list, and whoever says otherwise is not the store: the bucket is not there, or what is between answers
+    /// for it.
+    fn is_no_folder(&self, error: &opendal::Error) -> bool {
+        let has_folders = !matches!(self.0.operator.info().scheme(), "s3" | "azblob" | "gcs");
+        has_folders && error.kind() == ErrorKind::NotFound
+    }
+
     async fn entries(
         &self,
         prefix: &str,
@@ -736,7 +762,7 @@ impl Store {
         let listing = async {
             match listing.await {
                 Ok(entries) => Ok(entries),
-                Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+                Err(error) if self.is_no_folder(&error) => Ok(Vec::new()),
                 Err(error) => Err(self.opendal(Action::List, (!prefix.is_empty()).then_some(prefix), &error)),
             }
         };

@@ -4,10 +4,12 @@
 //! log, at the level of debugging. So it gets them from a provider of ours, which has nothing to show.
 
 use std::fmt;
+use std::time::Duration;
 
 use opendal::Configurator;
 use opendal::services::S3Config;
-use reqsign_aws_v4::Credential;
+use reqsign_aws_v4::{Credential, DefaultCredentialProvider};
+use reqsign_core::time::Timestamp;
 use reqsign_core::{Context, ProvideCredential, ProvideCredentialChain};
 
 use super::StoreError;
@@ -55,9 +57,13 @@ fn open(mut options: Options<'_>) -> Result<Opened, StoreError> {
     options.keys.insert("root".to_owned(), options.path.clone());
     let mut config: S3Config = options.config()?;
     let keys = take_keys(&mut config, options.replica)?;
+    let anew = (keys.is_none() && config.role_arn.is_none()).then(|| Anew(default_provider(&config)));
     let mut builder = config.into_builder();
     if let Some(keys) = keys {
         builder = builder.credential_provider_chain(ProvideCredentialChain::new().push(keys));
+    }
+    if let Some(anew) = anew {
+        builder = builder.credential_provider_chain(ProvideCredentialChain::new().push(anew));
     }
     Ok(Opened::new(options.operator(builder)?, at))
 }
@@ -76,6 +82,39 @@ impl ProvideCredential for Keys {
 
     async fn provide_credential(&self, _: &Context) -> reqsign_core::Result<Option<Credential>> {
         Ok(Some(self.0.clone()))
+    }
+}
+
+/// What OpenDAL would ask for credentials: the environment, a profile, the machine's role.
+fn default_provider(config: &S3Config) -> DefaultCredentialProvider {
+    let mut builder = DefaultCredentialProvider::builder();
+    if config.disable_config_load {
+        builder = builder.no_env().no_profile();
+    } else if let Some(profile) = config.profile.as_deref().filter(|profile| !profile.is_empty()) {
+        builder = builder.with_profile(profile);
+    }
+    if config.disable_ec2_metadata {
+        builder = builder.no_imds();
+    }
+    builder.build()
+}
+
+/// What signs keeps credentials that do not say when they end for as long as the process lives. Somebody may put others into a profile's file: so these are asked for
+/// again every five minutes. It asks two minutes before they end.
+const GOOD_FOR: Duration = Duration::from_secs(7 * 60);
+
+#[derive(Debug)]
+struct Anew<P>(P);
+
+impl<P: ProvideCredential<Credential = Credential>> ProvideCredential for Anew<P> {
+    type Credential = Credential;
+
+    async fn provide_credential(&self, context: &Context) -> reqsign_core::Result<Option<Credential>> {
+        let found = self.0.provide_credential(context).await?;
+        Ok(found.map(|credential| Credential {
+            expires_in: credential.expires_in.or_else(|| Some(Timestamp::now() + GOOD_FOR)),
+            ..credential
+        }))
     }
 }
 
@@ -135,6 +174,31 @@ mod tests {
             ("role_arn", "z"),
         ];
         assert!(error(&role).contains("leave the keys to the environment"));
+    }
+
+    #[tokio::test]
+    async fn credentials_that_do_not_say_when_they_end_are_asked_for_again() {
+        use reqsign_core::SigningCredential;
+        let keys = |expires_in| {
+            Anew(Keys(Credential {
+                access_key_id: "id".to_owned(),
+                secret_access_key: "secret".to_owned(),
+                session_token: None,
+                expires_in,
+            }))
+        };
+        let given = |expires_in| async move {
+            keys(expires_in)
+                .provide_credential(&Context::new())
+                .await
+                .unwrap()
+                .unwrap()
+        };
+        let credential = given(None).await;
+        assert!(credential.is_valid());
+        assert!(!credential.is_valid_at(Timestamp::now() + GOOD_FOR));
+        let hour = Timestamp::now() + Duration::from_secs(3600);
+        assert_eq!(given(Some(hour)).await.expires_in, Some(hour));
     }
 
     #[test]

@@ -85,6 +85,7 @@ impl Task {
             uploader: self.uploader.clone(),
             progress: Arc::clone(&self.progress),
             images: Arc::clone(&self.images),
+            named: self.named,
             folder: self.plan.folder.clone(),
         }
     }
@@ -157,6 +158,8 @@ impl Task {
     ) -> Result<Chain, Stopped> {
         let database_id = generation::ensure(&self.uploader).await?;
         let begun = generation::begin(&self.uploader, ended, parent, page_size, base.txid).await?;
+        self.named = Some((begun.generation, begun.root));
+        ending::is_still_sealed(&self.uploader, ended).await?;
         if begun.generation > Generation(1) {
             // Whoever stores an image after this finds the number taken, and acknowledges nothing.
             self.is_still_empty().await?;

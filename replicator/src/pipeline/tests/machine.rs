@@ -159,7 +159,7 @@ impl Machine {
         local_state::read(&self.state_file()).unwrap().unwrap()
     }
 
-    fn writers_store(&self) -> Store {
+    pub(super) fn writers_store(&self) -> Store {
         let operator = self.operator.clone();
         operator.map_or_else(|| self.store(), Store::from_operator)
     }

@@ -654,7 +654,9 @@ pub(super) async fn restore_to(machine: &Machine, target: Target) {
         resumable: true,
         ..RestoreOptions::default()
     };
-    let restored = restore(&machine.store(), &machine.database(), &options).await.unwrap();
+    let restored = restore(&machine.writers_store(), &machine.database(), &options)
+        .await
+        .unwrap();
     let value = std::fs::read(machine.database()).unwrap()[PAGE];
     assert_eq!(u64::from(value), restored.txid.0);
     *machine.wal.lock().unwrap() = Wal::new(77, value);

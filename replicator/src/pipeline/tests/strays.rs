@@ -1,6 +1,6 @@
 //! What a writer that slept left in a slot that was free again, when it died before it could know: nobody takes it for history.
 
-mod odd;
+pub(super) mod odd;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,16 +1,17 @@
-//! A store over a folder that may forget what it was asked: it overwrites, or takes its time with one object.
+//! A store over a folder that may forget what it was asked: it overwrites, takes its time with one object, or says for a moment that there is none. It tells a tag of
+//! what is in an object.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use opendal::raw::{Layer, OpWrite, Service, ServiceInfo, Servicer, oio};
-use opendal::{Buffer, Metadata, OperationContext, Operator, Result, services};
+use opendal::raw::{Layer, OpStat, OpWrite, RpStat, Service, ServiceInfo, Servicer, oio};
+use opendal::{Buffer, Error, ErrorKind, Metadata, MetadataBuilder, OperationContext, Operator, Result, services};
 use tokio::sync::Semaphore;
 
 use crate::store::forward::forward;
 
 #[derive(Debug, Clone)]
-pub(super) struct Odd(Arc<State>);
+pub(in crate::pipeline::tests) struct Odd(Arc<State>);
 
 #[derive(Debug)]
 struct State {
@@ -19,48 +20,78 @@ struct State {
     held: Mutex<Option<String>>,
     waiting: Semaphore,
     free: Semaphore,
+    /// Who asks for what has this in its name is told so often that it is not there.
+    denied: Mutex<Option<(String, usize)>>,
 }
 
 impl Odd {
-    pub(super) fn new() -> Odd {
+    pub(in crate::pipeline::tests) fn new() -> Odd {
         Odd(Arc::new(State {
             overwrites: Mutex::new(false),
             held: Mutex::new(None),
             waiting: Semaphore::new(0),
             free: Semaphore::new(0),
+            denied: Mutex::new(None),
         }))
     }
 
-    pub(super) fn operator(&self, folder: &Path) -> Operator {
-        let folder = services::Fs::default().root(&folder.display().to_string());
-        Operator::new(folder).unwrap().layer(self.clone())
+    pub(in crate::pipeline::tests) fn operator(&self, folder: &Path) -> Operator {
+        let service = services::Fs::default().root(&folder.display().to_string());
+        let layer = OddLayer {
+            folder: folder.to_owned(),
+            odd: self.clone(),
+        };
+        Operator::new(service).unwrap().layer(layer)
+    }
+
+    /// The next so many questions for the length of one with this name, and for what is in its folder.
+    pub(in crate::pipeline::tests) fn deny(&self, name: String, times: usize) {
+        *self.0.denied.lock().unwrap() = Some((name, times));
+    }
+
+    fn denies(&self, path: &str) -> bool {
+        let mut denied = self.0.denied.lock().unwrap();
+        match &mut *denied {
+            Some((name, times)) if *times > 0 && path.contains(name.as_str()) => {
+                *times -= 1;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// From now on.
-    pub(super) fn overwrites(&self) {
+    pub(in crate::pipeline::tests) fn overwrites(&self) {
         *self.0.overwrites.lock().unwrap() = true;
     }
 
     /// The next object with this name.
-    pub(super) fn hold(&self, name: String) {
+    pub(in crate::pipeline::tests) fn hold(&self, name: String) {
         *self.0.held.lock().unwrap() = Some(name);
     }
 
     /// Until one is held.
-    pub(super) async fn is_held(&self) {
+    pub(in crate::pipeline::tests) async fn is_held(&self) {
         self.0.waiting.acquire().await.unwrap().forget();
     }
 
-    pub(super) fn let_go(&self) {
+    pub(in crate::pipeline::tests) fn let_go(&self) {
         self.0.free.add_permits(1);
     }
 }
 
-impl Layer for Odd {
+#[derive(Debug)]
+struct OddLayer {
+    folder: PathBuf,
+    odd: Odd,
+}
+
+impl Layer for OddLayer {
     fn apply_service(&self, inner: Servicer) -> Servicer {
         Arc::new(OddService {
             inner,
-            odd: self.clone(),
+            folder: self.folder.clone(),
+            odd: self.odd.clone(),
         })
     }
 }
@@ -68,13 +99,25 @@ impl Layer for Odd {
 #[derive(Debug)]
 struct OddService {
     inner: Servicer,
+    folder: PathBuf,
     odd: Odd,
 }
 
 struct Writer {
     inner: oio::Writer,
     path: String,
+    content: Vec<u8>,
     odd: Odd,
+}
+
+fn tag(content: &[u8]) -> String {
+    format!("\"{}\"", blake3::hash(content).to_hex())
+}
+
+fn tagged(content: &[u8]) -> Metadata {
+    let mut metadata = MetadataBuilder::file(content.len() as u64);
+    metadata.etag(tag(content));
+    metadata.build()
 }
 
 impl oio::Write for Writer {
@@ -87,11 +130,13 @@ impl oio::Write for Writer {
             self.odd.0.waiting.add_permits(1);
             self.odd.0.free.acquire().await.unwrap().forget();
         }
+        self.content.extend_from_slice(&part.to_bytes());
         oio::Write::write(&mut self.inner, part).await
     }
 
     async fn close(&mut self) -> Result<Metadata> {
-        oio::Write::close(&mut self.inner).await
+        oio::Write::close(&mut self.inner).await?;
+        Ok(tagged(&self.content))
     }
 
     async fn abort(&mut self) -> Result<()> {
@@ -107,7 +152,7 @@ impl Service for OddService {
     type Copier = oio::Copier;
     type Composer = oio::Composer;
 
-    forward!(capability create_dir stat read delete list copy rename presign);
+    forward!(capability create_dir read delete list copy rename presign);
 
     fn info(&self) -> ServiceInfo {
         // Not fs, whose objects are not created through layers.
@@ -123,7 +168,18 @@ impl Service for OddService {
         Ok(Writer {
             inner: self.inner.write(ctx, path, args)?,
             path: path.to_owned(),
+            content: Vec::new(),
             odd: self.odd.clone(),
         })
+    }
+
+    async fn stat(&self, ctx: &OperationContext, path: &str, args: OpStat) -> Result<RpStat> {
+        if self.odd.denies(path) {
+            return Err(Error::new(ErrorKind::NotFound, "not there"));
+        }
+        match std::fs::read(self.folder.join(path)) {
+            Ok(content) => Ok(RpStat::new(tagged(&content))),
+            Err(_) => self.inner.stat(ctx, path, args).await,
+        }
     }
 }
