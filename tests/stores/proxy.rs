@@ -11,6 +11,8 @@ use std::time::Duration;
 /// What becomes of requests and answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Manner {
+    /// One conditional creation goes through at a time: atomic, where the server by itself looks before it writes.
+    OneAtATime,
     /// `If-None-Match` goes no further: every conditional creation succeeds.
     IgnoresTheCondition,
     /// What `If-None-Match` asks for is looked up first, and the object then written without it: right alone, wrong for two at once.
@@ -31,6 +33,7 @@ struct Shared {
     manner: Manner,
     requests: AtomicUsize,
     gate: Gate,
+    turn: Mutex<()>,
 }
 
 /// Lets writers that have looked wait for each other.
@@ -161,6 +164,7 @@ impl Proxy {
             manner,
             requests: AtomicUsize::new(0),
             gate: Gate::default(),
+            turn: Mutex::default(),
         });
         let of_thread = Arc::clone(&shared);
         std::thread::spawn(move || {
@@ -189,7 +193,8 @@ impl Shared {
             return Ok(());
         };
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let conditional = self.manner != Manner::LeavesOutNulls && request.remove("if-none-match");
+        let keeps = matches!(self.manner, Manner::LeavesOutNulls | Manner::OneAtATime);
+        let conditional = !keeps && request.remove("if-none-match");
         if conditional {
             let looks = self.manner == Manner::LooksThenWrites;
             if looks && self.looks(&request)? {
@@ -203,7 +208,10 @@ impl Shared {
             self.gate.pass();
         }
         let is_content = request.head[0].contains("alt=media");
+        let is_alone = self.manner == Manner::OneAtATime && request.header("if-none-match").is_some();
+        let turn = is_alone.then(|| self.turn.lock().expect("its turn"));
         let mut answer = ask(self.upstream, request)?;
+        drop(turn);
         if self.manner == Manner::LeavesOutNulls
             && !is_content
             && answer.header("content-type").is_some_and(|kind| kind.contains("json"))

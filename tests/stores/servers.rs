@@ -235,14 +235,9 @@ pub(crate) fn s3_query(port: u16) -> String {
     )
 }
 
+/// It looks whether an object is there, and then writes it: two that come at the same moment may both be told that they have created it.
 fn moto() -> Result<Served, Missing> {
-    let folder = new_folder();
-    let (process, port) = moto_server(&folder)?;
-    Ok(Served {
-        query: s3_query(port),
-        _process: Some(process),
-        ..Served::new("s3: moto", "s3://bucket", folder)
-    })
+    behind_proxy("s3: moto", Manner::OneAtATime)
 }
 
 fn behind_proxy(name: &'static str, manner: Manner) -> Result<Served, Missing> {
@@ -251,8 +246,8 @@ fn behind_proxy(name: &'static str, manner: Manner) -> Result<Served, Missing> {
     let proxy = Proxy::start(port, manner);
     Ok(Served {
         query: s3_query(proxy.port()),
-        decides: false,
-        keeps_alone: manner == Manner::LooksThenWrites,
+        decides: manner == Manner::OneAtATime,
+        keeps_alone: manner != Manner::IgnoresTheCondition,
         _process: Some(process),
         proxy: Some(proxy),
         ..Served::new(name, "s3://bucket", folder)
