@@ -31,6 +31,10 @@ lint:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets --locked -- -D warnings
 
+# Links between the Markdown files
+links:
+    python3 tests/links.py
+
 # Formats everything
 fmt:
     cargo fmt --all

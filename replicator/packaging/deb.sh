@@ -34,6 +34,8 @@ complete zsh zsh/vendor-completions/_replvfs
 complete fish fish/vendor_completions.d/replvfs.fish
 install -D -m 644 README.md "$stage/usr/share/doc/replvfs/README.md"
 install -m 644 CHANGELOG.md replicator/FORMAT.md "$stage/usr/share/doc/replvfs/"
+# Where README.md leads to.
+install -D -m 644 replicator/guide/*.md -t "$stage/usr/share/doc/replvfs/replicator/guide"
 install -D -m 644 examples/c/* -t "$stage/usr/share/doc/replvfs/examples"
 { cat LICENSE-MIT; printf '\n\nor, as you choose,\n\n'; cat LICENSE-APACHE; } >"$stage/usr/share/doc/replvfs/copyright"
 

@@ -18,6 +18,7 @@
 pub mod config;
 mod error;
 pub mod format;
+pub mod guide;
 pub mod history;
 pub mod image;
 pub mod local_state;

@@ -1,4 +1,5 @@
-//! The names of all metrics, their units, and what they say. Prometheus' conventions: base units, `_total` behind what only grows. README.md has the same list.
+//! The names of all metrics, their units, and what they say. Prometheus' conventions: base units, `_total` behind what only grows. The guide's page
+//! `failures.md` has the same list.
 
 use metrics::Unit;
 
