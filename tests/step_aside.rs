@@ -29,6 +29,18 @@ fn owner(scratch: &Scratch, parameters: &str) -> Connection {
     owner
 }
 
+fn owner_elsewhere(scratch: &Scratch) -> SqlPeer {
+    let mut owner = SqlPeer::start(&scratch.uri());
+    owner.sql("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t(b) VALUES(1); PRAGMA replvfs_flush");
+    owner
+}
+
+/// Those of the header that is in the file.
+fn salts(scratch: &Scratch) -> [u32; 2] {
+    let wal = std::fs::read(scratch.file("app.db-wal")).unwrap();
+    [16, 20].map(|at| u32::from_be_bytes(wal[at..at + 4].try_into().unwrap()))
+}
+
 fn wal_bytes(scratch: &Scratch) -> u64 {
     std::fs::metadata(scratch.file("app.db-wal")).unwrap().len()
 }
@@ -105,8 +117,7 @@ fn a_checkpoint_of_a_standby_succeeds_as_on_plain_sqlite() {
 #[test]
 fn the_busy_handler_of_a_standby_is_not_asked() {
     let scratch = Scratch::new();
-    let mut owner = SqlPeer::start(&scratch.uri());
-    owner.sql("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t(b) VALUES(1); PRAGMA replvfs_flush");
+    let owner = owner_elsewhere(&scratch);
     let mut standby = open(&scratch.uri()).unwrap();
     standby.busy_handler(Some(|_| panic!("busy"))).unwrap();
     standby.execute_batch("INSERT INTO t(b) VALUES(2)").unwrap();
@@ -221,8 +232,7 @@ fn who_asked_may_die_or_lie() {
         let (mut asker, answer) = Asker::ask(&scratch);
         assert_eq!(answer, "aside");
         if let Some(said) = said {
-            let wal = std::fs::read(scratch.file("app.db-wal")).unwrap();
-            let next = u32::from_be_bytes(wal[16..20].try_into().unwrap()).wrapping_add(1);
+            let next = salts(&scratch)[0].wrapping_add(1);
             assert_eq!(asker.say(&said.replace("NEXT", &next.to_string())), "kept");
         }
         drop(asker);
@@ -323,8 +333,7 @@ fn asked(deaf: &UnixListener) -> usize {
 #[test]
 fn who_does_not_answer_is_asked_once() {
     let scratch = Scratch::new();
-    let mut owner = SqlPeer::start(&scratch.uri());
-    owner.sql("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t(b) VALUES(1); PRAGMA replvfs_flush");
+    let owner = owner_elsewhere(&scratch);
     let mut standby = open(&scratch.uri()).unwrap();
     standby.busy_handler(Some(|times| times < 3)).unwrap();
     let deaf = deaf(&scratch);
@@ -339,8 +348,7 @@ fn who_does_not_answer_is_asked_once() {
 #[test]
 fn a_checkpoint_that_did_not_begin_is_over() {
     let scratch = Scratch::new();
-    let mut owner = SqlPeer::start(&scratch.uri());
-    owner.sql("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t(b) VALUES(1); PRAGMA replvfs_flush");
+    let owner = owner_elsewhere(&scratch);
     let standby = open(&scratch.uri()).unwrap();
     standby.execute_batch("INSERT INTO t(b) VALUES(2)").unwrap();
     let plain = || Connection::open(scratch.database()).unwrap();
@@ -376,8 +384,7 @@ fn a_checkpoint_that_did_not_begin_is_over() {
 #[test]
 fn who_has_hung_up_disturbs_nobody_who_waits() {
     let scratch = Scratch::new();
-    let mut owner = SqlPeer::start(&scratch.uri());
-    owner.sql("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t(b) VALUES(1); PRAGMA replvfs_flush");
+    let mut owner = owner_elsewhere(&scratch);
     let plain = Connection::open(scratch.database()).unwrap();
     for _ in 0..5 {
         owner.signal("-STOP");
@@ -396,9 +403,8 @@ fn who_has_hung_up_disturbs_nobody_who_waits() {
         plain.execute_batch("COMMIT").unwrap();
         assert_eq!(checkpoint(&plain, "TRUNCATE"), 0);
         plain.execute_batch("INSERT INTO t(b) VALUES(2)").unwrap();
-        let wal = std::fs::read(scratch.file("app.db-wal")).unwrap();
-        let word = |at: usize| u32::from_be_bytes(wal[at..at + 4].try_into().unwrap());
-        assert_eq!(waits.say(&format!("over {} {}", word(16), word(20))), "kept");
+        let [first, second] = salts(&scratch);
+        assert_eq!(waits.say(&format!("over {first} {second}")), "kept");
         assert!(last.answer().starts_with("no "));
         owner.sql("PRAGMA replvfs_flush");
     }

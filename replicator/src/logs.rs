@@ -5,10 +5,11 @@
 //! it works in a child of `fork()` as it is, which is why it is not `tracing-subscriber`.
 
 use std::ffi::OsStr;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use replvfs_vfs::notice::escaped;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use tracing::field::{Field, Visit};
@@ -152,25 +153,10 @@ impl Visit for Line {
 
 impl Line {
     fn add(&mut self, field: &Field, value: &dyn fmt::Display) {
-        // A String takes everything.
-        let _ = match field.name() {
-            "message" => write!(Escaped(&mut self.message), "{value}"),
-            name => write!(Escaped(&mut self.fields), " {name}={value}"),
-        };
-    }
-}
-
-struct Escaped<'a>(&'a mut String);
-
-impl fmt::Write for Escaped<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for letter in text.chars() {
-            match letter.is_control() {
-                true => self.0.extend(letter.escape_default()),
-                false => self.0.push(letter),
-            }
+        match field.name() {
+            "message" => self.message.push_str(&escaped(&value.to_string())),
+            name => self.fields.push_str(&escaped(&format!(" {name}={value}"))),
         }
-        Ok(())
     }
 }
 
@@ -259,10 +245,7 @@ mod tests {
 
     #[test]
     fn a_line_stays_one() {
-        let mut line = String::new();
-        let told = "\r\0ü";
-        write!(Escaped(&mut line), "a\nb\u{1b}{told}").unwrap();
-        Escaped(&mut line).write_str("\u{1b}[31m").unwrap();
+        let line = escaped("a\nb\u{1b}\r\0ü\u{1b}[31m");
         assert_eq!(line, "a\\nb\\u{1b}\\r\\u{0}ü\\u{1b}[31m");
     }
 

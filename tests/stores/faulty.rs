@@ -4,11 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-use crate::proxy::{Message, ask};
+use crate::proxy::{Message, ask, serve_each};
 
 /// What happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,21 +61,13 @@ struct State {
 
 impl FaultyProxy {
     pub(crate) fn start(upstream: u16) -> FaultyProxy {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("its address").port();
         let shared = Arc::new(Shared {
             upstream,
             state: Mutex::default(),
             over: Condvar::new(),
         });
         let of_thread = Arc::clone(&shared);
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let shared = Arc::clone(&of_thread);
-                // Whoever asked sees a connection that ends.
-                std::thread::spawn(move || drop(shared.serve(stream)));
-            }
-        });
+        let port = serve_each(move |client| of_thread.serve(client));
         FaultyProxy { port, shared }
     }
 

@@ -155,10 +155,23 @@ impl Message {
     }
 }
 
+/// Serves each connection in a thread, on the port that is returned.
+pub(crate) fn serve_each(serve: impl Fn(TcpStream) -> std::io::Result<()> + Send + Sync + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    let serve = Arc::new(serve);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let serve = Arc::clone(&serve);
+            // Whoever asked sees a connection that ends.
+            std::thread::spawn(move || drop(serve(stream)));
+        }
+    });
+    port
+}
+
 impl Proxy {
     pub(crate) fn start(upstream: u16, manner: Manner) -> Proxy {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("its address").port();
         let shared = Arc::new(Shared {
             upstream,
             manner,
@@ -167,13 +180,7 @@ impl Proxy {
             turn: Mutex::default(),
         });
         let of_thread = Arc::clone(&shared);
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let shared = Arc::clone(&of_thread);
-                // Whoever asked sees a connection that ends.
-                std::thread::spawn(move || drop(shared.serve(stream)));
-            }
-        });
+        let port = serve_each(move |client| of_thread.serve(client));
         Proxy { port, shared }
     }
 

@@ -4,7 +4,7 @@
 //! said by [`warning!`](crate::warning) and [`failure!`](crate::failure), and not by the macros of `tracing`, which clippy refuses.
 
 use std::cell::RefCell;
-use std::fmt::{Display, Write as _};
+use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::api::report;
@@ -78,14 +78,15 @@ pub fn tell(code: i32, subject: Option<&dyn Display>, message: &str) {
 }
 
 /// Names of files and words of a store are somebody else's.
-fn escaped(text: &str) -> String {
+#[doc(hidden)]
+#[must_use]
+pub fn escaped(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for letter in text.chars() {
-        // A String takes everything.
-        let _ = match letter.is_control() {
-            true => write!(shown, "{}", letter.escape_default()),
-            false => shown.write_char(letter),
-        };
+        match letter.is_control() {
+            true => shown.extend(letter.escape_default()),
+            false => shown.push(letter),
+        }
     }
     shown
 }

@@ -79,10 +79,9 @@ impl Maker {
             Err(_) => shared.fail("making an image panicked, which is a bug in replvfs"),
             Ok(Ok(Made::Stored(counts))) => {
                 let is_ours = match source {
-                    Source::Database => matches!(
-                        { is_newest(&self.uploader, generation, self.named, current).await },
-                        Ok(true)
-                    ),
+                    Source::Database => is_newest(&self.uploader, generation, self.named, current)
+                        .await
+                        .is_ok_and(|is_newest| is_newest),
                     // It says nothing that the log has not said. Whether this process still writes it shows elsewhere.
                     Source::Replica => current.load(Ordering::Acquire),
                 };

@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use replvfs_vfs::types::Txid;
-use tokio::time::Instant;
 
 use super::Stopped;
 use super::fenced::fenced;
@@ -22,7 +21,7 @@ use crate::format::{Generation, GenerationMeta, Key, ObjectHash};
 use crate::history::HistoryError;
 use crate::history::find::hash_of;
 use crate::history::walk::size;
-use crate::outside;
+use crate::outside::Moment;
 use crate::store::{Body, Fencing, Store, StoreError};
 
 /// Where the store does not keep writers apart, an upload that took longer may have landed behind others of another writer.
@@ -81,11 +80,11 @@ pub(super) async fn take(
             return Ok(Turn::Over(replaced(generation, content)));
         }
     }
-    let (begun, by_wall_clock) = (Instant::now(), outside::wall_clock());
+    let begun = Moment::now();
     if uploader.create(key, body).await? == Owner::Another {
         return Ok(Turn::Another);
     }
-    let took = (outside::wall_clock().duration_since(by_wall_clock).unwrap_or_default()).max(begun.elapsed());
+    let took = begun.age();
     let mut backoff = Backoff::new();
     let mut looks = 1;
     loop {

@@ -19,7 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Mutex;
 
 use super::service::{Opened, Options, Service};
-use super::{Body, Failure, StoreError, blocking, read_part};
+use super::{Body, Failure, StoreError};
 
 pub(super) const SERVICE: Service = Service {
     authority: "server",
@@ -158,11 +158,11 @@ impl Control {
         let len = body.len();
         let mut at = 0;
         while at < len {
-            let step = (len - at).min(WRITTEN_BYTES);
-            let part = part_of(&body, at, step).await?;
+            let end = (at + WRITTEN_BYTES).min(len);
+            let part = body.part(at..end).await?;
             let written = async { stream.write_all(&part).await.map_err(FtpError::ConnectionError) };
             in_time(written).await.map_err(failed)?;
-            at += step;
+            at = end;
         }
         let ended = async {
             stream.shutdown().await.map_err(FtpError::ConnectionError)?;
@@ -263,17 +263,6 @@ impl Command<'_> {
             }
             Command::MakeFolder(path) => connection.mkdir(path).await.map(|()| 0),
             Command::Rename(from, to) => connection.rename(from, to).await.map(|()| 0),
-        }
-    }
-}
-
-async fn part_of(body: &Body, at: u64, len: u64) -> Result<Bytes, Failure> {
-    match body {
-        // No longer than the bytes.
-        Body::Bytes(bytes) => Ok(bytes.slice(at as usize..(at + len) as usize)),
-        Body::File(file, _) => {
-            let file = Arc::clone(file);
-            Ok(blocking(move || read_part(&file, at, len)).await?)
         }
     }
 }

@@ -130,6 +130,17 @@ impl Body {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// These bytes of it, both ends of which are at most its length.
+    async fn part(&self, range: Range<u64>) -> io::Result<Bytes> {
+        match self {
+            Body::Bytes(bytes) => Ok(bytes.slice(range.start as usize..range.end as usize)),
+            Body::File(file, _) => {
+                let file = Arc::clone(file);
+                blocking(move || read_part(&file, range.start, range.end - range.start)).await
+            }
+        }
+    }
 }
 
 /// What came of a creation.
@@ -510,16 +521,8 @@ impl Store {
         while at < body.len() {
             let end = (at + PART_BYTES as u64).min(body.len());
             let theirs = self.read_range(key, at..end).await?;
-            let ours = match body {
-                // Both ends are at most the length of a slice.
-                Body::Bytes(bytes) => bytes.slice(at as usize..end as usize),
-                Body::File(file, _) => {
-                    let file = Arc::clone(file);
-                    blocking(move || read_part(&file, at, end - at))
-                        .await
-                        .map_err(|error| self.io(Action::Read, Some(&key.path()), &error))?
-                }
-            };
+            let ours = body.part(at..end).await;
+            let ours = ours.map_err(|error| self.io(Action::Read, Some(&key.path()), &error))?;
             if theirs != ours {
                 return Ok(false);
             }

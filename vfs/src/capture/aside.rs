@@ -9,11 +9,8 @@ use std::sync::atomic::Ordering;
 use super::database::{Capture, Connection, Cursor, Database};
 use super::pin::Pin;
 use super::restart::is_at;
-use crate::host::{Aside, AskedAside};
+use crate::host::AskedAside;
 use crate::types::{Position, Salts};
-
-/// What a connection of a process that stands by keeps while the other one has stepped aside.
-pub(super) struct Asked(Box<dyn Aside>);
 
 /// In the process that stands by.
 impl Database {
@@ -23,7 +20,7 @@ impl Database {
         let asked = self.replica.ask_aside();
         let mut state = connection.lock();
         match asked {
-            AskedAside::Aside(aside) => state.asked = Some(Asked(aside)),
+            AskedAside::Aside(aside) => state.asked = Some(aside),
             AskedAside::No => {}
             AskedAside::Silent => state.unanswered = true,
         }
@@ -35,7 +32,7 @@ impl Database {
             let mut state = connection.lock();
             (state.asked.take(), state.region)
         };
-        if let Some(Asked(aside)) = asked {
+        if let Some(aside) = asked {
             let header = region.and_then(|region| region.header());
             aside.over(header.map(|header| header.position.salts));
         }
@@ -50,7 +47,7 @@ impl Database {
         let mut capture = self.capture();
         let region = {
             let mut guard = self.pin_lock();
-            let pin = guard.as_mut().filter(|_| self.pinned.load(Ordering::Acquire))?;
+            let pin = self.held(&mut guard)?;
             // The question may have come too late, or be about a file that has the name no more. What is held back here is a transaction of the one that has the
             // WRITE lock, so that is not who asks; and it is not to be carried over.
             if pin.is_write_free() || self.log.is_holding() {
@@ -72,7 +69,7 @@ impl Database {
         }
         self.give_images_up("a checkpoint of another process restarts the WAL");
         let mut guard = self.pin_lock();
-        let pin = guard.as_mut().filter(|_| self.pinned.load(Ordering::Acquire))?;
+        let pin = self.held(&mut guard)?;
         let was_unbroken = self.unbroken.swap(false, Ordering::AcqRel);
         capture.aside_times += 1;
         capture.aside_at = Some((cursor.position, was_unbroken));
@@ -113,13 +110,10 @@ impl Database {
         let was = capture.aside_at.take();
         self.aside.store(0, Ordering::Release);
         let mut guard = self.pin_lock();
-        let Some(pin) = guard.as_mut().filter(|_| self.pinned.load(Ordering::Acquire)) else {
+        let Some(pin) = self.held(&mut guard) else {
             return;
         };
-        let is_held = pin.take_slot();
-        if !is_held {
-            self.slot_released();
-        }
+        let is_held = self.keep_again(pin);
         let (Some((at, was_unbroken)), Some(cursor), Some(header)) = (was, capture.cursor, pin.region.header()) else {
             return;
         };

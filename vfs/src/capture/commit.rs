@@ -482,7 +482,7 @@ impl Database {
                 std::thread::yield_now();
             }
             let (mut capture, mut guard) = (self.capture(), self.pin_lock());
-            let pin = guard.as_mut().filter(|_| self.pinned.load(Ordering::Acquire))?;
+            let pin = self.held(&mut guard)?;
             let region = pin.region;
             let Some(wal) = pin.wal(self) else { continue };
             if self.wants_attention() {

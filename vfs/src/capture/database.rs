@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use libsqlite3_sys as ffi;
 
-use super::aside::Asked;
 use super::commit::Synced;
 use super::continuity::Fingerprint;
 use super::mirror::Mirror;
@@ -20,7 +19,7 @@ use super::settle::Known;
 use super::strict::StrictState;
 use crate::base::{BaseVfs, FileRef, IndexRegion};
 use crate::buffer::Budget;
-use crate::host::{Durability, Host, Replica};
+use crate::host::{Aside, Durability, Host, Replica};
 use crate::log::Log;
 use crate::snapshot::Shared;
 use crate::spill::Spill;
@@ -156,7 +155,7 @@ pub(crate) struct ConnectionState {
     /// The process that replicates does not answer: it is not asked again for this checkpoint.
     pub(super) unanswered: bool,
     /// Another process keeps no WAL until it is told, since this connection restarts it.
-    pub(super) asked: Option<Asked>,
+    pub(super) asked: Option<Box<dyn Aside>>,
     /// A PRAGMA was seen that ends WAL mode.
     pub(crate) leaving_wal: bool,
     /// A PRAGMA was seen after which there is no journal.

@@ -207,6 +207,20 @@ impl Database {
         }
     }
 
+    /// The pin, while its slot is held.
+    pub(super) fn held<'a>(&self, guard: &'a mut MutexGuard<'_, Option<Pin>>) -> Option<&'a mut Pin> {
+        guard.as_mut().filter(|_| self.pinned.load(Ordering::Acquire))
+    }
+
+    /// Takes the slot of a pin that had stepped aside, if it can be had.
+    pub(super) fn keep_again(&self, pin: &mut Pin) -> bool {
+        let is_held = pin.take_slot();
+        if !is_held {
+            self.slot_released();
+        }
+        is_held
+    }
+
     pub(super) fn slot_released(&self) {
         self.pinned.store(false, Ordering::Release);
         self.unbroken.store(false, Ordering::Release);
@@ -303,7 +317,7 @@ impl Capturing for Database {
             self.forget_spill(&mut capture);
         }
         let mut guard = self.pin_lock();
-        let Some(pin) = guard.as_mut().filter(|_| self.pinned.load(Ordering::Acquire)) else {
+        let Some(pin) = self.held(&mut guard) else {
             return;
         };
         let past_limit = self.look_through(&mut capture, pin);

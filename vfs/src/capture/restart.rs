@@ -5,7 +5,6 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::continuity::Fingerprint;
 use super::database::{Capture, Connection, Cursor, Database};
@@ -61,11 +60,8 @@ impl Database {
     /// The request's locks went down, or were not given.
     pub(crate) fn after_restart(&self, connection: &Connection) {
         self.aside_is_over(connection);
-        if let Some(pin) = self.pin_lock().as_mut()
-            && self.pinned.load(Ordering::Acquire)
-            && !pin.take_slot()
-        {
-            self.slot_released();
+        if let Some(pin) = self.held(&mut self.pin_lock()) {
+            self.keep_again(pin);
         }
     }
 
@@ -359,9 +355,7 @@ impl Database {
                 self.restart_now(capture, pin, cursor);
                 let _ = pin.file.shm_lock_many(first, count, EXCLUSIVE_UNLOCK);
             }
-            if !pin.take_slot() {
-                self.slot_released();
-            }
+            self.keep_again(pin);
             let _ = pin.file.shm_lock(CHECKPOINT_SLOT, EXCLUSIVE_UNLOCK);
         }
         let _ = pin.file.shm_lock(WRITE_SLOT, EXCLUSIVE_UNLOCK);

@@ -46,6 +46,14 @@ async fn goes_on(process: &Process, machine: &Machine, value: u8) {
     assert_eq!(process.status("fenced"), false);
 }
 
+/// Until the store holds what this process is uploading.
+async fn is_held_by(odd: &Odd, process: &Process) {
+    tokio::select! {
+        () = odd.is_held() => {}
+        () = process.until("it is never held", |_| false) => {}
+    }
+}
+
 /// Segments of two copies of a database are often of one length. The store was never seen to overwrite.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_that_was_replaced_by_one_of_its_length_is_noticed() {
@@ -68,10 +76,7 @@ async fn who_has_lost_the_number_of_its_generation_acknowledges_nothing() {
             }
         });
         one.commit(&machine, 1);
-        tokio::select! {
-            () = odd.is_held() => {}
-            () = one.until("it is never held", |_| false) => {}
-        }
+        is_held_by(&odd, &one).await;
         replace(&machine, Key::Generation(Generation(1)), |bytes| bytes.push(b'\n'));
         odd.let_go();
         let reason = one.failure().await;
@@ -111,10 +116,7 @@ async fn a_seal_that_was_replaced_is_put_behind_what_replaced_it() {
     odd.hold(generation.path());
     let two = other.start();
     two.commit(&other, 100);
-    tokio::select! {
-        () = odd.is_held() => {}
-        () = two.until("it is never held", |_| false) => {}
-    }
+    is_held_by(&odd, &two).await;
     delete(&machine, &[log(1, 4)]).await;
     goes_on(&one, &machine, 4).await;
     odd.let_go();
