@@ -468,9 +468,10 @@ impl IndexRegion {
     /// The bytes of one copy of the header: 0 is what readers take first, 1 what writers write first.
     pub(crate) fn header_bytes(&self, copy: usize) -> [u8; INDEX_HEADER_BYTES] {
         let mut bytes = [0; INDEX_HEADER_BYTES];
-        for (index, chunk) in bytes.chunks_exact_mut(4).enumerate() {
-            let word = self.word(copy * INDEX_HEADER_BYTES + index * 4).load(Ordering::Relaxed);
-            chunk.copy_from_slice(&word.to_ne_bytes());
+        let (words, _) = bytes.as_chunks_mut::<4>();
+        for (index, word) in words.iter_mut().enumerate() {
+            let at = copy * INDEX_HEADER_BYTES + index * 4;
+            *word = self.word(at).load(Ordering::Relaxed).to_ne_bytes();
         }
         bytes
     }

@@ -230,8 +230,8 @@ pub trait Replica: Any + Send + Sync {
     /// How long a connection may be kept waiting at close, or when it wants the file for itself.
     fn close_timeout(&self) -> std::time::Duration;
 
-    /// Whether write transactions are refused, with `SQLITE_READONLY`. Asked at each one, and with each write: an atomic, no lock. Once `true`
-    /// it stays so: a transaction of which something was refused must not get anything through later.
+    /// Whether write transactions are refused, with `SQLITE_READONLY`. Asked at each one, and with each write: an atomic, no lock, nothing that
+    /// can panic. Once `true` it stays so: a transaction of which something was refused must not get anything through later.
     fn refuses_writes(&self) -> bool {
         false
     }

@@ -3,7 +3,7 @@
 //! Owns that nothing is told to SQLite's log under a lock of ours: what that log does is the program's, which may have locks of its own. Warnings and errors are
 //! said by [`warning!`](crate::warning) and [`failure!`](crate::failure), and not by the macros of `tracing`, which clippy refuses.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -12,13 +12,11 @@ use crate::api::report;
 /// More than that are of one mistake.
 const MOST_WAITING: usize = 64;
 
+// A guard is made and goes in each callback of SQLite, several times in a commit: it costs two plain numbers, as long as there is nothing to tell.
 thread_local! {
-    static WAITING: RefCell<Waiting> = const { RefCell::new(Waiting { guards: 0, notices: Vec::new() }) };
-}
-
-struct Waiting {
-    guards: usize,
-    notices: Vec<(i32, String)>,
+    static GUARDS: Cell<usize> = const { Cell::new(0) };
+    static IS_WAITING: Cell<bool> = const { Cell::new(false) };
+    static WAITING: RefCell<Vec<(i32, String)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// As long as it lives, what is to be told to SQLite's error log on this thread waits. To be made before a lock is taken, so that it goes after it.
@@ -27,25 +25,29 @@ struct Waiting {
 pub struct Later(());
 
 /// See [`Later`].
+#[inline]
 pub fn later() -> Later {
-    // A thread that is about to end tells at once.
-    let _ = WAITING.try_with(|waiting| waiting.borrow_mut().guards += 1);
+    GUARDS.set(GUARDS.get() + 1);
     Later(())
 }
 
 impl Drop for Later {
+    #[inline]
     fn drop(&mut self) {
-        let due = WAITING.try_with(|waiting| {
-            let mut waiting = waiting.borrow_mut();
-            waiting.guards = waiting.guards.saturating_sub(1);
-            match waiting.guards {
-                0 => std::mem::take(&mut waiting.notices),
-                _ => Vec::new(),
-            }
-        });
-        for (code, message) in due.unwrap_or_default() {
-            report_all(code, &message);
+        let left = GUARDS.get().saturating_sub(1);
+        GUARDS.set(left);
+        if left == 0 && IS_WAITING.get() {
+            tell_waiting();
         }
+    }
+}
+
+#[cold]
+fn tell_waiting() {
+    IS_WAITING.set(false);
+    let due = WAITING.try_with(RefCell::take);
+    for (code, message) in due.unwrap_or_default() {
+        report_all(code, &message);
     }
 }
 
@@ -62,17 +64,18 @@ pub fn tell(code: i32, subject: Option<&dyn Display>, message: &str) {
         Some(subject) => escaped(&format!("{subject}: {message}")),
         None => escaped(message),
     };
-    let now = WAITING.try_with(|waiting| {
-        let mut waiting = waiting.borrow_mut();
-        if waiting.guards == 0 {
-            return true;
-        }
-        if waiting.notices.len() < MOST_WAITING {
-            waiting.notices.push((code, message.clone()));
-        }
-        false
-    });
-    if now.unwrap_or(true) {
+    // A thread that is about to end tells at once.
+    let waits = GUARDS.get() > 0
+        && WAITING
+            .try_with(|waiting| {
+                let mut waiting = waiting.borrow_mut();
+                if waiting.len() < MOST_WAITING {
+                    waiting.push((code, message.clone()));
+                }
+                IS_WAITING.set(true);
+            })
+            .is_ok();
+    if !waits {
         report_all(code, &message);
     }
 }

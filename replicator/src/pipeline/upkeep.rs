@@ -25,6 +25,8 @@ use crate::store::Store;
 
 /// A database that is written so seldom that segments do not add up is looked after as often as this.
 const AT_LEAST: Duration = Duration::from_secs(60 * 60);
+/// What took no longer than this needs no rest.
+const LONG: Duration = Duration::from_millis(100);
 /// Requests at a time: the store's limit is for segments and images, too.
 const PARALLEL: usize = 3;
 
@@ -41,6 +43,8 @@ pub(crate) struct Rule {
     pub(crate) deletes_every: Duration,
     /// Segments that a span stands for are deleted without it.
     pub(crate) merged_at_once: bool,
+    /// After a time that took long, so many times as long passes until the next: under a load that never ends it would run all the time otherwise.
+    pub(crate) rests: u32,
     /// In place of what is set. With this one also `Forever` is looked after.
     pub(crate) retention: Option<Retention>,
 }
@@ -54,6 +58,7 @@ impl Default for Rule {
             // Less than an hour, or every second look would be too early.
             deletes_every: AT_LEAST / 2,
             merged_at_once: false,
+            rests: 3,
             retention: None,
         }
     }
@@ -93,6 +98,8 @@ struct Memory {
     merged: Option<Generation>,
     /// When it was begun the last time to delete what is out of the window, and that came to its end.
     deleted: Option<Instant>,
+    /// Nothing begins before.
+    rests_until: Option<Instant>,
     /// How often a user was told that something went wrong.
     told: usize,
 }
@@ -172,13 +179,14 @@ impl Upkeep {
         let since = *state.since.get_or_insert_with(Instant::now);
         let is_running = state.running.as_ref().is_some_and(|running| !running.is_finished());
         let is_due = state.segments >= rule.segments || since.elapsed() >= AT_LEAST;
-        if is_running || !is_due || state.turn != Turn::Now {
+        if is_running || !is_due || state.turn != Turn::Now || lock(&self.memory).rests() {
             return;
         }
         state.segments = 0;
         state.since = Some(Instant::now());
         let (store, database, memory) = (store.clone(), database.to_owned(), Arc::clone(&self.memory));
         let metrics = Arc::clone(metrics);
+        let begun = Instant::now();
         state.running = Some(tokio::spawn(async move {
             let done = AssertUnwindSafe(work(&rule, retention, (&store, &database), &memory, &metrics))
                 .catch_unwind()
@@ -195,6 +203,10 @@ impl Upkeep {
             });
             metrics.upkeep_errors.increment(problems.len() as u64);
             let _later = later();
+            let took = begun.elapsed();
+            if took >= LONG {
+                lock(&memory).rests_until = Instant::now().checked_add(took * rule.rests);
+            }
             lock(&memory).tell(problems, warnings, &database, store.replica());
         }));
     }
@@ -244,6 +256,10 @@ impl Upkeep {
 }
 
 impl Memory {
+    fn rests(&self) -> bool {
+        self.rests_until.is_some_and(|until| Instant::now() < until)
+    }
+
     /// What was told the last time is not told again.
     fn tell(&mut self, problems: Vec<Problem>, warnings: Vec<String>, database: &str, replica: &str) {
         let known = |problem: &Problem| self.problems.iter().any(|before| before.kind == problem.kind);

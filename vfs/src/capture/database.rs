@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use libsqlite3_sys as ffi;
@@ -132,8 +132,8 @@ pub(crate) struct Connection {
     pub(super) may_finish: AtomicBool,
     /// That its write transactions are refused was said.
     pub(super) told: AtomicBool,
-    /// When its commits return.
-    durability: Mutex<Durability>,
+    /// When its commits return: a [`Durability`].
+    durability: AtomicU8,
 }
 
 pub(crate) struct ConnectionState {
@@ -231,16 +231,18 @@ impl Connection {
             reading: AtomicBool::new(false),
             may_finish: AtomicBool::new(false),
             told: AtomicBool::new(false),
-            durability: Mutex::new(durability),
+            durability: AtomicU8::new(durability as u8),
         }
     }
 
     pub(crate) fn durability(&self) -> Durability {
-        *self.durability.lock().unwrap_or_else(PoisonError::into_inner)
+        const LEVELS: [Durability; 3] = [Durability::Async, Durability::Remote, Durability::Strict];
+        let is_it = |level: &Durability| *level as u8 == self.durability.load(Ordering::Relaxed);
+        LEVELS.into_iter().find(is_it).unwrap_or_default()
     }
 
     pub(crate) fn set_durability(&self, level: Durability) {
-        *self.durability.lock().unwrap_or_else(PoisonError::into_inner) = level;
+        self.durability.store(level as u8, Ordering::Relaxed);
     }
 
     /// Whether a barrier of it is worth a look.

@@ -43,6 +43,9 @@ pub(crate) fn has_ended(journal: &CStr) {
 fn set_ends_confirmed(database: &CStr, now: bool) -> bool {
     let note = |ends: &RefCell<Vec<CString>>| {
         let mut ends = ends.borrow_mut();
+        if ends.is_empty() && !now {
+            return false; // As at each commit in WAL mode.
+        }
         let before = ends.len();
         ends.retain(|path| path.as_c_str() != database);
         let was = ends.len() < before;

@@ -75,7 +75,7 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
         // SAFETY: as above.
         let real = unsafe { ShimFile::of(file).real() };
         // A write that is let through and not noted would be half a transaction.
-        let refusing = is_refusing("xWrite", connection);
+        let refusing = is_refusing(connection);
         // SAFETY: the connection's own file, on its thread; SQLite gives amount readable bytes.
         let is_refused = || unsafe {
             let data = std::slice::from_raw_parts(data.cast::<u8>(), usize::try_from(amount).unwrap_or(0));
@@ -100,7 +100,7 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int 
     if let Some(connection) = unsafe { connection(file) } {
         // SAFETY: as above.
         let real = unsafe { ShimFile::of(file).real() };
-        let refusing = is_refusing("xTruncate", connection);
+        let refusing = is_refusing(connection);
         if refusing && refuses("xTruncate", connection, || connection.keeps_length()) {
             // An error would be the rollback's, which has to succeed.
             return ffi::SQLITE_OK;

@@ -54,7 +54,9 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
         }
         // SAFETY: SQLite gives amount readable bytes.
         let head = unsafe { std::slice::from_raw_parts(data.cast::<u8>(), usize::try_from(amount).unwrap_or(0)) };
-        observe("wal xWrite", connection, || before_write(connection, offset, head));
+        if offset == 0 || connection.database.wants_attention() {
+            observe("wal xWrite", connection, || before_write(connection, offset, head));
+        }
         if connection.is_strict() {
             let mut forward = |bytes: &[u8], at: u64| -> c_int {
                 let (Ok(amount), Ok(at)) = (c_int::try_from(bytes.len()), i64::try_from(at)) else {
@@ -100,9 +102,6 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
 }
 
 fn before_write(connection: &Connection, offset: i64, data: &[u8]) {
-    if offset != 0 && !connection.database.wants_attention() {
-        return;
-    }
     let mut state = connection.lock();
     if offset == 0 && state.is_exclusive() {
         connection.database.before_wal_is_lost();
@@ -165,15 +164,13 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int 
 }
 
 /// Whether write transactions are refused, asked once for all that depends on the answer.
-pub(super) fn is_refusing(callback: &'static str, connection: &Connection) -> bool {
-    asked(callback, connection, || connection.database.replica.refuses_writes())
+pub(super) fn is_refusing(connection: &Connection) -> bool {
+    connection.database.replica.refuses_writes()
 }
 
 /// As [`asked`], where write transactions are refused.
 pub(super) fn refuses(callback: &'static str, connection: &Connection, body: impl FnOnce() -> bool) -> bool {
-    asked(callback, connection, || {
-        connection.database.replica.refuses_writes() && body()
-    })
+    is_refusing(connection) && asked(callback, connection, body)
 }
 
 /// As [`observe`], for a question that is answered "no" when it cannot be told.
