@@ -22,6 +22,10 @@ soak seconds="1800" seed="1":
 power points="600" seed="1":
     REPLVFS_POWER_POINTS={{ points }} REPLVFS_POWER_SEED={{ seed }} cargo test -p replvfs-tests --locked --test power_loss -- --nocapture
 
+# Memory and threads of many databases, and of large ones
+scale databases="100,400,1000" mebibytes="256,1024,4096":
+    REPLVFS_SCALE_DATABASES={{ databases }} REPLVFS_SCALE_MEBIBYTES={{ mebibytes }} cargo test -p replvfs-tests --locked --test scale -- --nocapture
+
 # SQLite's own test suite through replvfs: `ci`, `all` (hours), or `run --set files`, `run --script 'wal*.test'`; see tests/sqlite/README.md
 sqlite-suite *args="all":
     tests/sqlite/suite.sh {{ args }}

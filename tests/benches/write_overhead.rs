@@ -46,8 +46,12 @@ fn main() {
         .filter_map(|argument| argument.parse().ok())
         .next()
         .unwrap_or(49_usize);
-    println!("synchronous=NORMAL, WAL, rows of 100 bytes of text, median of {rounds} rounds of each in turn (quartiles)");
-    println!("| | vfs=unix, commits/s | vfs=replvfs | replvfs/unix | the same by CPU of the writer | CPU of replication, µs a commit | ms behind |");
+    println!(
+        "synchronous=NORMAL, WAL, rows of 100 bytes of text, median of {rounds} rounds of each in turn (quartiles)"
+    );
+    println!(
+        "| | vfs=unix, commits/s | vfs=replvfs | replvfs/unix | the same by CPU of the writer | CPU of replication, µs a commit | ms behind |"
+    );
     println!("|---|---|---|---|---|---|---|");
     for load in &LOADS {
         let (mut plain, mut own) = (Writer::new(load, false), Writer::new(load, true));
@@ -142,7 +146,9 @@ impl Writer<'_> {
     fn run(&mut self) -> Round {
         let name = if self.replicated { "replicated" } else { "plain" };
         std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, || self.commit());
+            let thread = std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn_scoped(scope, || self.commit());
             thread.unwrap().join().unwrap()
         })
     }
@@ -183,7 +189,9 @@ fn thread_cpu() -> Duration {
 
 fn process_cpu() -> Duration {
     let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
-    threads.map(|thread| on_cpu(&format!("{}/schedstat", thread.path().display()))).sum()
+    threads
+        .map(|thread| on_cpu(&format!("{}/schedstat", thread.path().display())))
+        .sum()
 }
 
 /// Nanoseconds come first there.

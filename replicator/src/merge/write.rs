@@ -168,7 +168,8 @@ impl Digest {
             Step::Begin(entry) => {
                 let end = entry.header.end;
                 self.waiting.extend_from_slice(&entry.txid.0.to_le_bytes());
-                self.waiting.extend_from_slice(&entry.header.committed_at.0.to_le_bytes());
+                self.waiting
+                    .extend_from_slice(&entry.header.committed_at.0.to_le_bytes());
                 let numbers = [
                     entry.header.page_count,
                     entry.pages,

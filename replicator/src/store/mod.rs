@@ -549,6 +549,9 @@ impl Store {
     pub async fn read_up_to(&self, key: &Key, limit: u64) -> Result<Bytes, StoreError> {
         let path = key.path();
         let reading = async {
+            if matches!(self.0.way, Way::Folder(_)) {
+                return self.read_in_folder(&path, 0, limit).await;
+            }
             let gathered = self.gather(&path, .., limit).await;
             gathered.map_err(|error| self.opendal(Action::Read, Some(&path), &error))
         };
@@ -584,6 +587,15 @@ impl Store {
         Ok(parts.into_iter().flatten().collect::<Buffer>().to_bytes())
     }
 
+    async fn read_in_folder(&self, path: &str, start: u64, limit: u64) -> Result<Bytes, StoreError> {
+        let (inner, name) = (Arc::clone(&self.0), path.to_owned());
+        let done = blocking(move || match &inner.way {
+            Way::Folder(folder) => folder.read(&name, start, limit),
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        });
+        done.await.map_err(|error| self.io(Action::Read, Some(path), &error))
+    }
+
     /// Reads a part of an object.
     ///
     /// # Errors
@@ -596,10 +608,16 @@ impl Store {
         let path = key.path();
         let len = range.end - range.start;
         let reading = async {
-            match self.gather(&path, range, len.saturating_add(1)).await {
-                Ok(bytes) if bytes.len() as u64 == len => Ok(bytes),
-                Ok(_) => Err(self.io(Action::Read, Some(&path), &io::ErrorKind::UnexpectedEof.into())),
-                Err(error) => Err(self.opendal(Action::Read, Some(&path), &error)),
+            let read = match self.0.way {
+                Way::Folder(_) => self.read_in_folder(&path, range.start, len).await?,
+                _ => match self.gather(&path, range, len.saturating_add(1)).await {
+                    Ok(bytes) => bytes,
+                    Err(error) => return Err(self.opendal(Action::Read, Some(&path), &error)),
+                },
+            };
+            match read.len() as u64 == len {
+                true => Ok(read),
+                false => Err(self.io(Action::Read, Some(&path), &io::ErrorKind::UnexpectedEof.into())),
             }
         };
         self.counted(Request::Read, reading, |_| Outcome::Ok).await

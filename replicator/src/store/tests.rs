@@ -257,6 +257,24 @@ async fn no_more_is_read_than_was_asked_for() {
     }
 }
 
+#[tokio::test]
+async fn what_is_no_file_in_a_folder_is_an_error_and_is_not_waited_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = Store::open(&format!("fs://{}", folder.path().display()), &StoreOptions::default()).expect("opens");
+    store.create(&log(1), bytes("a")).await.expect("creates");
+    let place = |key: Key| folder.path().join(key.path());
+    let pipe = std::process::Command::new("mkfifo").arg(place(log(2))).status();
+    assert!(pipe.expect("coreutils").success());
+    std::fs::create_dir(place(log(3))).expect("a folder");
+    for key in [log(2), log(3)] {
+        let error = store.read(&key).await.expect_err("no object");
+        assert!(error.to_string().contains("it is not a file"), "{error}");
+        store.read_range(&key, 0..1).await.expect_err("no object either");
+    }
+    store.read_range(&log(1), 0..2).await.expect_err("past its end");
+    store.read_range(&log(1), 5..6).await.expect_err("behind its end");
+}
+
 #[test]
 fn no_secret_is_shown_for_debugging() {
     let uris = [
