@@ -20,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 MODES = ("plain", "replvfs")
 SUMMARY = re.compile(r"^(\d+) errors out of (\d+) tests", re.M)
 FAILED = re.compile(r"^!Failures on these tests:(.*)$", re.M)
+SHOWN = re.compile(r"^(\S+)\.\.\.( Ok$)?", re.M)
 VERDICT = re.compile(r"^! (\S+) (expected|got): *(.*)$", re.M)
 
 
@@ -185,11 +186,17 @@ class Runner:
         errors = {}
         for case, what, value in VERDICT.findall(text):
             errors.setdefault(case, {})[what] = value[:300]
+        if not summary:
+            # Up to where it came.
+            shown = SHOWN.findall(text)
+            failures = {case for case, ok in shown if not ok}
+        else:
+            failures = set(failed[1].split()) if failed else set()
         return {
             "exit": code,
             "cases": int(summary[2]) if summary else None,
             "errors": int(summary[1]) if summary else None,
-            "failed": sorted(set(failed[1].split())) if failed else [],
+            "failed": sorted(failures),
             "verdicts": errors,
             "tail": "" if summary else text[-1500:],
         }
@@ -282,15 +289,14 @@ def judge(name, plain, other, expected, own_faults):
         if not alike and not covered("(end)"):
             surprises.append("(end)")
     else:
-        only = sorted(set(other["failed"]) - set(plain["failed"]))
-        for case in sorted(set(plain["failed"]) ^ set(other["failed"])):
-            spent = own_faults and case in only and is_success(other["verdicts"].get(case, {}))
-            if not spent and not covered(case):
-                surprises.append(case)
         if plain["cases"] != other["cases"] and not own_faults and not covered("(cases)"):
             surprises.append("(cases)")
         if plain["exit"] != other["exit"] and plain["errors"] == other["errors"] and not covered("(exit)"):
             surprises.append("(exit)")
+    for case in sorted(set(plain["failed"]) ^ set(other["failed"])):
+        spent = own_faults and case not in plain["failed"] and is_success(other["verdicts"].get(case, {}))
+        if not spent and not covered(case):
+            surprises.append(case)
     gone = [row for row in rows if row not in used and not row[2].startswith("sometimes:")]
     return surprises, gone
 

@@ -45,7 +45,8 @@ programs/threadtest3: $(TOP)/test/threadtest3.c $(TOP)/src/test_multiplex.c prog
 programs/speedtest1: $(TOP)/test/speedtest1.c programs/sqlite3.o programs/register.o $(SUITE_ARCHIVE)
 	$(call suite_program,)
 # Its option --vfstrace is not used.
+suite_without_vfstrace = -Wl,--defsym=vfstrace_register=0
 programs/fork-test: $(TOP)/test/fork-test.c programs/sqlite3.o programs/register.o $(SUITE_ARCHIVE)
-	$(call suite_program,-Wl,--defsym=vfstrace_register=0)
+	$(call suite_program,$(suite_without_vfstrace))
 programs: programs/mptester programs/threadtest3 programs/speedtest1 programs/fork-test
 .PHONY: programs
