@@ -20,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 MODES = ("plain", "replvfs")
 SUMMARY = re.compile(r"^(\d+) errors out of (\d+) tests", re.M)
 FAILED = re.compile(r"^!Failures on these tests:(.*)$", re.M)
+SHOWN = re.compile(r"^(\S+)\.\.\.( Ok$)?", re.M)
 VERDICT = re.compile(r"^! (\S+) (expected|got): *(.*)$", re.M)
 
 
@@ -35,6 +36,20 @@ class Suite:
         self.runs.mkdir(parents=True, exist_ok=True)
         self.testfixture = self.runs / f"testfixture-{os.getpid()}"
         shutil.copy(folder / "build" / "testfixture-replvfs", self.testfixture)
+
+    def of(self, mode, name, suffix):
+        """Where what a script printed is, or its result."""
+        return self.results / mode / (name.replace("/", "-") + suffix)
+
+    def known(self, mode, name):
+        """The last result of a script, if there is one."""
+        path = self.of(mode, name, ".json")
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def remember(self, mode, name, result):
+        path = self.of(mode, name, ".json")
+        path.with_suffix(".new").write_text(json.dumps(result))
+        path.with_suffix(".new").replace(path)
 
 
 def scripts_of(suite, name):
@@ -89,8 +104,8 @@ def permutation_files(suite, permutation):
     return files
 
 
-def environment(suite, mode, replica):
-    env = {name: value for name, value in os.environ.items() if not name.startswith("REPLVFS_")}
+def environment(suite, mode, replica, own_faults=False):
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("REPLVFS_", "SUITE_"))}
     if mode == "replvfs":
         env.update(
             REPLVFS_DEFAULT="1",
@@ -99,18 +114,20 @@ def environment(suite, mode, replica):
             REPLVFS_FLUSH_INTERVAL="10ms",
             # The scripts delete databases, and expect them to be gone.
             REPLVFS_RESTORE="never",
+            SUITE_OWN_FAULTS="1" if own_faults else "0",
         )
     return env
 
 
 class Runner:
-    def __init__(self, suite, timeout, keep):
+    def __init__(self, suite, options):
         self.suite = suite
-        self.timeout = timeout
-        self.keep = keep
+        self.timeout = options.timeout
+        self.keep = options.keep
+        self.own_faults = options.own_faults
         self.user = unprivileged(suite)
         # Nothing is waited for where the end is known not to come.
-        self.endless = {row[0] for row in expected_differences() if row[1] == "(end)" and not row[2].startswith("sometimes:")}
+        self.endless = [row for row in expected_differences() if row[1] == "(hangs)"]
         self.started = set()
         self.lock = threading.Lock()
 
@@ -126,19 +143,15 @@ class Runner:
         if self.user is not None:
             for made in (folder, replica):
                 os.chown(made, self.user, self.user)
-        log = self.suite.results / mode / (name.replace("/", "-") + ".log")
+        log = self.suite.of(mode, name, ".log")
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [self.suite.testfixture]
         command += [self.suite.tests / "permutations.test", permutation, script] if permutation else [self.suite.tests / script]
         begin = time.monotonic()
         with open(log, "wb") as out:
-            process = subprocess.Popen(
-                command, user=self.user, group=self.user, extra_groups=None if self.user is None else [], cwd=folder, env=environment(self.suite, mode, replica), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-            )
-            with self.lock:
-                self.started.add(process.pid)
+            process = self.start(command, cwd=folder, env=environment(self.suite, mode, replica, self.own_faults), stdout=out)
             try:
-                code = process.wait(20 if mode == "replvfs" and name in self.endless else self.timeout)
+                code = process.wait(20 if mode == "replvfs" and any(is_for(row, name) for row in self.endless) else self.timeout)
             except subprocess.TimeoutExpired:
                 code = "timeout"
                 out.write(backtraces(process.pid).encode())
@@ -155,6 +168,16 @@ class Runner:
                 shutil.rmtree(used, ignore_errors=True)
         return result
 
+    def start(self, command, **where):
+        """In a session of its own, which ends with this program."""
+        groups = None if self.user is None else []
+        with self.lock:
+            process = subprocess.Popen(
+                command, user=self.user, group=self.user, extra_groups=groups, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True, **where
+            )
+            self.started.add(process.pid)
+        return process
+
     @staticmethod
     def result(log, code):
         text = log.read_text(errors="replace")
@@ -163,11 +186,17 @@ class Runner:
         errors = {}
         for case, what, value in VERDICT.findall(text):
             errors.setdefault(case, {})[what] = value[:300]
+        if not summary:
+            # Up to where it came.
+            shown = SHOWN.findall(text)
+            failures = {case for case, ok in shown if not ok}
+        else:
+            failures = set(failed[1].split()) if failed else set()
         return {
             "exit": code,
             "cases": int(summary[2]) if summary else None,
             "errors": int(summary[1]) if summary else None,
-            "failed": sorted(set(failed[1].split())) if failed else [],
+            "failed": sorted(failures),
             "verdicts": errors,
             "tail": "" if summary else text[-1500:],
         }
@@ -238,38 +267,45 @@ def expected_differences():
     return rows
 
 
-def judge(name, plain, other, expected):
+def is_for(row, name):
+    """Whether a line of expected.txt is for a script. One that names no permutation is for all of them."""
+    return fnmatch.fnmatchcase(name if "/" in row[0] else name.rpartition("/")[2], row[0])
+
+
+def judge(name, plain, other, expected, own_faults):
     """What of a difference is not expected, and which expected ones have gone."""
-    rows = [row for row in expected if fnmatch.fnmatchcase(name, row[0])]
+    rows = [row for row in expected if is_for(row, name)]
     used = set()
     surprises = []
 
     def covered(case):
-        hits = [row for row in rows if fnmatch.fnmatchcase(case, row[1])]
+        # Some permutations put their name before that of each case.
+        plain_case = case.removeprefix(name.rpartition("/")[0] + ".")
+        hits = [row for row in rows if fnmatch.fnmatchcase(case, row[1]) or fnmatch.fnmatchcase(plain_case, row[1])]
         used.update(hits)
         return bool(hits)
 
     if other["cases"] is None or plain["cases"] is None:
         # What does not count its cases, and ends alike, is alike. What was ended was not compared.
         alike = plain["cases"] == other["cases"] and plain["exit"] == other["exit"] and plain["exit"] in (0, 1)
-        if not alike and not covered("(end)"):
-            surprises.append("(end)")
+        how = "(hangs)" if other["exit"] == "timeout" else "(end)"
+        if not alike and not covered(how):
+            surprises.append(how)
     else:
-        only = sorted(set(other["failed"]) - set(plain["failed"]))
-        for case in sorted(set(plain["failed"]) ^ set(other["failed"])):
-            succeeded = case in only and is_success(other["verdicts"].get(case, {}))
-            if not (succeeded and covered("(faults)")) and not covered(case):
-                surprises.append(case)
-        if plain["cases"] != other["cases"] and not covered("(cases)"):
+        if plain["cases"] != other["cases"] and not own_faults and not covered("(cases)"):
             surprises.append("(cases)")
         if plain["exit"] != other["exit"] and plain["errors"] == other["errors"] and not covered("(exit)"):
             surprises.append("(exit)")
+    for case in sorted(set(plain["failed"]) ^ set(other["failed"])):
+        spent = own_faults and case not in plain["failed"] and is_success(other["verdicts"].get(case, {}))
+        if not spent and not covered(case):
+            surprises.append(case)
     gone = [row for row in rows if row not in used and not row[2].startswith("sometimes:")]
     return surprises, gone
 
 
 def is_success(verdict):
-    """A fault was injected, an error expected, and there was none: [1 …] and [0 …]."""
+    """A fault was injected, an error expected, and there was none, since a call of replvfs's own had it: [1 …] and [0 …]."""
     first = [verdict.get(what, "").strip("[]{} ").split(" ")[0] for what in ("expected", "got")]
     return first == ["1", "0"]
 
@@ -279,16 +315,18 @@ def main():
     parser.add_argument("folder", type=Path, help="target/sqlite-suite")
     parser.add_argument("--set", action="append", default=[], help="a file of sets/, or permutation:NAME")
     parser.add_argument("--script", action="append", default=[], help="a script (wildcards allowed), or PERMUTATION/SCRIPT")
+    parser.add_argument("--of", action="append", default=[], help="of the scripts that are said, only those in this file of sets/, whatever their permutation")
     parser.add_argument("--without", action="append", default=[], help="leave these scripts out (wildcards allowed)")
     parser.add_argument("--new", action="store_true", help="only scripts that have no result yet")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--timeout", type=int, default=900, help="seconds for each script")
     parser.add_argument("--keep", action="store_true", help="leave the folders of the scripts")
     parser.add_argument("--judge", action="store_true", help="run nothing: compare the last results")
+    parser.add_argument("--own-faults", action="store_true", help="faults are injected into replvfs's own calls, too: the number of cases is not compared, nor the success of a statement")
     parser.add_argument("--known", action="store_true", help="take the results of the plain VFS from the last run, where there are any")
     options = parser.parse_args()
     suite = Suite(options.folder.resolve())
-    runner = Runner(suite, options.timeout, options.keep)
+    runner = Runner(suite, options)
 
     pairs = []
     for name in options.set:
@@ -297,17 +335,20 @@ def main():
         permutation, _, pattern = pattern.rpartition("/")
         pairs += [(permutation, path.name) for path in sorted(suite.tests.glob(pattern))]
     pairs = list(dict.fromkeys(pairs))
+    for name in options.of:
+        chosen = {script for _, script in scripts_of(suite, name)}
+        pairs = [pair for pair in pairs if pair[1] in chosen]
     if not pairs:
         sys.exit("no scripts: say --set or --script")
 
-    known_path = suite.results / "known.json"
-    known = json.loads(known_path.read_text()) if known_path.exists() else {}
     pairs = [pair for pair in pairs if not any(fnmatch.fnmatch(pair[1], pattern) for pattern in options.without)]
+    known = {(mode, key(*pair)): suite.known(mode, key(*pair)) for pair in pairs for mode in MODES}
     if options.new:
-        pairs = [pair for pair in pairs if key(*pair) not in known.get("replvfs", {})]
+        pairs = [pair for pair in pairs if not known["replvfs", key(*pair)]]
     if options.judge:
-        pairs = [pair for pair in pairs if key(*pair) in known.get("replvfs", {})]
-    pairs.sort(key=lambda pair: -known.get("replvfs", {}).get(key(*pair), {}).get("seconds", 30))
+        pairs = [pair for pair in pairs if known["replvfs", key(*pair)]]
+    # The longest first.
+    pairs.sort(key=lambda pair: -(known["replvfs", key(*pair)] or {"seconds": 30})["seconds"])
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     expected = expected_differences()
     results = {mode: {} for mode in MODES}
@@ -316,21 +357,18 @@ def main():
     def both(pair):
         name = key(*pair)
         for mode in MODES:
-            before = known.get(mode, {}).get(name)
-            keeps = before and (options.judge or (mode == "plain" and options.known))
-            results[mode][name] = before if keeps else runner.run(mode, *pair)
+            before = known[mode, name]
+            if before and (options.judge or (mode == "plain" and options.known)):
+                results[mode][name] = before
+            else:
+                results[mode][name] = runner.run(mode, *pair)
+                suite.remember(mode, name, results[mode][name])
         plain, other = (results[mode][name] for mode in MODES)
-        surprises, missing = judge(name, plain, other, expected)
+        surprises, missing = judge(name, plain, other, expected, options.own_faults)
         with runner.lock:
             if surprises:
                 surprising.append(name)
             gone.extend((name, row) for row in missing)
-            for mode in MODES:
-                known.setdefault(mode, {})[name] = results[mode][name]
-            new = known_path.with_suffix(".new")
-            suite.results.mkdir(parents=True, exist_ok=True)
-            new.write_text(json.dumps(known))
-            new.replace(known_path)
             if surprises or not same(plain, other):
                 sign = "DIFFERS" if surprises else "expected"
                 print(f"{sign:9} {name}: {describe(plain, other)} ({plain['seconds']} s, {other['seconds']} s)", flush=True)
@@ -340,14 +378,16 @@ def main():
                     print(f"            {case}\n              expected {verdict.get('expected', '')}\n              got      {verdict.get('got', '')}", flush=True)
 
     begin = time.monotonic()
-    try:
-        with ThreadPoolExecutor(options.jobs) as pool:
+    with ThreadPoolExecutor(options.jobs) as pool:
+        try:
             list(pool.map(both, pairs))
-    except KeyboardInterrupt:
-        for leader in list(runner.started):
-            end_session(leader)
-        suite.testfixture.unlink()
-        os._exit(130)
+        except KeyboardInterrupt:
+            # Under the lock, so that no script starts behind it.
+            with runner.lock:
+                for leader in runner.started:
+                    end_session(leader)
+                suite.testfixture.unlink()
+                os._exit(130)
     suite.testfixture.unlink()
     for name, row in gone:
         print(f"GONE      {name}: {row[1]} does not differ any more; remove it from expected.txt")

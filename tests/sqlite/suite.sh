@@ -77,7 +77,7 @@ build() {
     if [ ! -e "$build/Makefile" ]; then
         (cd "$build" && CFLAGS=-O1 "$source/configure" --enable-all --disable-readline >configure.log 2>&1) || { tail "$build/configure.log" >&2; fail configure; }
     fi
-    local made=(make -s -C "$build" -j "$(nproc)" -f "$here/testfixture.mk" "SUITE_SOURCE=$here/register.c" "SUITE_CFLAGS=-I$root/replicator/capi/include"
+    local made=(make -s -C "$build" -j "$(nproc)" -f "$here/testfixture.mk" "SUITE_SOURCE=$here/register.c" "SUITE_FAULTS=$here/faults.sed" "SUITE_CFLAGS=-I$root/replicator/capi/include"
         "SUITE_ARCHIVE=$build/libreplvfs.a" "SUITE_LIBS=${libs[*]}")
     "${made[@]}" "${@:-testfixture-replvfs}" >"$build/make.log" 2>&1 || { grep -E 'error|undefined' "$build/make.log" >&2; fail "make; see $build/make.log"; }
     echo "$build/testfixture-replvfs with SQLite $(cat "$source/VERSION")"
@@ -95,15 +95,22 @@ ci() {
     run --set ci --timeout 120
 }
 
-# What takes hours.
+# What takes hours. `all --new` goes on where it was interrupted.
 all() {
     build
-    run --set files --timeout 3600
-    run --set permutation:veryquick --timeout 3600
-    for permutation in wal exclusive persistent_journal truncate_journal no_journal inmemory_journal mmap journaltest autovacuum_crash; do
-        run --set "permutation:$permutation" --timeout 3600
+    local failures=0 permutation
+    run --set permutation:veryquick --timeout 3600 "$@" || failures=1
+    run --set files --timeout 3600 "$@" || failures=1
+    for permutation in wal exclusive exclusive-truncate persistent_journal persistent_journal_error truncate_journal no_journal no_journal_error \
+        autovacuum_crash autovacuum_ioerr coverage-wal coverage-pager singlethread multithread fullmutex onefile; do
+        run --set "permutation:$permutation" --timeout 3600 "$@" || failures=1
     done
-    programs
+    # Of these, which run nearly everything, what touches files.
+    for permutation in mmap inmemory_journal journaltest; do
+        run --set "permutation:$permutation" --of files --timeout 3600 "$@" || failures=1
+    done
+    programs || failures=1
+    return $failures
 }
 
 run() { /usr/bin/python3 -B "$here/run.py" "$suite" "$@"; }

@@ -4,8 +4,20 @@
 include Makefile
 
 suite_flags = -DSQLITE_NO_SYNC=1 $(TESTFIXTURE_FLAGS) -DSQLITE_EXTRA_INIT=suite_initialized $(SUITE_CFLAGS)
-suite_sources = $(TESTFIXTURE_SRC) $(SUITE_SOURCE)
+# What injects faults, each beside the number of lines of it that faults.sed changes.
+suite_faults = sqlite3.c=5 $(TOP)/src/test_malloc.c=2 $(TOP)/src/test_syscall.c=2
+suite_faults_sources = $(foreach source,$(suite_faults),$(firstword $(subst =, ,$(source))))
+suite_sources = $(filter-out $(suite_faults_sources),$(TESTFIXTURE_SRC)) $(addprefix suite/,$(notdir $(suite_faults_sources))) $(SUITE_SOURCE)
 suite_objects = $(addprefix suite/,$(notdir $(suite_sources:.c=.o)))
+
+define suite_faults_rule
+suite/$(notdir $(1)): $(1) $(SUITE_FAULTS)
+	@mkdir -p suite
+	@sed -f $(SUITE_FAULTS) $(1) >$$@.new
+	@test $$$$(grep -c 'suite_own()\|suite_own(void)' $$@.new) = $(2) || { echo "error: $(1) injects faults in another way"; exit 1; }
+	@mv $$@.new $$@
+endef
+$(foreach source,$(suite_faults),$(eval $(call suite_faults_rule,$(firstword $(subst =, ,$(source))),$(lastword $(subst =, ,$(source))))))
 
 define suite_rule
 suite/$(notdir $(1:.c=.o)): $(1) $(T.tcl.env.sh) | $(TESTFIXTURE_SRC)
@@ -33,7 +45,8 @@ programs/threadtest3: $(TOP)/test/threadtest3.c $(TOP)/src/test_multiplex.c prog
 programs/speedtest1: $(TOP)/test/speedtest1.c programs/sqlite3.o programs/register.o $(SUITE_ARCHIVE)
 	$(call suite_program,)
 # Its option --vfstrace is not used.
+suite_without_vfstrace = -Wl,--defsym=vfstrace_register=0
 programs/fork-test: $(TOP)/test/fork-test.c programs/sqlite3.o programs/register.o $(SUITE_ARCHIVE)
-	$(call suite_program,-Wl,--defsym=vfstrace_register=0)
+	$(call suite_program,$(suite_without_vfstrace))
 programs: programs/mptester programs/threadtest3 programs/speedtest1 programs/fork-test
 .PHONY: programs
