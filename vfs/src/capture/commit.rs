@@ -177,9 +177,11 @@ impl Database {
         big_endian: bool,
         frames: Frames,
     ) {
-        let Some(last) = self.log.last_txid() else { return };
-        self.log.push_transaction(Transaction {
-            txid: last.next(),
+        if self.log.last_txid().is_none() {
+            return;
+        }
+        self.log.push_next(Transaction {
+            txid: Txid::ZERO, // The log's to give.
             committed_at: self.host.now(),
             page_size,
             page_count: commit.page_count,
