@@ -1,6 +1,6 @@
 //! Where capturing starts: proof that the cursor still holds after the last close, and bases.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
@@ -465,6 +465,11 @@ impl Database {
                 self.drop_pin();
             }
             self.replica.closed();
+            // One that was opened meanwhile was counted before that was told, which may have been before this.
+            fence(Ordering::SeqCst);
+            if self.connections.load(Ordering::Acquire) > 0 {
+                self.replica.opened();
+            }
         }
     }
 }
