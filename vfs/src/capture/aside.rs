@@ -46,7 +46,7 @@ impl Database {
     pub(super) fn step_aside_for_another(&self) -> Option<u64> {
         self.end_aside();
         let mut capture = self.capture();
-        let region = {
+        let header = {
             let mut guard = self.pin_lock();
             let pin = self.held(&mut guard)?;
             // The question may have come too late, or be about a file that has the name no more. What is held back here is a transaction of the one that has the
@@ -58,13 +58,14 @@ impl Database {
             if self.wants_attention() || !self.sync_with(&mut capture, region, wal) {
                 return None;
             }
-            region
+            // The wal-index is mapped as long as the pin is there.
+            region.header()?
         };
-        let (cursor, header) = (capture.cursor?, region.header()?);
+        let cursor = capture.cursor?;
         if !is_at(cursor.position, header.position) {
             return None;
         }
-        if !self.may_restart(&mut capture, Some(region), true) {
+        if !self.may_restart(&mut capture, Some(header), true) {
             self.replica.hurry();
             return None;
         }
