@@ -93,6 +93,10 @@ hosts: extension
 fuzz target seconds="60":
     cargo +nightly fuzz run {{ target }} -- -max_total_time={{ seconds }}
 
+# Every interleaving of the threads that meet in the log and at the pin
+loom *args:
+    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release --locked -p replvfs-vfs --lib loom_ -- {{ args }}
+
 # Licences, advisories, sources (needs cargo-deny)
 deny:
     cargo deny --workspace --all-features check

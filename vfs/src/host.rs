@@ -224,6 +224,9 @@ pub trait Replica: Any + Send + Sync {
     /// The last connection of this process has closed.
     fn closed(&self);
 
+    /// While that was done another one has opened the database, which [`Host::reopen`] may have told before [`Replica::closed`].
+    fn opened(&self) {}
+
     /// Bytes to which a WAL may grow for the sake of a store that does not answer.
     fn wal_limit(&self) -> u64;
 

@@ -24,6 +24,7 @@ pub mod resume;
 pub mod shim;
 pub mod snapshot;
 mod spill;
+mod sync;
 pub mod transaction;
 pub mod types;
 pub mod wal;

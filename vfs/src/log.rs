@@ -4,17 +4,20 @@
 //! Owns the numbering of transactions and the acknowledged txid. Leaves to the capture what a commit is,
 //! and to the replica when and how to upload.
 
+#[cfg(all(loom, test))]
+mod interleavings;
 mod tentative;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::host::{FlushError, Replica};
 use crate::notice::later;
 use crate::resume::Resume;
 use crate::snapshot::Snapshot;
+use crate::sync::{AtomicBool, Condvar, Mutex, MutexGuard, wait_while};
 use crate::transaction::Transaction;
 use crate::types::{Position, Salts, Txid, UnixMillis};
 use tentative::Held;
@@ -144,6 +147,14 @@ impl Item {
         self.transaction().is_none()
     }
 
+    fn number(&mut self, txid: Txid) {
+        if let Item::Transaction(transaction) = self
+            && let Some(transaction) = Arc::get_mut(transaction)
+        {
+            transaction.txid = txid;
+        }
+    }
+
     fn transaction(&self) -> Option<&Arc<Transaction>> {
         match self {
             Item::Transaction(transaction) => Some(transaction),
@@ -268,10 +279,14 @@ impl Log {
         let _ = self.capturing.set(capturing);
     }
 
-    /// `false` when it was dropped.
-    fn push(&self, item: Item, txid: Txid, wal_bytes: u64, answers: Option<Question>) -> bool {
+    /// `false` when it was dropped. A transaction without a number gets the next one.
+    fn push(&self, mut item: Item, txid: Option<Txid>, wal_bytes: u64, answers: Option<Question>) -> bool {
         let wake = {
             let mut inner = self.lock();
+            let Some(txid) = txid.or_else(|| inner.last.map(Txid::next)) else {
+                return false;
+            };
+            item.number(txid);
             if inner.held.is_some() {
                 // It comes next, or not at all, and who is about to commit it has the write lock.
                 if matches!(item, Item::Transaction(_)) {
@@ -341,7 +356,7 @@ impl Log {
     /// Appends a base. From here on transactions follow it. `false` when something else is wanted by now.
     pub(crate) fn push_base(&self, base: Base, answers: Question) -> bool {
         let txid = base.txid;
-        self.push(Item::Base(Box::new(base)), txid, 0, Some(answers))
+        self.push(Item::Base(Box::new(base)), Some(txid), 0, Some(answers))
     }
 
     /// Appends what an image is made of, which has the newest transaction as its last. `false` when it is of no use by now.
@@ -351,12 +366,12 @@ impl Log {
         if !self.image_wanted.swap(false, Ordering::AcqRel) || self.base_wanted() || self.last_txid() != Some(txid) {
             return false;
         }
-        self.push(Item::Image(Box::new(base)), txid, 0, None)
+        self.push(Item::Image(Box::new(base)), Some(txid), 0, None)
     }
 
     /// The database goes on from the transaction that was asked for. `false` when something else is wanted by now.
     pub(crate) fn push_resumed(&self, txid: Txid, answers: Question) -> bool {
-        self.push(Item::Resumed(txid), txid, 0, Some(answers))
+        self.push(Item::Resumed(txid), Some(txid), 0, Some(answers))
     }
 
     /// What the capture is asked for: nothing, a base, or proof that the database goes on from there.
@@ -383,7 +398,13 @@ impl Log {
     #[doc(hidden)]
     pub fn push_transaction(&self, transaction: Transaction) {
         let (txid, wal_bytes) = (transaction.txid, transaction.wal_bytes());
-        self.push(Item::Transaction(Arc::new(transaction)), txid, wal_bytes, None);
+        self.push(Item::Transaction(Arc::new(transaction)), Some(txid), wal_bytes, None);
+    }
+
+    /// The same, and gives it that number, which [`Log::settle`] may move at any time. Without a number before it, it is dropped.
+    pub(crate) fn push_next(&self, transaction: Transaction) {
+        let wal_bytes = transaction.wal_bytes();
+        self.push(Item::Transaction(Arc::new(transaction)), None, wal_bytes, None);
     }
 
     /// Asks for one [`Replica::wake`] when a base waits, or when transactions of at least
@@ -556,6 +577,8 @@ impl Log {
         }
         inner.settled = true;
         if by > 0 {
+            // An answer that is on its way has a number from before.
+            inner.question += 1;
             inner.last = inner.last.map(|last| Txid(last.0 + by));
             inner.taken_up.0 += by;
             for item in &mut inner.queue {
@@ -597,8 +620,7 @@ impl Log {
     fn wait(&self, timeout: Duration, waits: impl Fn(&Inner) -> bool) -> MutexGuard<'_, Inner> {
         let inner = self.lock();
         let waits = |inner: &mut Inner| inner.failure.is_none() && waits(inner);
-        let waited = self.progress.wait_timeout_while(inner, timeout, waits);
-        waited.unwrap_or_else(PoisonError::into_inner).0
+        wait_while(&self.progress, inner, timeout, waits)
     }
 
     /// Nothing more is kept for a store that does not answer: what was captured is dropped, and so is what follows.

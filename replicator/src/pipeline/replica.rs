@@ -266,6 +266,10 @@ impl Replica for DatabaseReplica {
         shared.publish();
     }
 
+    fn opened(&self) {
+        self.shared.opened();
+    }
+
     fn wal_limit(&self) -> u64 {
         self.patience.wal_limit
     }

@@ -7,6 +7,7 @@
 use std::sync::atomic::Ordering;
 
 use super::database::{Capture, Connection, Cursor, Database};
+use super::kept::Time;
 use super::pin::Pin;
 use super::restart::is_at;
 use crate::host::AskedAside;
@@ -45,7 +46,7 @@ impl Database {
     pub(super) fn step_aside_for_another(&self) -> Option<u64> {
         self.end_aside();
         let mut capture = self.capture();
-        let region = {
+        let header = {
             let mut guard = self.pin_lock();
             let pin = self.held(&mut guard)?;
             // The question may have come too late, or be about a file that has the name no more. What is held back here is a transaction of the one that has the
@@ -57,20 +58,21 @@ impl Database {
             if self.wants_attention() || !self.sync_with(&mut capture, region, wal) {
                 return None;
             }
-            region
+            // The wal-index is mapped as long as the pin is there.
+            region.header()?
         };
-        let (cursor, header) = (capture.cursor?, region.header()?);
+        let cursor = capture.cursor?;
         if !is_at(cursor.position, header.position) {
             return None;
         }
-        if !self.may_restart(&mut capture, Some(region), true) {
+        if !self.may_restart(&mut capture, Some(header), true) {
             self.replica.hurry();
             return None;
         }
         self.give_images_up("a checkpoint of another process restarts the WAL");
         let mut guard = self.pin_lock();
         let pin = self.held(&mut guard)?;
-        let was_unbroken = self.unbroken.swap(false, Ordering::AcqRel);
+        let was_unbroken = self.kept.forget_proof();
         capture.aside_times += 1;
         capture.aside_at = Some((cursor.position, was_unbroken));
         self.aside.store(capture.aside_times, Ordering::Release);
@@ -113,7 +115,8 @@ impl Database {
         let Some(pin) = self.held(&mut guard) else {
             return;
         };
-        let is_held = self.keep_again(pin);
+        // It stays that one under the pin's lock.
+        let time = if self.keep_again(pin) { self.kept.time() } else { None };
         let (Some((at, was_unbroken)), Some(cursor), Some(header)) = (was, capture.cursor, pin.region.header()) else {
             return;
         };
@@ -123,16 +126,19 @@ impl Database {
         }
         if header.position.salts == at.salts {
             // Nothing was restarted.
-            if is_held && was_unbroken && is_at(at, header.position) {
-                self.unbroken.store(true, Ordering::Release);
+            if let Some(time) = time
+                && was_unbroken
+                && is_at(at, header.position)
+            {
+                self.kept.prove(time);
             }
         } else if header.position.salts.0 == at.salts.0.wrapping_add(1) {
-            self.goes_on_in(capture, pin, (cursor, header.position), is_held);
+            self.goes_on_in(capture, pin, (cursor, header.position), time);
         }
     }
 
     /// The cursor goes on at the start of the WAL that the wal-index tells of.
-    fn goes_on_in(&self, capture: &mut Capture, pin: &Pin, (cursor, there): (Cursor, Position), is_held: bool) {
+    fn goes_on_in(&self, capture: &mut Capture, pin: &Pin, (cursor, there): (Cursor, Position), time: Option<Time>) {
         if cursor.position.frame > 0 {
             capture.ended = Some(cursor.position);
         }
@@ -142,10 +148,10 @@ impl Database {
             checksum: [0, 0],
         };
         capture.cursor = Some(Cursor { position, ..cursor });
-        if there.frame > 0 || !is_held {
+        let Some(time) = time.filter(|_| there.frame == 0) else {
             return;
-        }
-        self.unbroken.store(true, Ordering::Release);
+        };
+        self.kept.prove(time);
         // SAFETY: the pin's file, under its lock.
         let print = unsafe { self.leave(capture, pin.file.as_ref()) };
         // If this process was kept from running, nobody has waited for it, and somebody may have changed the file before it was looked at. To do so they commit first,

@@ -1,6 +1,6 @@
 //! Where capturing starts: proof that the cursor still holds after the last close, and bases.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
@@ -77,12 +77,15 @@ impl Database {
             }
         };
         // What happened while nothing kept the WAL is judged before the cursor counts as proved: a base that is wanted would hide it.
-        if !self.unbroken.load(Ordering::Acquire) {
+        if !self.kept.is_unbroken() {
             self.catch_up(capture, &header, wal);
         }
         if capture.cursor.is_none() {
-            let is_kept = self.pinned.load(Ordering::Acquire);
-            self.unbroken.store(is_kept, Ordering::Release);
+            // A base is of a later state.
+            match self.kept.time() {
+                Some(time) => self.kept.prove(time),
+                None => drop(self.kept.forget_proof()),
+            }
         } else {
             self.is_proved(capture, region);
         }
@@ -343,7 +346,7 @@ impl Database {
         drop(self.settling.lock().unwrap_or_else(PoisonError::into_inner));
         self.release_file(state);
         let own = usize::from(state.file_lock != ffi::SQLITE_LOCK_NONE);
-        if self.holders.load(Ordering::Acquire) > own {
+        if self.kept.holders() > own {
             return; // Another connection refuses it anyway.
         }
         self.give_images_up("a connection wants the database file for itself");
@@ -462,6 +465,11 @@ impl Database {
                 self.drop_pin();
             }
             self.replica.closed();
+            // One that was opened meanwhile was counted before that was told, which may have been before this.
+            fence(Ordering::SeqCst);
+            if self.connections.load(Ordering::Acquire) > 0 {
+                self.replica.opened();
+            }
         }
     }
 }

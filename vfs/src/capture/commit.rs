@@ -70,7 +70,7 @@ impl Database {
             );
         }
         self.catch_up(&mut capture, &header, wal);
-        if !self.unbroken.load(Ordering::Acquire) && !self.is_of_another_file(region) {
+        if !self.kept.is_unbroken() && !self.is_of_another_file(region) {
             self.is_proved(&capture, region);
         }
         let broken = capture.cursor.is_none();
@@ -88,7 +88,7 @@ impl Database {
             return;
         }
         // Nothing was in that WAL, and the pin has kept it since: whoever began another one, began with its first frame.
-        let was_empty = was.frame == 0 && self.unbroken.load(Ordering::Acquire);
+        let was_empty = was.frame == 0 && self.kept.is_unbroken();
         if was_empty && is.frame == 0 {
             capture.cursor = Some(Cursor { position: is, ..cursor });
             return;
@@ -178,9 +178,11 @@ impl Database {
         big_endian: bool,
         frames: Frames,
     ) {
-        let Some(last) = self.log.last_txid() else { return };
-        self.log.push_transaction(Transaction {
-            txid: last.next(),
+        if self.log.last_txid().is_none() {
+            return;
+        }
+        self.log.push_next(Transaction {
+            txid: Txid::ZERO, // The log's to give.
             committed_at: self.host.now(),
             page_size,
             page_count: commit.page_count,

@@ -11,6 +11,7 @@ use libsqlite3_sys as ffi;
 
 use super::commit::Synced;
 use super::continuity::Fingerprint;
+use super::kept::Kept;
 use super::mirror::Mirror;
 use super::pin::Pin;
 use super::refusal::WriteState;
@@ -51,18 +52,14 @@ pub(crate) struct Database {
     pub(super) connections: AtomicUsize,
     /// Those with a WAL open.
     pub(super) wal_connections: AtomicUsize,
-    /// Connections that hold any file lock.
-    pub(super) holders: AtomicUsize,
     /// Connections that are about to ask for the file for themselves.
     pub(super) making_way: AtomicUsize,
     /// While the file is locked without a connection. Those that are about to ask for it wait for that.
     pub(super) settling: Mutex<()>,
     /// What keeps the WAL.
     pub(super) pin: Mutex<Option<Pin>>,
-    /// The pin's slot is held.
-    pub(super) pinned: AtomicBool,
-    /// It has been held ever since the cursor was proved: nobody but us can have restarted the WAL.
-    pub(super) unbroken: AtomicBool,
+    /// Whether its slot is held, and has been ever since the cursor was proved; and how many connections hold a file lock.
+    pub(super) kept: Kept,
     /// Which time the pin has stepped aside for another process, while it has; else 0. Changed under the lock of `capture`.
     pub(super) aside: AtomicU64,
     /// The cursor must be proved again: for a while no connection of this process held a lock.
@@ -315,10 +312,8 @@ impl Database {
             making_way: AtomicUsize::new(0),
             settling: Mutex::default(),
             pin: Mutex::default(),
-            pinned: AtomicBool::new(false),
-            unbroken: AtomicBool::new(false),
+            kept: Kept::default(),
             aside: AtomicU64::new(0),
-            holders: AtomicUsize::new(0),
             unverified: AtomicBool::new(false),
             snapshots: Mutex::default(),
             copying: AtomicBool::new(false),
@@ -338,7 +333,7 @@ impl Database {
 
     /// Whether a connection has a WAL open, or the pin has: of one that has closed it the pin may stay.
     pub(super) fn has_wal(&self) -> bool {
-        self.wal_connections.load(Ordering::Acquire) > 0 || self.pinned.load(Ordering::Acquire)
+        self.wal_connections.load(Ordering::Acquire) > 0 || self.kept.is_held()
     }
 
     /// A base is wanted, or the cursor is to be proved.
@@ -464,12 +459,10 @@ impl Database {
     pub(crate) fn count_holder(&self, before: i32, after: i32) {
         let none = ffi::SQLITE_LOCK_NONE;
         if before == none && after != none {
-            self.holders.fetch_add(1, Ordering::AcqRel);
-        } else if before != none && after == none && self.holders.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.kept.holder_comes();
+        } else if before != none && after == none && self.kept.holder_goes() {
             // Connections that are open but hold nothing keep nobody from deleting the WAL. The pin does.
-            if !self.pinned.load(Ordering::Acquire) {
-                self.unverified.store(true, Ordering::Release);
-            }
+            self.unverified.store(true, Ordering::Release);
         }
     }
 }

@@ -11,6 +11,7 @@ mod continuity;
 mod database;
 mod header;
 mod image;
+mod kept;
 mod mirror;
 mod page_set;
 mod pin;

@@ -129,7 +129,7 @@ impl Database {
     /// Keeps the WAL from now on, if this process replicates. Called while a connection has a WAL open. What does not work now is
     /// tried again with the next write lock or flush tick.
     pub(super) fn take_pin(&self) {
-        if self.pinned.load(Ordering::Acquire) || !self.replica.owns() || self.log.is_suspended() {
+        if self.kept.is_held() || !self.replica.owns() || self.log.is_suspended() {
             return;
         }
         let mut pin = self.pin_lock();
@@ -149,29 +149,31 @@ impl Database {
         if let Some(pin) = pin.as_mut()
             && pin.take_slot()
         {
-            self.pinned.store(true, Ordering::Release);
+            self.kept.hold();
         }
     }
 
     /// A connection with a WAL and without a pin: worth another try.
     pub(crate) fn lacks_pin(&self) -> bool {
-        !self.pinned.load(Ordering::Acquire) && self.replica.owns()
+        !self.kept.is_held() && self.replica.owns()
     }
 
     /// Whether a connection's file was renamed or replaced: the pin is on another one by now.
     pub(super) fn is_of_another_file(&self, region: IndexRegion) -> bool {
-        self.pinned.load(Ordering::Acquire) && self.pin_lock().as_ref().is_some_and(|pin| !pin.region.is(region))
+        self.kept.is_held() && self.pin_lock().as_ref().is_some_and(|pin| !pin.region.is(region))
     }
 
     /// Lets the WAL, and the database file, go.
     pub(crate) fn drop_pin(&self) {
-        let dropped = self.pin_lock().take();
-        if dropped.is_some() {
-            self.slot_released();
-            if self.holders.load(Ordering::Acquire) == 0 {
+        let dropped = {
+            let mut pin = self.pin_lock();
+            let dropped = pin.take();
+            // Before the locks go.
+            if dropped.is_some() && self.kept.let_go() {
                 self.unverified.store(true, Ordering::Release);
             }
-        }
+            dropped
+        };
         drop(dropped);
     }
 
@@ -192,44 +194,38 @@ impl Database {
 
     /// All that was committed is judged. Where the cursor is at the wal-index while the WAL is kept, only those can restart it from here on whom the pin lets.
     pub(super) fn is_proved(&self, capture: &Capture, region: IndexRegion) {
-        let is_kept = self.pinned.load(Ordering::Acquire) && !self.is_aside();
+        // Before the look at the wal-index.
+        let Some(time) = self.kept.time().filter(|_| !self.is_aside()) else {
+            return;
+        };
         // Of a cursor that is to be proved again it is not asked yet.
-        if self.unbroken.load(Ordering::Acquire) || self.unverified.load(Ordering::Acquire) || !is_kept {
+        if self.kept.is_unbroken() || self.unverified.load(Ordering::Acquire) {
             return;
         }
         let there = capture.cursor.zip(region.header());
         if there.is_some_and(|(cursor, header)| is_at(cursor.position, header.position)) {
-            self.unbroken.store(true, Ordering::Release);
-            // It may have been dropped meanwhile.
-            if !self.pinned.load(Ordering::Acquire) {
-                self.unbroken.store(false, Ordering::Release);
-            }
+            self.kept.prove(time);
         }
     }
 
     /// The pin, while its slot is held.
     pub(super) fn held<'a>(&self, guard: &'a mut MutexGuard<'_, Option<Pin>>) -> Option<&'a mut Pin> {
-        guard.as_mut().filter(|_| self.pinned.load(Ordering::Acquire))
+        guard.as_mut().filter(|_| self.kept.is_held())
     }
 
     /// Takes the slot of a pin that had stepped aside, if it can be had.
     pub(super) fn keep_again(&self, pin: &mut Pin) -> bool {
         let is_held = pin.take_slot();
         if !is_held {
-            self.slot_released();
+            self.kept.let_go();
         }
         is_held
-    }
-
-    pub(super) fn slot_released(&self) {
-        self.pinned.store(false, Ordering::Release);
-        self.unbroken.store(false, Ordering::Release);
     }
 }
 
 impl Capturing for Database {
     fn is_pinned(&self) -> bool {
-        self.pinned.load(Ordering::Acquire)
+        self.kept.is_held()
     }
 
     fn is_to_be_watched(&self) -> bool {
@@ -249,7 +245,7 @@ impl Capturing for Database {
     }
 
     fn has_news(&self) -> bool {
-        if self.connections.load(Ordering::Acquire) == 0 || !self.pinned.load(Ordering::Acquire) {
+        if self.connections.load(Ordering::Acquire) == 0 || !self.kept.is_held() {
             return true; // Something to take or to let go.
         }
         if self.is_aside() {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::continuity::Fingerprint;
 use super::database::{Capture, Connection, Cursor, Database};
 use super::pin::{EXCLUSIVE_LOCK, EXCLUSIVE_UNLOCK, Pin};
-use crate::base::{CHECKPOINT_SLOT, FIRST_READ_SLOT, FileRef, IndexRegion, WRITE_SLOT};
+use crate::base::{CHECKPOINT_SLOT, FIRST_READ_SLOT, FileRef, WRITE_SLOT};
 use crate::resume::{Left, Mark, Next};
 use crate::spill::{self, Spill};
 use crate::transaction::Transaction;
@@ -39,7 +39,8 @@ impl Database {
             self.give_images_up("a checkpoint restarts the WAL");
         }
         let mut capture = self.capture();
-        if !self.may_restart(&mut capture, state.region, state.checkpointing) {
+        let header = state.region.and_then(|region| region.header());
+        if !self.may_restart(&mut capture, header, state.checkpointing) {
             if state.checkpointing {
                 self.replica.hurry();
             }
@@ -65,7 +66,8 @@ impl Database {
         }
     }
 
-    pub(super) fn may_restart(&self, capture: &mut Capture, region: Option<IndexRegion>, checkpoints: bool) -> bool {
+    /// `header`: of the wal-index.
+    pub(super) fn may_restart(&self, capture: &mut Capture, header: Option<IndexHeader>, checkpoints: bool) -> bool {
         if !self.replica.owns() && self.replica.take_over() {
             // Its owner has just died, and nobody has looked yet whether all of this WAL is in the store.
             self.take_pin();
@@ -74,7 +76,7 @@ impl Database {
         if !self.replica.owns() || self.log.failure().is_some() || self.log.is_suspended() {
             return !self.holds_wal();
         }
-        let Some(header) = region.and_then(|region| region.header()) else {
+        let Some(header) = header else {
             return !self.holds_wal();
         };
         let wal_bytes = header.wal_bytes();

@@ -364,12 +364,12 @@ impl Database {
         capture.cursor.ok_or(UNKNOWN)?;
         // SAFETY: the connection's file, on its thread.
         let (page_size, page_count, pages) = unsafe { self.read_back(file, written.clone()) }?;
-        Ok(self.transaction_of(Txid::ZERO, page_size, page_count, pages))
+        Ok(self.transaction_of(page_size, page_count, pages))
     }
 
-    fn transaction_of(&self, txid: Txid, page_size: PageSize, page_count: u32, pages: Pages) -> Transaction {
+    fn transaction_of(&self, page_size: PageSize, page_count: u32, pages: Pages) -> Transaction {
         Transaction {
-            txid,
+            txid: Txid::ZERO, // The log's to give.
             committed_at: self.host.now(),
             page_size,
             page_count,
@@ -382,9 +382,10 @@ impl Database {
     }
 
     fn append_pages(&self, capture: &mut Capture, page_size: PageSize, page_count: u32, pages: Pages) {
-        let Some(last) = self.log.last_txid() else { return };
-        let transaction = self.transaction_of(last.next(), page_size, page_count, pages);
-        self.log.push_transaction(transaction);
+        if self.log.last_txid().is_none() {
+            return;
+        }
+        self.log.push_next(self.transaction_of(page_size, page_count, pages));
         let waiting = self.log.unstored_bytes().unwrap_or(0);
         if waiting > self.replica.wal_limit() {
             return self.give_up_backlog(capture, waiting);

@@ -221,7 +221,7 @@ impl Database {
             for shared in &reading {
                 let reason = if away {
                     AWAY
-                } else if !shared.hold() && self.holders.load(Ordering::Acquire) <= 1 {
+                } else if !shared.hold() && self.kept.holders() <= 1 {
                     // Another connection's PENDING refuses it; that one comes here as well.
                     "the database file could not be locked"
                 } else {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, OsStr, c_char, c_int};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
 
 use libsqlite3_sys as ffi;
@@ -19,7 +19,7 @@ use crate::capture::{Connection, Database, Opening, ends_confirmed, has_ended, i
 use crate::fork::{self, Process};
 use crate::guard::guard;
 use crate::held::DatabaseFile;
-use crate::host::{Durability, Host, OpenError, OpenRequest, Replica};
+use crate::host::{Host, OpenError, OpenRequest, Replica};
 use crate::log::Log;
 use crate::over::{OpenFn, Over, app, structure};
 
@@ -236,10 +236,10 @@ unsafe extern "C" fn open<const BY_DEFAULT: bool>(
     let writable_database = ffi::SQLITE_OPEN_MAIN_DB | ffi::SQLITE_OPEN_READWRITE;
     if !name.is_null() && flags & writable_database == writable_database {
         // SAFETY: for a main database SQLite passes a sqlite3_filename.
-        let decided = guard("xOpen", || unsafe { app.database(name, BY_DEFAULT) });
+        let decided = guard("xOpen", || unsafe { app.connection(name, BY_DEFAULT) });
         return match decided {
-            Some(Ok(Some((database, durability)))) => {
-                let connection = Arc::new(Connection::new(database, durability));
+            Some(Ok(Some(connection))) => {
+                let connection = Arc::new(connection);
                 let opened = Arc::clone(&connection);
                 // SAFETY: SQLite's arguments are passed on, with our part of the block before the base's.
                 let code =
@@ -361,16 +361,12 @@ impl Vfs {
         unsafe { &*now }
     }
 
-    /// The database of a main file; `None` when it is not to be replicated.
+    /// The connection of a main file; `None` when it is not to be replicated.
     ///
     /// # Safety
     ///
     /// `name` is what SQLite passed to `xOpen` for a main database.
-    unsafe fn database(
-        &self,
-        name: *const c_char,
-        by_default: bool,
-    ) -> Result<Option<(Arc<Database>, Durability)>, OpenError> {
+    unsafe fn connection(&self, name: *const c_char, by_default: bool) -> Result<Option<Connection>, OpenError> {
         opening();
         // SAFETY: as promised by the caller.
         let (c_path, parameters) = unsafe { (CStr::from_ptr(name).to_owned(), self.base.api.uri_parameters(name)) };
@@ -392,9 +388,16 @@ impl Vfs {
         let _alone = opening.lock().unwrap_or_else(PoisonError::into_inner);
         let known = databases().get(&c_path).map(Arc::clone);
         if let Some(database) = known {
-            state.host.reopen(&request, &database.replica)?;
             let durability = database.replica.durability(&parameters);
-            return Ok(Some((database, durability)));
+            // Counted before the host is told: see `Database::connection_closed`.
+            let connection = Connection::new(Arc::clone(&database), durability);
+            fence(Ordering::SeqCst);
+            if let Err(refused) = state.host.reopen(&request, &database.replica) {
+                drop(connection);
+                database.connection_closed();
+                return Err(refused);
+            }
+            return Ok(Some(connection));
         }
         let log = Log::new();
         let Some(replica) = state.host.open(&request, &log)? else {
@@ -414,7 +417,7 @@ impl Vfs {
         };
         let database = Database::new(opening, log, replica);
         databases().insert(c_path, Arc::clone(&database));
-        Ok(Some((database, durability)))
+        Ok(Some(Connection::new(database, durability)))
     }
 
     /// The connection whose pager opens this WAL, known by the block that holds all names of a pager.
