@@ -24,6 +24,9 @@ pub mod resume;
 pub mod shim;
 pub mod snapshot;
 mod spill;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod testing;
 pub mod transaction;
 pub mod types;
 pub mod wal;
