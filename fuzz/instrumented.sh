@@ -20,4 +20,6 @@ for option in sanitizer-coverage-level=4 sanitizer-coverage-inline-8bit-counters
     simplifycfg-branch-fold-threshold=0; do
     llvm+=("-Cllvm-args=-$option")
 done
+# Sanitizers and their kind are unstable options. Set for all, it would have half of the other crates compiled anew.
+export RUSTC_BOOTSTRAP=1
 exec "$@" --cfg fuzzing -Cpasses=sancov-module "${llvm[@]}" -Zsanitizer=address -Cunsafe-allow-abi-mismatch=sanitizer -Cdebug-assertions -Coverflow-checks

@@ -9,9 +9,14 @@ shift
 [ $# -gt 0 ] || set -- config history manifest replica segment state uri wal_scan
 target=${CARGO_TARGET_DIR:-target}
 
-# Another debug level than the tests have keeps what is compiled here apart from that.
-RUSTC_BOOTSTRAP=1 RUSTC_WRAPPER="$PWD/fuzz/instrumented.sh" cargo build --manifest-path fuzz/Cargo.toml --no-default-features --features libfuzzer --bins --locked \
-    --target-dir "$target" --config 'profile.dev.package.replvfs.debug=1' --config 'profile.dev.package.replvfs-vfs.debug=1'
+# An hour is worth what it takes to optimise, a minute is not. And by its debug level what is compiled here is told from what the tests have.
+level=$((seconds < 600 ? 0 : 2))
+options=()
+for package in replvfs replvfs-vfs replvfs-fuzz; do
+    options+=(--config "profile.dev.package.$package.debug=1" --config "profile.dev.package.$package.opt-level=$level")
+done
+RUSTC_WRAPPER="$PWD/fuzz/instrumented.sh" cargo build --manifest-path fuzz/Cargo.toml --no-default-features --features libfuzzer --bins --locked \
+    --target-dir "$target" "${options[@]}"
 
 fuzz_one() {
     local name=$1 found=$target/fuzz/$1
