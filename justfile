@@ -89,9 +89,13 @@ hosts: extension
     tests/hosts/table.py target/release/libreplvfs.so target/release/replvfs --rust target/debug/examples --sqlx target/sqlx/debug/examples
     tests/hosts/examples.sh target/release/libreplvfs.so target/release/replvfs target/sqlx/debug/notes
 
-# Fuzzes one target for some seconds (needs nightly and cargo-fuzz)
-fuzz target seconds="60":
-    cargo +nightly fuzz run {{ target }} -- -max_total_time={{ seconds }}
+# Runs what is in fuzz/corpus through the fuzz targets
+corpus *args:
+    cargo test --manifest-path fuzz/Cargo.toml --no-default-features --locked --target-dir target {{ args }}
+
+# Fuzzes all targets, or those that are named, for so many seconds each, two beside each other; see fuzz/README.md
+fuzz seconds="60" *targets:
+    fuzz/run.sh {{ seconds }} {{ targets }}
 
 # Every interleaving of the threads that meet in the log and at the pin
 loom *args:

@@ -33,6 +33,9 @@ mod replication;
 pub mod restore;
 mod shutdown;
 pub mod store;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod testing;
 pub mod time;
 pub mod verify;
 

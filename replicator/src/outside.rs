@@ -1,6 +1,6 @@
 //! What the pipeline asks of the world beside the store: the wall clock, random numbers, threads that may block, and disks.
 //!
-//! Owns nothing. It is one place so that tests can be that world: the simulator (`pipeline/tests/simulator`) runs many machines on one thread, where
+//! Owns nothing. It is one place so that tests can be that world: the simulator (`pipeline/simulator`) runs many machines on one thread, where
 //! one seed decides everything. Time that passes is tokio's, and `select!` is `biased` in the pipeline, since it draws numbers of its own else.
 
 use std::fs::File;
@@ -14,7 +14,7 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 pub(crate) fn wall_clock() -> SystemTime {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     if let Some(world) = simulated::world() {
         return world.wall_clock();
     }
@@ -46,7 +46,7 @@ impl Moment {
 
 /// Fills `bytes` with random ones.
 pub(crate) fn random(bytes: &mut [u8]) -> Result<(), getrandom::Error> {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     if let Some(world) = simulated::world() {
         world.random(bytes);
         return Ok(());
@@ -65,7 +65,7 @@ pub(crate) fn random_number() -> u32 {
 
 /// What was written to the file so far is on the disk.
 pub(crate) fn synced(_file: &File) {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     if let Some(world) = simulated::world() {
         world.synced(_file);
     }
@@ -73,7 +73,7 @@ pub(crate) fn synced(_file: &File) {
 
 /// Runs `work` on a thread that may block. It goes on when nobody waits for its result any more.
 pub(crate) fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Blocking<T> {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     if simulated::world().is_some() {
         return Blocking::Done(Some(work()));
     }
@@ -85,7 +85,7 @@ pub(crate) fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'sta
 pub(crate) enum Blocking<T> {
     Running(JoinHandle<T>),
     /// In a simulation, where there is one order of events.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     Done(Option<T>),
 }
 
@@ -97,7 +97,7 @@ impl<T> Future for Blocking<T> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match self.get_mut() {
             Blocking::Running(handle) => Pin::new(handle).poll(context),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "testing"))]
             Blocking::Done(result) => result.take().map_or(Poll::Pending, |result| Poll::Ready(Ok(result))),
         }
     }
@@ -105,7 +105,7 @@ impl<T> Future for Blocking<T> {
 
 /// How many threads may work at the same time.
 pub(crate) fn parallelism() -> usize {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     if simulated::world().is_some() {
         return 1;
     }
@@ -114,7 +114,7 @@ pub(crate) fn parallelism() -> usize {
 
 /// What is read in a task, for work on a thread that may block.
 pub(crate) fn queue<T>(len: usize) -> (mpsc::Sender<T>, mpsc::Receiver<T>) {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     if simulated::world().is_some() {
         return mpsc::channel(1 << 20);
     }
@@ -123,7 +123,7 @@ pub(crate) fn queue<T>(len: usize) -> (mpsc::Sender<T>, mpsc::Receiver<T>) {
 
 /// The next one, on that thread. `None`: there are no more.
 pub(crate) fn next<T>(queue: &mut mpsc::Receiver<T>) -> Option<T> {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     if simulated::world().is_some() {
         return queue.try_recv().ok();
     }
@@ -132,7 +132,7 @@ pub(crate) fn next<T>(queue: &mut mpsc::Receiver<T>) -> Option<T> {
 
 /// What another thread is working on, on a thread that may block. `None`: it died.
 pub(crate) fn waited<T>(result: oneshot::Receiver<T>) -> Option<T> {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     if simulated::world().is_some() {
         let mut result = result;
         return result.try_recv().ok();
@@ -145,7 +145,7 @@ pub(crate) async fn fed<T: Send + 'static, F: Future>(
     work: impl FnOnce() -> T + Send + 'static,
     fill: F,
 ) -> (Result<T, JoinError>, F::Output) {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     if simulated::world().is_some() {
         let filled = fill.await;
         return (blocking(work).await, filled);
@@ -154,7 +154,7 @@ pub(crate) async fn fed<T: Send + 'static, F: Future>(
 }
 
 /// The world as a test makes it, for the thread that the test runs on.
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 pub(crate) mod simulated {
     use std::cell::{Cell, RefCell};
     use std::fs::File;
@@ -203,6 +203,7 @@ pub(crate) mod simulated {
         WORLD.set(world);
     }
 
+    #[cfg(test)]
     pub(crate) fn breaks(rule: Option<Rule>) {
         BROKEN.set(rule);
     }

@@ -25,6 +25,9 @@ pub mod shim;
 pub mod snapshot;
 mod spill;
 mod sync;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod testing;
 pub mod transaction;
 pub mod types;
 pub mod wal;

@@ -14,7 +14,7 @@ mod named;
 pub(crate) mod parse;
 mod pattern;
 mod placeholder;
-mod settings;
+pub(crate) mod settings;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;

@@ -329,6 +329,11 @@ impl Given {
     }
 }
 
+#[cfg(feature = "testing")]
+pub(crate) fn for_fuzzing(path: &Path, parameters: &[(String, String)]) -> Result<(), ConfigError> {
+    Settings::resolve(&Config::default(), path, parameters).map(drop)
+}
+
 impl Settings {
     /// `None` when no replica is set anywhere. Reads the configuration file, if there is one.
     pub(crate) fn resolve(

@@ -277,6 +277,11 @@ fn understood(head: &[u8]) -> Option<Asked> {
     }
 }
 
+#[cfg(feature = "testing")]
+pub(crate) fn understood_for_fuzzing(head: &[u8]) -> Option<String> {
+    understood(head).map(|asked| format!("{asked:?}"))
+}
+
 /// Without the query, and, as a proxy asks, without what is before the path.
 fn path_of(target: &str) -> &str {
     let target = target.split('?').next().unwrap_or_default();

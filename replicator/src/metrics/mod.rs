@@ -6,7 +6,7 @@
 //! Recorders have locks. A child of `fork()` leaves its parent's alone: it has a recorder of its own if there is an endpoint, and none else.
 
 #[cfg(feature = "prometheus")]
-mod endpoint;
+pub(crate) mod endpoint;
 mod names;
 
 use std::fmt;

@@ -15,7 +15,7 @@ use crate::format::{Generation, Key, LocalState, Manifest, Parent, Seal};
 use crate::history::find::{Found, FoundSegment, find};
 use crate::history::walk::read;
 use crate::history::{GenerationHistory, HistoryError, list_generations, list_log, load_generation};
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 use crate::outside::simulated::{Rule, is_broken};
 use crate::store::{Fencing, Store};
 
@@ -132,7 +132,7 @@ async fn compare(store: &Store, start: &Start) -> Result<Attached, HistoryError>
 
 /// Whether anything was ever stored, in a generation after `own` if there is one.
 pub(super) async fn has_history(store: &Store, own: Option<Generation>) -> Result<bool, HistoryError> {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     if is_broken(Rule::StillEmpty) {
         return Ok(false);
     }
@@ -219,7 +219,7 @@ async fn compare_with(
     }
     if let Some(newest) = newest.filter(|newest| newest.meta().generation > known.generation) {
         let is_unfounded = known.slot.is_none() && !is_founded(store, &ours).await?;
-        #[cfg(test)]
+        #[cfg(any(test, feature = "testing"))]
         let is_unfounded = is_unfounded && !is_broken(Rule::StillEmpty);
         if is_unfounded {
             return Ok(Attached {

@@ -38,7 +38,7 @@ mod local;
 mod making;
 mod meters;
 mod missing;
-mod neighbours;
+pub(crate) mod neighbours;
 mod owner;
 mod pace;
 mod progress;
@@ -66,5 +66,7 @@ pub(crate) use replica::DatabaseReplica;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stopped;
 
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod simulator;
 #[cfg(test)]
 mod tests;

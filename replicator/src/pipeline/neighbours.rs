@@ -321,6 +321,20 @@ fn question(line: &str) -> Option<Wanted> {
     words.next().is_none().then_some(Wanted { until, timeout })
 }
 
+#[cfg(feature = "testing")]
+pub(crate) mod for_fuzzing {
+    //! What comes over the socket.
+
+    /// Whether it is a question, or what is said of a WAL that was restarted.
+    pub(crate) fn is_understood(line: &str) -> bool {
+        super::question(line).is_some() || super::salts_now(line).is_some()
+    }
+
+    pub(crate) fn answered(line: &str) -> String {
+        format!("{:?}", super::answered(line))
+    }
+}
+
 /// Answers for as long as the process lives.
 pub(super) async fn serve(shared: Arc<Shared>) {
     let neighbours = &shared.neighbours;

@@ -26,7 +26,7 @@ pub(super) struct Patience {
     pub(super) on_timeout: OnTimeout,
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 impl Patience {
     pub(super) fn of(timeout: Duration, close_timeout: Duration) -> Patience {
         Patience {

@@ -22,7 +22,7 @@ use crate::format::{Generation, LocalState, Parent, Unfinished};
 use crate::history::HistoryError;
 use crate::history::find::{Found, FoundSegment, find};
 use crate::outside;
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 use crate::outside::simulated::{Rule, is_broken};
 use crate::store::{Body, Store};
 
@@ -110,7 +110,7 @@ impl Doubts {
 
     /// Where a generation is left whose last transaction may be one that was rolled back.
     pub(super) fn leave_aside(&self, parent: Parent, abandoned: Option<Txid>) -> Parent {
-        #[cfg(test)]
+        #[cfg(any(test, feature = "testing"))]
         if is_broken(Rule::LeaveAside) {
             return parent;
         }

@@ -6,7 +6,6 @@ mod machine;
 mod merged;
 mod met;
 mod resuming;
-mod simulator;
 mod stopping;
 mod strays;
 mod turn;

@@ -15,7 +15,7 @@ use super::names::Names;
 use crate::config::Retention;
 use crate::format::{Generation, Key, Seal};
 use crate::history::path::Listing;
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 use crate::outside::simulated::{Rule, is_broken};
 use crate::store::Dated;
 
@@ -185,7 +185,7 @@ impl Limits {
     }
 
     fn is_past_the_grace(&self, date: UnixMillis) -> bool {
-        #[cfg(test)]
+        #[cfg(any(test, feature = "testing"))]
         if is_broken(Rule::Young) {
             return true;
         }

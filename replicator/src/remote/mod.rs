@@ -10,7 +10,7 @@ mod connection;
 mod kept;
 mod line;
 mod replica;
-mod settings;
+pub(crate) mod settings;
 #[cfg(test)]
 mod tests;
 

@@ -94,6 +94,11 @@ impl Settings {
     }
 }
 
+#[cfg(feature = "testing")]
+pub(crate) fn for_fuzzing(name: &str, parameters: &[(String, String)]) -> Result<(), String> {
+    Settings::from_uri(name, parameters, None).map(drop)
+}
+
 /// With these SQLite does not say when it reads.
 fn refuse_unlocked(parameters: &[(String, String)], name: &str) -> Result<(), String> {
     if ["nolock", "immutable"].contains(&name) && is_true(parameters, name) {

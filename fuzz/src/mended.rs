@@ -1,0 +1,128 @@
+//! Objects whose checksums are made to fit, as whoever means harm would: else hardly any change gets past them. The layouts are those of `FORMAT.md`.
+
+fn u32_at(object: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(object.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn u64_at(object: &[u8], at: usize) -> Option<usize> {
+    usize::try_from(u64::from_le_bytes(object.get(at..at + 8)?.try_into().ok()?)).ok()
+}
+
+fn put(object: &mut [u8], at: usize, bytes: &[u8]) {
+    if let Some(there) = object.get_mut(at..at + bytes.len()) {
+        there.copy_from_slice(bytes);
+    }
+}
+
+fn put_crc(object: &mut [u8], at: usize, of: std::ops::Range<usize>) {
+    if let Some(bytes) = object.get(of) {
+        let crc = crc32fast::hash(bytes);
+        put(object, at, &crc.to_le_bytes());
+    }
+}
+
+/// A segment or a span.
+pub(crate) fn segment(object: &mut [u8]) {
+    const HEADER: usize = 116;
+    let is_span = object.starts_with(b"replvfsP");
+    let (footer_len, magic) = match is_span {
+        true => (220, b"replvfsP"),
+        false => (200, b"replvfsS"),
+    };
+    let Some(footer) = object.len().checked_sub(footer_len).filter(|footer| *footer >= HEADER) else {
+        return;
+    };
+    put(object, 0, magic);
+    put(object, 8, &1u32.to_le_bytes());
+    put(object, object.len() - 8, magic);
+    put_crc(object, 112, 0..112);
+    object.copy_within(0..112, footer);
+    blocks(object, footer);
+    let mut tables = vec![(112, 20, 128), (132, 36, 148)];
+    if is_span {
+        tables.push((180, 40, 196));
+    }
+    for (at, entry, crc) in tables {
+        let (offset, count) = (u64_at(object, footer + at), u64_at(object, footer + at + 8));
+        let end = offset
+            .zip(count)
+            .and_then(|(offset, count)| offset.checked_add(count.checked_mul(entry)?));
+        if let Some((offset, end)) = offset.zip(end) {
+            put_crc(object, footer + crc, offset..end);
+        }
+    }
+    let (offset, len) = (u64_at(object, footer + 152), u64_at(object, footer + 160));
+    if let Some((offset, end)) = offset
+        .zip(len)
+        .and_then(|(offset, len)| Some((offset, offset.checked_add(len)?)))
+    {
+        put_crc(object, footer + 176, offset..end);
+    }
+    let last = footer + footer_len - 20;
+    put(object, last, &(object.len() as u64).to_le_bytes());
+    put_crc(object, last + 8, footer..last + 8);
+}
+
+fn blocks(object: &mut [u8], footer: usize) {
+    let (Some(table), Some(count)) = (u64_at(object, footer + 112), u64_at(object, footer + 120)) else {
+        return;
+    };
+    for block in 0..count.min(object.len() / 20) {
+        let Some(at) = table.checked_add(20 * block).filter(|at| *at < object.len()) else {
+            return;
+        };
+        let (Some(offset), Some(len)) = (u64_at(object, at), u32_at(object, at + 8)) else {
+            return;
+        };
+        if let Some(end) = offset.checked_add(len as usize) {
+            put_crc(object, at + 16, offset..end);
+        }
+    }
+}
+
+/// The manifest of an image.
+pub(crate) fn manifest(object: &mut [u8]) {
+    put(object, 0, b"replvfsI");
+    put(object, 8, &1u32.to_le_bytes());
+    if let Some(end) = object.len().checked_sub(4) {
+        put_crc(object, end, 0..end);
+    }
+}
+
+/// A seal.
+pub(crate) fn seal(object: &mut [u8]) {
+    put(object, 0, b"replvfsE");
+    put(object, 8, &1u32.to_le_bytes());
+    put(object, 88, b"replvfsE");
+    put_crc(object, 84, 0..84);
+}
+
+/// A JSON object with these lines in it.
+pub(crate) fn json(members: &str) -> String {
+    let text = format!("{{\n{members},\n");
+    let crc = crc32fast::hash(text.as_bytes());
+    format!("{text}  \"crc32\": \"{crc:08x}\"\n}}\n")
+}
+
+/// The members of a JSON object, for [`json`].
+pub(crate) fn members(object: &str) -> Option<&str> {
+    object
+        .strip_prefix("{\n")?
+        .rsplit_once(",\n  \"crc32\": \"")
+        .map(|(members, _)| members)
+}
+
+/// Whatever object it is, by how it begins.
+pub(crate) fn any(object: &mut Vec<u8>) {
+    match object.get(..8) {
+        Some(b"replvfsS" | b"replvfsP") => segment(object),
+        Some(b"replvfsI") => manifest(object),
+        Some(b"replvfsE") => seal(object),
+        _ => {
+            let mended = std::str::from_utf8(object).ok().and_then(members).map(json);
+            if let Some(mended) = mended {
+                *object = mended.into_bytes();
+            }
+        }
+    }
+}
