@@ -10,9 +10,6 @@ const KEPT_BYTES: usize = 16 << 20;
 /// A larger buffer is rare, and its faults are few beside its work.
 const LARGEST_BYTES: usize = 256 << 10;
 
-/// Of a cache.
-const LINE_BYTES: usize = 64;
-
 struct Kept {
     buffers: Vec<Vec<u8>>,
     bytes: usize,
@@ -42,23 +39,6 @@ pub(crate) fn take(capacity: usize) -> Vec<u8> {
     let mut buffer = kept.unwrap_or_default();
     buffer.reserve(capacity);
     buffer
-}
-
-/// Asks for the room `from..to` of a buffer, in bytes behind its content, to be in this core's cache by the time that it is written.
-pub(crate) fn fetch(buffer: &mut Vec<u8>, from: usize, to: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in buffer
-        .spare_capacity_mut()
-        .chunks(LINE_BYTES)
-        .take(to / LINE_BYTES)
-        .skip(from / LINE_BYTES)
-    {
-        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        // SAFETY: a hint, which neither reads nor writes.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.as_ptr().cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (buffer, from, to);
 }
 
 /// How many bytes all frames in memory may take together.

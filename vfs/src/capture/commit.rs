@@ -44,7 +44,6 @@ impl Database {
     /// The connection has just got the WAL's write lock: what others committed since is logged before anything of ours.
     pub(crate) fn write_lock_taken(&self, state: &mut ConnectionState) {
         state.mirror.clear();
-        state.mirror.fetch();
         state.strict.is_done();
         let (Some(region), Some(wal)) = (state.region, state.wal) else {
             return;

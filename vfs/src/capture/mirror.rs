@@ -9,11 +9,6 @@ use crate::buffer::{self, Budget, Buffer, Charge};
 use crate::types::PageSize;
 use crate::wal::{HEADER_BYTES, WalHeader, frame_offset};
 
-/// Bytes of a transaction whose memory is asked for before it is written, a frame of 4,096 bytes; and how many at once: the write lock, the frame's header and its page are
-/// three opportunities.
-const MOST_FETCHED: usize = 72 * 64;
-const FETCHED_AT_ONCE: usize = MOST_FETCHED / 3;
-
 #[derive(Debug)]
 pub(crate) struct Mirror {
     /// The WAL header, if this connection wrote it.
@@ -27,8 +22,6 @@ pub(crate) struct Mirror {
     charge: Charge,
     /// What the last transaction took, to allocate the next at once.
     expected: usize,
-    /// So much of the room for it has been asked for, in bytes.
-    fetched: usize,
 }
 
 impl Mirror {
@@ -41,7 +34,6 @@ impl Mirror {
             limit,
             charge: Charge::nothing(budget),
             expected: 0,
-            fetched: 0,
         }
     }
 
@@ -77,20 +69,6 @@ impl Mirror {
         }
     }
 
-    /// A frame is about to be written, with three calls: the memory for it comes near while SQLite works. Whoever freed it is on another core, so the copy would wait
-    /// for it line by line, which takes longer than all else here. In parts, since a core asks for few lines at a time.
-    pub(crate) fn fetch(&mut self) {
-        let is_small = (1..=MOST_FETCHED).contains(&self.expected);
-        if !is_small || self.incomplete || self.fetched >= MOST_FETCHED {
-            return;
-        }
-        if self.bytes.capacity() == 0 {
-            self.bytes = buffer::take(self.expected);
-        }
-        buffer::fetch(&mut self.bytes, self.fetched, self.fetched + FETCHED_AT_ONCE);
-        self.fetched += FETCHED_AT_ONCE;
-    }
-
     fn has_room(&mut self, bytes: u64) -> bool {
         bytes <= self.limit && self.charge.cover(bytes)
     }
@@ -105,7 +83,6 @@ impl Mirror {
     /// Forgets what was written: it was committed, or rolled back.
     pub(crate) fn clear(&mut self) {
         self.bytes.clear();
-        self.fetched = 0;
         self.charge.clear();
         self.incomplete = false;
     }

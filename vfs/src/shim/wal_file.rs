@@ -57,7 +57,6 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
         if offset == 0 || connection.database.wants_attention() {
             observe("wal xWrite", connection, || before_write(connection, offset, head));
         }
-        connection.lock().mirror.fetch();
         if connection.is_strict() {
             let mut forward = |bytes: &[u8], at: u64| -> c_int {
                 let (Ok(amount), Ok(at)) = (c_int::try_from(bytes.len()), i64::try_from(at)) else {
