@@ -67,6 +67,10 @@ pub(crate) use replica::DatabaseReplica;
 struct Stopped;
 
 #[cfg(any(test, feature = "testing"))]
+#[cfg_attr(
+    not(feature = "testing"),
+    allow(unreachable_pub, reason = "what the fuzz targets take is public for them")
+)]
 pub(crate) mod simulator;
 #[cfg(test)]
 mod tests;
