@@ -25,8 +25,6 @@ use crate::store::Store;
 
 /// A database that is written so seldom that segments do not add up is looked after as often as this.
 const AT_LEAST: Duration = Duration::from_secs(60 * 60);
-/// What took no longer than this needs no rest.
-const LONG: Duration = Duration::from_millis(100);
 /// Requests at a time: the store's limit is for segments and images, too.
 const PARALLEL: usize = 3;
 
@@ -45,6 +43,8 @@ pub(crate) struct Rule {
     pub(crate) merged_at_once: bool,
     /// After a time that took long, so many times as long passes until the next: under a load that never ends it would run all the time otherwise.
     pub(crate) rests: u32,
+    /// What took no longer than this needs no rest.
+    pub(crate) long: Duration,
     /// In place of what is set. With this one also `Forever` is looked after.
     pub(crate) retention: Option<Retention>,
 }
@@ -59,6 +59,7 @@ impl Default for Rule {
             deletes_every: AT_LEAST / 2,
             merged_at_once: false,
             rests: 3,
+            long: Duration::from_millis(100),
             retention: None,
         }
     }
@@ -204,7 +205,7 @@ impl Upkeep {
             metrics.upkeep_errors.increment(problems.len() as u64);
             let _later = later();
             let took = begun.elapsed();
-            if took >= LONG {
+            if took >= rule.long {
                 lock(&memory).rests_until = Instant::now().checked_add(took * rule.rests);
             }
             lock(&memory).tell(problems, warnings, &database, store.replica());
@@ -246,6 +247,7 @@ impl Upkeep {
         state.since = state.since.and_then(|since| since.checked_sub(by));
         let mut memory = lock(&self.memory);
         memory.deleted = memory.deleted.and_then(|at| at.checked_sub(by));
+        memory.rests_until = memory.rests_until.and_then(|at| at.checked_sub(by));
     }
 
     #[cfg(test)]

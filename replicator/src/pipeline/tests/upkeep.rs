@@ -187,6 +187,31 @@ async fn nothing_begins_between_two_tenures() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn after_a_time_that_took_long_it_rests() {
+    let (mut machine, trouble) = machine_in_trouble(Deletions::Done);
+    machine.upkeep.rule.long = Duration::ZERO;
+    machine.upkeep.rule.rests = 1_000_000;
+    let process = with_history(&machine, 1..=1).await;
+    for value in 2..=5 {
+        process.commit(&machine, value);
+        process.flush().await;
+    }
+    process.until("it is looked after", |_| trouble.asked() > 0).await;
+    is_over(&process).await;
+    let asked = trouble.asked();
+    for value in 6..=20 {
+        process.commit(&machine, value);
+        process.flush().await;
+        assert!(!process.shared.upkeep.is_running());
+    }
+    assert_eq!(trouble.asked(), asked);
+    process.shared.upkeep.backdate(Duration::from_secs(365 * 24 * 60 * 60));
+    late_segments(&machine, &process);
+    process.until("it goes on", |_| trouble.asked() > asked).await;
+    process.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_is_fenced_or_has_failed_never_begins_again() {
     for is_fenced in [true, false] {
         let (machine, trouble, process) = one_that_hangs().await;
