@@ -6,10 +6,10 @@
  * lets the injection ask suite_own(). With SUITE_OWN_FAULTS=1 such calls have their turn all the same, and are called "benign", SQLite's own word for what it
  * can do without: then the cases that fail are other ones, and no statement is to have another result for it.
  *
- * How it is told: all that a thread does inside a method of replvfs's is replvfs's own, but for that method when it is called on the same kind of file underneath, once: this is
- * what SQLite asked for, passed on. So there are methods above those of replvfs, and beneath them. Handles that replvfs opens for
- * itself are its own on every thread. They are known by their names, which it makes with sqlite3_create_filename(): in the archive that is linked here, that is suite_create_filename().
- * Files that replvfs leaves to the "unix" VFS are untouched.
+ * How it is told: all that a thread does inside a method of replvfs's is replvfs's own, but for that same method on the file underneath, once: that is
+ * what SQLite asked for, passed on. So there are methods above those of replvfs, and beneath them. Handles that replvfs opens for itself are its own on
+ * every thread. They are known by their names, which it makes with sqlite3_create_filename(): in the archive that is linked here, that is
+ * suite_create_filename(). Files that replvfs leaves to the "unix" VFS are untouched.
  */
 #include <pthread.h>
 #include <replvfs.h>

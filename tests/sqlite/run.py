@@ -173,7 +173,14 @@ class Runner:
         groups = None if self.user is None else []
         with self.lock:
             process = subprocess.Popen(
-                command, user=self.user, group=self.user, extra_groups=groups, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True, **where
+                command,
+                user=self.user,
+                group=self.user,
+                extra_groups=groups,
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **where,
             )
             self.started.add(process.pid)
         return process
@@ -315,14 +322,14 @@ def main():
     parser.add_argument("folder", type=Path, help="target/sqlite-suite")
     parser.add_argument("--set", action="append", default=[], help="a file of sets/, or permutation:NAME")
     parser.add_argument("--script", action="append", default=[], help="a script (wildcards allowed), or PERMUTATION/SCRIPT")
-    parser.add_argument("--of", action="append", default=[], help="of the scripts that are said, only those in this file of sets/, whatever their permutation")
+    parser.add_argument("--of", action="append", default=[], help="of these scripts only those in this file of sets/")
     parser.add_argument("--without", action="append", default=[], help="leave these scripts out (wildcards allowed)")
     parser.add_argument("--new", action="store_true", help="only scripts that have no result yet")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--timeout", type=int, default=900, help="seconds for each script")
     parser.add_argument("--keep", action="store_true", help="leave the folders of the scripts")
     parser.add_argument("--judge", action="store_true", help="run nothing: compare the last results")
-    parser.add_argument("--own-faults", action="store_true", help="faults are injected into replvfs's own calls, too: the number of cases is not compared, nor the success of a statement")
+    parser.add_argument("--own-faults", action="store_true", help="let replvfs's own calls fail, too: see README.md")
     parser.add_argument("--known", action="store_true", help="take the results of the plain VFS from the last run, where there are any")
     options = parser.parse_args()
     suite = Suite(options.folder.resolve())

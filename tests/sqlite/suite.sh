@@ -77,8 +77,8 @@ build() {
     if [ ! -e "$build/Makefile" ]; then
         (cd "$build" && CFLAGS=-O1 "$source/configure" --enable-all --disable-readline >configure.log 2>&1) || { tail "$build/configure.log" >&2; fail configure; }
     fi
-    local made=(make -s -C "$build" -j "$(nproc)" -f "$here/testfixture.mk" "SUITE_SOURCE=$here/register.c" "SUITE_FAULTS=$here/faults.sed" "SUITE_CFLAGS=-I$root/replicator/capi/include"
-        "SUITE_ARCHIVE=$build/libreplvfs.a" "SUITE_LIBS=${libs[*]}")
+    local made=(make -s -C "$build" -j "$(nproc)" -f "$here/testfixture.mk" "SUITE_SOURCE=$here/register.c" "SUITE_FAULTS=$here/faults.sed"
+        "SUITE_CFLAGS=-I$root/replicator/capi/include" "SUITE_ARCHIVE=$build/libreplvfs.a" "SUITE_LIBS=${libs[*]}")
     "${made[@]}" "${@:-testfixture-replvfs}" >"$build/make.log" 2>&1 || { grep -E 'error|undefined' "$build/make.log" >&2; fail "make; see $build/make.log"; }
     echo "$build/testfixture-replvfs with SQLite $(cat "$source/VERSION")"
 }
@@ -101,8 +101,8 @@ all() {
     local failures=0 permutation
     run --set permutation:veryquick --timeout 3600 "$@" || failures=1
     run --set files --timeout 3600 "$@" || failures=1
-    for permutation in wal exclusive exclusive-truncate persistent_journal persistent_journal_error truncate_journal no_journal no_journal_error \
-        autovacuum_crash autovacuum_ioerr coverage-wal coverage-pager singlethread multithread fullmutex onefile; do
+    for permutation in wal exclusive exclusive-truncate persistent_journal persistent_journal_error truncate_journal no_journal \
+        no_journal_error autovacuum_crash autovacuum_ioerr coverage-wal coverage-pager singlethread multithread fullmutex onefile; do
         run --set "permutation:$permutation" --timeout 3600 "$@" || failures=1
     done
     # Of these, which run nearly everything, what touches files.
