@@ -101,6 +101,22 @@ fuzz seconds="60" *targets:
 loom *args:
     RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release --locked -p replvfs-vfs --lib loom_ -- {{ args }}
 
+# The border to C and all else that runs without C under Miri (needs nightly with miri)
+miri *args:
+    CFLAGS=-O0 MIRIFLAGS="-Zmiri-disable-isolation" CARGO_TARGET_DIR=target/miri cargo +nightly miri test --locked -p replvfs-vfs --lib -- {{ args }}
+
+# The tests whose threads meet, or `just tsan -p replvfs-tests --test fork`, under ThreadSanitizer (needs nightly with rust-src)
+tsan *args:
+    tests/sanitizers/run.sh thread {{ args }}
+
+# The same under AddressSanitizer
+asan *args:
+    tests/sanitizers/run.sh address {{ args }}
+
+# SQLite's shell with the extension under valgrind; the C examples are in tests/hosts/c.sh
+valgrind: extension
+    tests/sanitizers/valgrind.sh target/release/libreplvfs.so
+
 # Licences, advisories, sources (needs cargo-deny)
 deny:
     cargo deny --workspace --all-features check

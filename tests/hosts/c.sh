@@ -68,6 +68,16 @@ cp -r "$root/examples/c" with-system
 make -s -C with-system
 notes with-system/notes
 
+if command -v valgrind >/dev/null; then
+    echo "-- the example, under valgrind"
+    source "$root/tests/sanitizers/memcheck.sh"
+    notes "${memcheck[@]}" with-system/notes
+elif [ "${CI:-}" = true ]; then
+    fail "there is no valgrind"
+else
+    echo "SKIPPED: the example under valgrind, which is not there"
+fi
+
 echo "-- the example, with sqlite3.c"
 cp -r "$root/examples/c" with-own
 sanitized=(-O0 -g -fsanitize=address)
@@ -89,6 +99,11 @@ mkdir misuse-c
 c++ -std=gnu++11 "${strict[@]}" "${replvfs_cflags[@]}" -x c++ "${sources[@]}" -x none -o misuse++ "${replvfs_libs[@]}" $(pkg-config --libs sqlite3)
 mkdir misuse-c++
 ./misuse++ "$work/misuse-c++"
+if command -v valgrind >/dev/null; then
+    # A child of its leaves what its parent had where it is, so leaks are looked for in the example.
+    mkdir misuse-valgrind
+    "${memcheck[@]}" --leak-check=no ./misuse++ "$work/misuse-valgrind"
+fi
 
 strip -o notes-stripped with-system/notes
 size() { stat -c %s "$1"; }

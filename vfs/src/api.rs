@@ -1,6 +1,9 @@
 //! The SQLite functions that we call, in one table: filled by the linker, or by the host that loads the
 //! extension. Nothing else in this crate names a SQLite function.
 
+#[cfg(test)]
+pub(crate) mod fake;
+
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicPtr, Ordering};
 

@@ -116,7 +116,7 @@ impl BaseVfs {
         let (size, open) = unsafe { ((*self.raw).szOsFile, (*self.raw).xOpen) };
         let open = open.ok_or(Code(ffi::SQLITE_CANTOPEN))?;
         let words = usize::try_from(size).unwrap_or(0).div_ceil(8).max(1);
-        let mut memory = vec![0_u64; words].into_boxed_slice();
+        let mut memory = vec![0_u64; words];
         let raw = memory.as_mut_ptr().cast::<ffi::sqlite3_file>();
         let mut out_flags = 0;
         // SAFETY: memory is zeroed, aligned to 8 and szOsFile bytes long; name is a sqlite3_filename that outlives the file.
@@ -139,7 +139,8 @@ fn with_suffix(database: &CStr, suffix: &[u8]) -> Result<CString, Code> {
 /// A file of our own on the base VFS. Closed, with all its locks, when dropped.
 pub(crate) struct BaseFile {
     raw: *mut ffi::sqlite3_file,
-    _memory: Box<[u64]>,
+    /// No box: of what is in one, no other pointer may be used once it was moved.
+    _memory: Vec<u64>,
     /// The base VFS keeps the pointer.
     _name: Filename,
 }

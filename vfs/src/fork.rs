@@ -34,6 +34,10 @@ struct Node {
 /// Has this library told of forks. To be called before anything else of it is used.
 pub(crate) fn watch() {
     static ONCE: Once = Once::new();
+    // Miri has no fork().
+    if cfg!(miri) {
+        return;
+    }
     ONCE.call_once(|| {
         // SAFETY: the function lives as long as the process, and does only what is allowed in a child of a process with threads.
         if unsafe { pthread_atfork(None, None, Some(in_child)) } != 0 {

@@ -3,6 +3,8 @@
 //! Owns the C structures. Leaves every decision to `capture`. Of the files, only the main database and its WAL are
 //! wrapped; all others are opened by the base VFS in the memory that SQLite gave, so that they cost nothing.
 
+#[cfg(test)]
+mod border;
 mod database_file;
 mod file;
 mod pragma;
