@@ -45,7 +45,7 @@ fn run(plan: &Plan, server: &Server, peer: Peer, content: Content, round: usize)
     let replicator = place.replicator(&plan.tools);
     let load = Load {
         rows: 1,
-        commits: plan.either(10_000, 150_000),
+        commits: plan.either(10_000, 130_000),
         most: Duration::from_secs(600),
         pace: Some(1000),
         content,

@@ -16,12 +16,12 @@ fn load(plan: &Plan, name: &str) -> Load {
     let (rows, commits, pace) = match name {
         "small" => (1, plan.either(60_000, 300_000), None),
         "batches" => (1000, plan.either(200, 1_500), None),
-        _ => (1, plan.either(3_000, 10_000), Some(1000)),
+        _ => (1, plan.either(3_000, 6_000), Some(1000)),
     };
     Load {
         rows,
         commits,
-        most: Duration::from_secs(plan.either(3, 10)),
+        most: Duration::from_secs(plan.either(3, 8)),
         pace,
         content: Content::Text,
         bytes: 100,

@@ -64,8 +64,12 @@ fn median(numbers: &[f64]) -> f64 {
 /// Digits enough, and no more.
 fn short(number: f64) -> String {
     match number.abs() {
-        size if number.is_nan() || size == 0.0 => "0".to_owned(),
-        100_000.0.. => format!("{:.0},{:03.0}", (number / 1000.0).trunc(), number % 1000.0),
+        size if size.is_nan() => "–".to_owned(),
+        0.0 => "0".to_owned(),
+        10_000.0.. => {
+            let whole = number.round() as i64;
+            format!("{},{:03}", whole / 1000, whole.abs() % 1000)
+        }
         100.0.. => format!("{number:.0}"),
         10.0.. => format!("{number:.1}"),
         _ => format!("{number:.2}"),
@@ -110,6 +114,7 @@ impl Goal {
 
 pub(crate) fn print(results: &Value) {
     let mut goals = Vec::new();
+    print_summary(results);
     let tables: [(&str, fn(&Value, &mut Vec<Goal>)); 7] = [
         ("rates", print_rates),
         ("bytes", print_bytes),
@@ -146,6 +151,113 @@ pub(crate) fn print(results: &Value) {
     for goal in goals {
         let is_met = if goal.is_met { "met" } else { "not met" };
         println!("| {} | {} | {is_met} |", goal.wanted, spread(&goal.found));
+    }
+}
+
+/// A line of the summary: what it is, and how a peer's cell comes about; empty where it was not measured.
+type Line<'a> = (&'static str, Box<dyn Fn(&str) -> String + 'a>);
+
+/// All in one table, for the README at the top.
+fn print_summary(results: &Value) {
+    let of = |part: &str| results[part]["measured"].clone();
+    let (rates, bytes, fresh, loss) = (of("rates"), of("bytes"), of("fresh"), of("loss"));
+    let (restore, reads, idle) = (of("restore"), of("reads"), of("idle"));
+    let numbers = |runs: &Value, what: &dyn Fn(&Value) -> f64| each(self::runs(runs), what);
+    let cell = |numbers: &[f64]| {
+        if numbers.is_empty() {
+            String::new()
+        } else {
+            short(median(numbers))
+        }
+    };
+    let pair = |numbers: &[f64]| match numbers.is_empty() {
+        true => String::new(),
+        false => format!("{}, {}", short(median(numbers)), short(quantile(numbers, 1.0))),
+    };
+    let beside_plain = |runs: &Value, plain: &Value, what: &dyn Fn(&Value) -> f64| {
+        let ratio = spread(&ratios(self::runs(runs), self::runs(plain), what));
+        if ratio == "–" { String::new() } else { ratio }
+    };
+    let of_loads = |load: &'static str, what: fn(&Value) -> f64| {
+        let rates = &rates;
+        move |peer: &str| beside_plain(&rates[load][peer], &rates[load]["plain"], &what)
+    };
+    let read = |run: &Value| number(&run["beside"]["reads"]) / number(&run["beside"]["seconds"]);
+    let sent = |content: &'static str| {
+        let bytes = &bytes;
+        move |peer: &str| {
+            cell(&numbers(&bytes[content][peer], &|run| {
+                number(&run["bytes"]) / number(&run["rows"])
+            }))
+        }
+    };
+    let lines: Vec<Line> = vec![
+        ("commits of a row, of SQLite's rate", Box::new(of_loads("small", rate))),
+        (
+            "commits of 1,000 rows, of SQLite's rate",
+            Box::new(of_loads("batches", rate)),
+        ),
+        (
+            "1,000 commits a second: p50 and p99, µs",
+            Box::new(|peer| {
+                let column = |key: &str| cell(&numbers(&rates["paced"][peer], &|run| number(&run[key])));
+                format!("{}, {}", column("p50"), column("p99"))
+            }),
+        ),
+        (
+            "CPU of replication for a million commits, s",
+            Box::new(|peer| {
+                let pairs = runs(&rates["small"][peer]).iter().zip(runs(&rates["small"]["plain"]));
+                let more: Vec<f64> = pairs.map(|(run, plain)| cpu(run) - cpu(plain)).collect();
+                if peer == "plain" { String::new() } else { cell(&more) }
+            }),
+        ),
+        (
+            "the WAL meanwhile, MiB",
+            Box::new(|peer| {
+                cell(&numbers(&rates["small"][peer], &|run| {
+                    number(&run["largest WAL"]) / MEBIBYTE
+                }))
+            }),
+        ),
+        (
+            "reads beside a writer, of those of SQLite",
+            Box::new(|peer| beside_plain(&reads[peer], &reads["plain"], &read)),
+        ),
+        ("bytes sent for a row of 200 bytes of text", Box::new(sent("text"))),
+        ("the same, random bytes", Box::new(sent("random"))),
+        (
+            "a lone commit can be restored after, ms (store 20 ms away): median, worst",
+            Box::new(|peer| pair(&numbers(&fresh["20"][peer], &number))),
+        ),
+        (
+            "all killed, disk gone, at 1,000 rows a second: rows lost, median and worst",
+            Box::new(|peer| pair(&numbers(&loss["paced"][peer], &|run| number(&run["lost"])))),
+        ),
+        (
+            "the same at full rate",
+            Box::new(|peer| pair(&numbers(&loss["full"][peer], &|run| number(&run["lost"])))),
+        ),
+        (
+            "restore of 1 GiB, s",
+            Box::new(|peer| cell(&numbers(&restore["snapshot"][peer], &|run| number(&run["seconds"])))),
+        ),
+        (
+            "100 databases at rest: CPU s in a minute",
+            Box::new(
+                |peer| match number(&idle[peer]["CPU"]) / number(&idle[peer]["seconds"]) * 60.0 {
+                    none if none.is_nan() => String::new(),
+                    seconds => short(seconds),
+                },
+            ),
+        ),
+    ];
+    println!(
+        "### summary\n\n| | {} |\n|---|---|---|---|---|---|",
+        Peer::ALL.map(|peer| name(peer.name())).join(" | ")
+    );
+    for (what, cell) in lines {
+        println!("| {what} | {} |", Peer::ALL.map(|peer| cell(peer.name())).join(" | "));
     }
 }
 
