@@ -48,8 +48,18 @@ fmt:
 doc *args:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked {{ args }}
 
-# What replication costs a writer
+# replvfs, Litestream and plain SQLite side by side: all of it, or PARTS, `--rounds N`, `--short`; see tests/benches/beside_litestream/README.md
 bench *args:
+    tests/benches/beside_litestream/prepare.sh target/litestream
+    cargo build --release --locked -p replvfs-cli
+    cargo bench --locked --bench beside_litestream -- {{ args }}
+
+# The plots of what `just bench` has measured last
+bench-plots:
+    target/litestream/bin/python tests/benches/beside_litestream/plot.py target/beside_litestream.json tests/benches/beside_litestream
+
+# What replication costs a writer
+bench-overhead *args:
     cargo bench --bench write_overhead {{ args }}
 
 # What replicating costs: requests and their price, and many databases in one process

@@ -5,6 +5,7 @@
 
 pub mod peer;
 mod rng;
+pub mod s3;
 pub mod weather;
 pub mod writers;
 

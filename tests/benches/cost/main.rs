@@ -7,13 +7,14 @@
 
 mod requests;
 mod scale;
-mod server;
+
+use replvfs_tests::s3;
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let number = |at: usize, otherwise| words.get(at).and_then(|word| word.parse().ok()).unwrap_or(otherwise);
     match words.first().map(String::as_str) {
-        Some(server::ROLE) => server::serve(),
+        Some(s3::ROLE) => s3::serve(),
         Some(scale::ROLE) => scale::child(&words[1..]),
         Some("requests") => requests::measure(number(1, 600)),
         Some("scale") => scale::measure(number(1, 1000), number(2, 100)),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use replvfs_tests::{Scratch, flush, open, status, use_wal};
 use rusqlite::Connection;
 
-use super::server::{Counts, Kind, Server};
+use replvfs_tests::s3::{Counts, Kind, Server};
 
 /// Dollars for 1,000 requests: S3 Standard, us-east-1. Deleting is free.
 const WRITING: f64 = 0.005;

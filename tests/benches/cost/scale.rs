@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use replvfs_tests::{Scratch, flush, open, use_wal};
 use rusqlite::Connection;
 
-use super::server::{self, Server};
+use replvfs_tests::s3::{self, Server};
 
 /// The first argument of the process that has the databases.
 pub(crate) const ROLE: &str = "--databases";
@@ -83,7 +83,7 @@ fn now() -> Now {
 
 impl Process {
     fn requests(&self) -> [u64; 2] {
-        GROUPS.map(|group| server::counts(self.server, group).all())
+        GROUPS.map(|group| s3::counts(self.server, group).all())
     }
 
     /// Does it, and tells what it took, and what is there then.
@@ -128,7 +128,7 @@ pub(crate) fn child(words: &[String]) {
         .chain((0..busy).map(|n| (GROUPS[1], n)))
         .map(|(group, n)| {
             let file = folder.join(format!("{group}{n}"));
-            let replica = server::replica(&words[1], group, &n.to_string());
+            let replica = s3::replica(&words[1], group, &n.to_string());
             match is_plain {
                 true => format!("file:{}", file.display()),
                 false => format!("file:{}?vfs=replvfs&replica={replica}", file.display()),
