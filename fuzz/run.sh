@@ -1,6 +1,7 @@
 #!/bin/bash
 # Fuzzes targets for some seconds each, two beside each other: fuzz/run.sh SECONDS [TARGET...]. Needs a C++ compiler, and no other toolchain than the usual one: what
 # is compiled for the workspace's tests serves here, and our own crates alone are compiled with what libFuzzer and the address sanitizer need.
+# REPLVFS_FUZZ_SEED: what decides the inputs; another one each time without it.
 # What is found is below fuzz/artifacts, what is new in a folder of its own, so that corpus/ stays as it is in the repository.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,7 +23,7 @@ fuzz_one() {
     local name=$1 found=$target/fuzz/$1
     mkdir -p "$found" fuzz/artifacts
     # Three times what the slowest execution of the corpus takes on a slow machine; a length that becomes an allocation is told by the target itself.
-    if "$target/debug/$name" "$found" "fuzz/corpus/$name" -max_total_time="$seconds" -timeout=30 -rss_limit_mb=2048 -max_len=65536 -print_final_stats=1 \
+    if "$target/debug/$name" "$found" "fuzz/corpus/$name" -max_total_time="$seconds" -seed="${REPLVFS_FUZZ_SEED:-0}" -timeout=30 -rss_limit_mb=2048 -max_len=65536 -print_final_stats=1 \
         -artifact_prefix="fuzz/artifacts/$name-" >"$found.log" 2>&1; then
         echo "$name: $(sed -n 's/^stat::number_of_executed_units: *//p' "$found.log") executions, $(grep -o 'cov: [0-9]*' "$found.log" | tail -1)"
     else
