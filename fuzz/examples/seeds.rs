@@ -196,7 +196,7 @@ fn spill() {
 }
 
 fn texts() {
-    let texts: [(&str, u8, &str); 31] = [
+    let texts: [(&str, u8, &str); 32] = [
         (
             "s3",
             0,
@@ -207,6 +207,11 @@ fn texts() {
         ("sftp", 0, "sftp://me@host:22/srv/backup?key=/etc/key"),
         ("escaped", 0, "s3://bucket/%7Bname%7D/a%20b?a%26b=c"),
         ("file", 0, "fs:///var/backup/{name}"),
+        (
+            "forgotten",
+            0,
+            "bucket/app?secret_access_key=secret&endpoint=http://127.0.0.1:9000",
+        ),
         (
             "database",
             1,

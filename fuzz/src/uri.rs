@@ -41,6 +41,7 @@ fn replica(text: &str) {
         text.to_owned(),
         format!("{text}?secret_access_key={SECRET}"),
         format!("s3://me:{SECRET}@{text}"),
+        format!("bucket/app?secret_access_key={SECRET}&endpoint={text}"),
     ] {
         let has_secret = uri != text;
         assert!(!(has_secret && redacted(&uri).contains(SECRET)), "{uri}");

@@ -229,7 +229,7 @@ fn spill(kind: u8, file: &[u8]) {
                 last = pgno.get();
                 Ok::<_, FrameError>(())
             });
-            drop(visited);
+            let _ = visited;
         }
     });
 }

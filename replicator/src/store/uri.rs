@@ -64,17 +64,25 @@ pub(super) fn place_of(operator: &Operator) -> String {
 #[must_use]
 pub fn redacted(uri: &str) -> String {
     let bare = |text: &str| text.split(['?', '#']).next().unwrap_or_default().to_owned();
-    let Some((scheme, rest)) = uri.split_once("://") else {
-        return bare(uri);
+    let Some((scheme, rest)) = split_scheme(uri) else {
+        // Without one, whatever is before an `@` may be credentials.
+        return if uri.contains('@') { "…".to_owned() } else { bare(uri) };
     };
     if may_split_a_password(rest) {
-        return format!("{}://…", bare(scheme));
+        return format!("{scheme}://…");
     }
     let rest = &bare(rest);
     let end = rest.find('/').unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     let host = authority.rsplit('@').next().unwrap_or_default();
     format!("{scheme}://{host}{path}")
+}
+
+/// What is before the first `://`, if that can be a scheme: where the scheme was forgotten it stands in a parameter, as an endpoint's, with secrets before it.
+fn split_scheme(uri: &str) -> Option<(&str, &str)> {
+    let is_of_scheme = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '+' | '-' | '.');
+    uri.split_once("://")
+        .filter(|(scheme, _)| !scheme.is_empty() && scheme.chars().all(is_of_scheme))
 }
 
 /// Whether what comes after `://` may be credentials with a `/` or a `?` in them, as the keys of S3 have: where such a URI
@@ -108,9 +116,9 @@ pub(crate) fn check(uri: &str) -> Result<(), StoreError> {
     }
 }
 
-/// The scheme of a URI, in lower case.
+/// The scheme of a URI, in lower case; nothing where there is none.
 pub(crate) fn scheme_of(uri: &str) -> String {
-    uri.split("://").next().unwrap_or_default().to_ascii_lowercase()
+    split_scheme(uri).map_or(String::new(), |(scheme, _)| scheme.to_ascii_lowercase())
 }
 
 /// Whether stores of this scheme can be told something besides their place.
@@ -167,7 +175,7 @@ pub(super) fn open(uri: &str, keys: &StoreKeys, create: bool) -> Result<Replica,
 }
 
 fn split(uri: &str) -> Result<Parts, String> {
-    let Some((scheme, rest)) = uri.split_once("://") else {
+    let Some((scheme, rest)) = split_scheme(uri) else {
         return Err("a replica is a URI such as s3://bucket/prefix, or fs:///absolute/path for a folder".to_owned());
     };
     if rest.contains('#') && !may_split_a_password(rest) {
@@ -329,6 +337,10 @@ mod tests {
             ("s3://me:p/w@b/p", "s3://…"),
             ("s3://me:p?w@b/p", "s3://…"),
             ("s3://me:p#w@b/p", "s3://…"),
+            ("b/p?secret_access_key=x&endpoint=http://h", "b/p"),
+            ("s3:/b/p#secret_access_key=x&endpoint=http://h", "s3:/b/p"),
+            ("me:pw@b/p?endpoint=http://h", "…"),
+            (" s3://me:pw@b/p", "…"),
             ("s3://me:p@w/x@b/p", "s3://…"),
         ] {
             assert_eq!(redacted(uri), shown);
@@ -339,6 +351,11 @@ mod tests {
     fn wrong_uris_say_what_is_right() {
         for (uri, says) in [
             ("/var/backup", "fs:///absolute/path"),
+            (
+                "b/x?secret_access_key=a_secret_value&endpoint=http://h",
+                "fs:///absolute/path",
+            ),
+            ("://b/x", "fs:///absolute/path"),
             ("gopher://host/x", "this build has fs://, memory://"),
             #[cfg(not(feature = "ftp"))]
             (
