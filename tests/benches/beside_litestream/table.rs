@@ -112,10 +112,13 @@ impl Goal {
     }
 }
 
+/// Prints what came of a part, and notes what was wanted of it.
+type PrintPart = fn(&Value, &mut Vec<Goal>);
+
 pub(crate) fn print(results: &Value) {
     let mut goals = Vec::new();
     print_summary(results);
-    let tables: [(&str, fn(&Value, &mut Vec<Goal>)); 7] = [
+    let tables: [(&str, PrintPart); 7] = [
         ("rates", print_rates),
         ("bytes", print_bytes),
         ("fresh", print_fresh),
@@ -342,12 +345,21 @@ fn print_bytes(measured: &Value, goals: &mut Vec<Goal>) {
                 asked(&["Delete"]),
             );
         }
+        print_objects(content.name(), &measured[content.name()]);
         let (limit, wanted) = match content {
             Content::Text => (0.6, "bytes sent, text: at most 0.6 of Litestream's"),
             Content::Random => (1.0, "bytes sent, random rows: at most Litestream's"),
         };
         let found = ratios(runs(&measured[content.name()]["async"]), litestream, of_row);
         goals.push(Goal::at_most(wanted, limit, found));
+    }
+}
+
+/// What the bytes of the first round were, on standard error: it is not for the table.
+fn print_objects(content: &str, measured: &Value) {
+    for peer in ["async", "litestream"] {
+        let objects = runs(&measured[peer]).first().map(|run| run["objects"].to_string());
+        eprintln!("{content}, {peer}: {}", objects.unwrap_or_default());
     }
 }
 

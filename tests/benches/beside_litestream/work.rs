@@ -199,9 +199,8 @@ fn write(connection: &Connection, told: &Told) -> Value {
     let begun = Instant::now();
     while (latencies.len() as u64) < commits {
         let number = latencies.len() as u64;
-        if pace > 0 {
-            let due = Duration::from_nanos(number * 1_000_000_000 / pace);
-            std::thread::sleep(due.saturating_sub(begun.elapsed()));
+        if let Some(due) = (number * 1_000_000_000).checked_div(pace) {
+            std::thread::sleep(Duration::from_nanos(due).saturating_sub(begun.elapsed()));
         }
         if pause > 0 {
             std::thread::sleep(Duration::from_millis(pause + rng.below(pause)));
