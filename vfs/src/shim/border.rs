@@ -260,38 +260,6 @@ fn commit(pager: &mut Pager, page: &[u8]) {
     pager.unlock(ffi::SQLITE_LOCK_SHARED);
 }
 
-#[test]
-fn a_file_without_a_wal() {
-    let (vfs, host) = registered("border-journal");
-    let name = c"/nowhere/journal.db";
-    let mut pager = Pager::open(vfs, name, ffi::SQLITE_OPEN_MAIN_DB);
-    commit(&mut pager, &page_one(false, 1));
-    pager.unlock(ffi::SQLITE_LOCK_NONE);
-    pager.lock(ffi::SQLITE_LOCK_SHARED);
-    let log = host.log();
-    assert_eq!(base_of(&log), page_one(false, 1));
-    log.settle(0);
-    commit(&mut pager, &page_one(false, 2));
-    assert_eq!(transactions_of(&log), 1);
-    assert_eq!(pager.size(), 512);
-    assert_eq!(pager.read(100, 0).1, page_one(false, 2)[..100]);
-    assert_eq!(pager.read(100, 500).0, ffi::SQLITE_IOERR_SHORT_READ);
-    assert_eq!(pager.pragma(c"replvfs_txid", None), (ffi::SQLITE_OK, "1".to_owned()));
-    assert_eq!(pager.pragma(c"replvfs_wait", Some(c"x")).0, ffi::SQLITE_ERROR);
-    assert_eq!(pager.pragma(c"cache_size", None).0, ffi::SQLITE_NOTFOUND);
-    let mut text: *mut c_char = std::ptr::null_mut();
-    pager.control(ffi::SQLITE_FCNTL_VFSNAME, (&raw mut text).cast());
-    assert_eq!(taken(text), "replvfs/fake");
-    let mut keeps: c_int = -1;
-    pager.control(ffi::SQLITE_FCNTL_PERSIST_WAL, (&raw mut keeps).cast());
-    // A second connection of the same database, which goes first.
-    let mut other = Pager::open(vfs, name, ffi::SQLITE_OPEN_MAIN_DB);
-    other.lock(ffi::SQLITE_LOCK_SHARED);
-    other.unlock(ffi::SQLITE_LOCK_NONE);
-    other.close();
-    pager.close();
-}
-
 /// A program that opens a connection for each piece of work, from several threads.
 #[test]
 fn what_is_opened_while_the_last_one_closes_is_open() {
