@@ -106,7 +106,7 @@ fn copy(from: &Path, to: &Path) -> f64 {
 fn check(original: &Path, restored: &Path) {
     let sum = |file: &Path| {
         let connection = Connection::open(file).expect("opens");
-        let sql = "SELECT count(*), sum(a), sum(at), sum(length(b)), max(b) FROM t";
+        let sql = "SELECT count(*), sum(a), sum(at % 1000003), sum(length(b)), max(b) FROM t";
         connection
             .query_row(sql, [], |row| {
                 (0..4).map(|at| row.get::<_, i64>(at)).collect::<Result<Vec<i64>, _>>()
