@@ -369,7 +369,8 @@ def main():
                 results[mode][name] = before
             else:
                 results[mode][name] = runner.run(mode, *pair)
-                suite.remember(mode, name, results[mode][name])
+                if mode == "plain" or not options.own_faults:
+                    suite.remember(mode, name, results[mode][name])
         plain, other = (results[mode][name] for mode in MODES)
         surprises, missing = judge(name, plain, other, expected, options.own_faults)
         with runner.lock:
