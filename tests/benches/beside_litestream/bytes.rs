@@ -59,13 +59,26 @@ fn run(plan: &Plan, server: &Server, peer: Peer, content: Content, round: usize)
         replicator.sync(&plan.tools);
     }
     let counts = server.counts(&group).since(&before);
-    let uploads = server.uploads(&group).len() - uploads;
+    let uploads = server.uploads(&group).split_off(uploads);
     writer.end();
     drop(replicator);
     done["bytes"] = json!(counts.bytes);
-    done["objects"] = json!(uploads);
+    for upload in uploads {
+        let of_kind = &mut done["objects"][kind(&upload.key)];
+        let (number, bytes) = (of_kind["number"].as_u64(), of_kind["bytes"].as_u64());
+        *of_kind = json!({ "number": number.unwrap_or(0) + 1, "bytes": bytes.unwrap_or(0) + upload.bytes as u64 });
+    }
     for kind in Kind::ALL {
         done["requests"][format!("{kind:?}")] = json!(counts.of(kind));
     }
     done
+}
+
+/// What an object is, by its name: `gen/log`, `gen/image`, `chunk` and so on; of Litestream's the level, `0000` to `0009`.
+fn kind(key: &str) -> String {
+    let name = key.splitn(3, '/').nth(2).unwrap_or_default();
+    let is_level = |word: &&str| word.len() == 4 && word.starts_with("000");
+    let is_word = |word: &&str| word.len() > 2 && word.bytes().all(|byte| byte.is_ascii_lowercase());
+    let words: Vec<&str> = name.split('/').filter(|word| is_level(word) || is_word(word)).collect();
+    words.join("/")
 }

@@ -66,6 +66,7 @@ fn short(number: f64) -> String {
     match number.abs() {
         size if size.is_nan() => "–".to_owned(),
         0.0 => "0".to_owned(),
+        1_000_000.0.. => format!("{:.1} million", number / 1e6),
         10_000.0.. => {
             let whole = number.round() as i64;
             format!("{},{:03}", whole / 1000, whole.abs() % 1000)
@@ -342,12 +343,21 @@ fn print_bytes(measured: &Value, goals: &mut Vec<Goal>) {
                 asked(&["Delete"]),
             );
         }
+        print_objects(content.name(), &measured[content.name()]);
         let (limit, wanted) = match content {
             Content::Text => (0.6, "bytes sent, text: at most 0.6 of Litestream's"),
             Content::Random => (1.0, "bytes sent, random rows: at most Litestream's"),
         };
         let found = ratios(runs(&measured[content.name()]["async"]), litestream, of_row);
         goals.push(Goal::at_most(wanted, limit, found));
+    }
+}
+
+/// What the bytes of the first round were, on standard error: it is not for the table.
+fn print_objects(content: &str, measured: &Value) {
+    for peer in ["async", "litestream"] {
+        let objects = runs(&measured[peer]).first().map(|run| run["objects"].to_string());
+        eprintln!("{content}, {peer}: {}", objects.unwrap_or_default());
     }
 }
 
