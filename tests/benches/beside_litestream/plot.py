@@ -89,8 +89,10 @@ def fresh(results, folder):
 
 def main():
     results, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    speed(results, folder)
-    fresh(results, folder)
+    if {"rates", "reads"} <= results.keys():
+        speed(results, folder)
+    if "fresh" in results:
+        fresh(results, folder)
 
 
 main()

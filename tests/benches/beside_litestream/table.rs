@@ -66,6 +66,7 @@ fn short(number: f64) -> String {
     match number.abs() {
         size if size.is_nan() => "–".to_owned(),
         0.0 => "0".to_owned(),
+        1_000_000.0.. => format!("{:.1} million", number / 1e6),
         10_000.0.. => {
             let whole = number.round() as i64;
             format!("{},{:03}", whole / 1000, whole.abs() % 1000)
