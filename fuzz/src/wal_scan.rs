@@ -191,7 +191,7 @@ fn spill(kind: u8, file: &[u8]) {
         }
     };
     let (mut at, mut ends, mut begin) = (8, Vec::new(), Position::NONE);
-    while let Some(record) = file.get_mut(at..at + RECORD_BYTES) {
+    while let Some(record) = file.get_mut(at..at.saturating_add(RECORD_BYTES)) {
         let crc = crc32fast::hash(&record[..RECORD_BYTES - 4]);
         record[RECORD_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
         let (start, end) = (place(record, 24), place(record, 44));
@@ -201,7 +201,9 @@ fn spill(kind: u8, file: &[u8]) {
         ends.push(end);
         let page_size = u32::from_le_bytes([record[16], record[17], record[18], record[19]]) as usize;
         let frames = end.frame.saturating_sub(start.frame) as usize;
-        at += RECORD_BYTES + frames * (FRAME_HEADER_BYTES + page_size);
+        at = frames
+            .saturating_mul(FRAME_HEADER_BYTES + page_size)
+            .saturating_add(at + RECORD_BYTES);
     }
     let mut name = database().into_os_string();
     name.push("-replvfs-spill");

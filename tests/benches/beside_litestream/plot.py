@@ -61,7 +61,7 @@ def speed(results, folder):
         for place, at, up in zip(places, middle, above):
             axes.text(place, at + up + 0.02, f"{at:.2f}", ha="center", fontsize=8)
     axes.axhline(1, color=LINE, linewidth=0.8, linestyle="--")
-    axes.set_xticks(range(len(groups)), [name for name, _ in groups])
+    axes.set_xticks(range(len(groups)), [name.replace(" ", "\n", 2) for name, _ in groups])
     axes.set_ylabel("share of SQLite's own rate")
     axes.set_ylim(bottom=0)
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.02))
