@@ -190,7 +190,7 @@ fn spill(kind: u8, file: &[u8]) {
             checksum: [word(at + 12), word(at + 16)],
         }
     };
-    let (mut at, mut ends, mut begin) = (8, Vec::new(), Position::NONE);
+    let (mut at, mut ends, mut begin) = (8_usize, Vec::new(), Position::NONE);
     while let Some(record) = file.get_mut(at..at.saturating_add(RECORD_BYTES)) {
         let crc = crc32fast::hash(&record[..RECORD_BYTES - 4]);
         record[RECORD_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
