@@ -18,6 +18,9 @@ pub fn run(data: &[u8]) {
     let (kind, bytes) = kind(data);
     let text = String::from_utf8_lossy(bytes);
     let text = text.as_ref();
+    if text.contains(SECRET) {
+        return; // It may stand where nothing is secret: a fuzzer learns it from the comparison.
+    }
     match kind {
         0 => replica(text),
         1 => memory::within(1 << 20, || parameters(text)),
