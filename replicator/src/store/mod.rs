@@ -383,7 +383,10 @@ impl Store {
     async fn try_create(&self, key: &Key, body: Body) -> Result<Created, StoreError> {
         let path = key.path();
         let created = match &self.0.way {
-            Way::Folder(_) => return self.create_in_folder(path, body).await,
+            Way::Folder(_) => {
+                let create = move |folder: &Folder, path: &str| folder.create(path, &body);
+                return self.in_folder(Action::Create, path, create).await;
+            }
             Way::Request => {
                 let is_doubtful = !self.0.proved.load(Ordering::Relaxed) && matches!(key, Key::Log(..));
                 let looks = is_doubtful || self.fencing() == Fencing::BestEffort;
@@ -394,14 +397,19 @@ impl Store {
         created.map_err(|failure| self.failed(Action::Create, &path, failure))
     }
 
-    async fn create_in_folder(&self, path: String, body: Body) -> Result<Created, StoreError> {
-        let inner = Arc::clone(&self.0);
-        let name = path.clone();
+    /// Does something with an object of a folder, where it may block.
+    async fn in_folder<T: Send + 'static>(
+        &self,
+        action: Action,
+        path: String,
+        work: impl FnOnce(&Folder, &str) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (inner, name) = (Arc::clone(&self.0), path.clone());
         let done = blocking(move || match &inner.way {
-            Way::Folder(folder) => folder.create(&name, &body),
+            Way::Folder(folder) => work(folder, &name),
             _ => Err(io::ErrorKind::Unsupported.into()),
         });
-        done.await.map_err(|error| self.io(Action::Create, Some(&path), &error))
+        done.await.map_err(|error| self.io(action, Some(&path), &error))
     }
 
     async fn create_remote(&self, path: &str, body: Body, looks: bool) -> Result<Created, Failure> {
@@ -495,12 +503,7 @@ impl Store {
     async fn try_delete(&self, key: &Key) -> Result<(), StoreError> {
         let path = key.path();
         if matches!(self.0.way, Way::Folder(_)) {
-            let (inner, name) = (Arc::clone(&self.0), path.clone());
-            let done = blocking(move || match &inner.way {
-                Way::Folder(folder) => folder.delete(&name),
-                _ => Err(io::ErrorKind::Unsupported.into()),
-            });
-            return done.await.map_err(|error| self.io(Action::Delete, Some(&path), &error));
+            return self.in_folder(Action::Delete, path, Folder::delete).await;
         }
         match self.0.operator.delete(&path).await {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(self.opendal(Action::Delete, Some(&path), &error)),
@@ -588,12 +591,8 @@ impl Store {
     }
 
     async fn read_in_folder(&self, path: &str, start: u64, limit: u64) -> Result<Bytes, StoreError> {
-        let (inner, name) = (Arc::clone(&self.0), path.to_owned());
-        let done = blocking(move || match &inner.way {
-            Way::Folder(folder) => folder.read(&name, start, limit),
-            _ => Err(io::ErrorKind::Unsupported.into()),
-        });
-        done.await.map_err(|error| self.io(Action::Read, Some(path), &error))
+        let read = move |folder: &Folder, path: &str| folder.read(path, start, limit);
+        self.in_folder(Action::Read, path.to_owned(), read).await
     }
 
     /// Reads a part of an object.

@@ -81,7 +81,7 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
             let data = std::slice::from_raw_parts(data.cast::<u8>(), usize::try_from(amount).unwrap_or(0));
             connection.refuses_change(real, offset, data)
         };
-        if refusing && refuses("xWrite", connection, is_refused) {
+        if refusing && asked("xWrite", connection, is_refused) {
             return ffi::SQLITE_READONLY;
         }
         if guard("xWrite", || connection.lacks_journal()) != Some(false) {
@@ -101,7 +101,7 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int 
         // SAFETY: as above.
         let real = unsafe { ShimFile::of(file).real() };
         let refusing = is_refusing(connection);
-        if refusing && refuses("xTruncate", connection, || connection.keeps_length()) {
+        if refusing && asked("xTruncate", connection, || connection.keeps_length()) {
             // An error would be the rollback's, which has to succeed.
             return ffi::SQLITE_OK;
         }
