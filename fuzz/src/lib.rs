@@ -12,6 +12,9 @@ pub mod state;
 pub mod uri;
 pub mod wal_scan;
 
+use std::path::Path;
+use std::sync::OnceLock;
+
 /// What a target does with some bytes.
 pub type Body = fn(&[u8]);
 
@@ -38,4 +41,15 @@ fn kind(data: &[u8]) -> (u8, &[u8]) {
 /// As [`arbitrary::Arbitrary`] reads it; `None` where there are too few bytes.
 fn read<'a, T: arbitrary::Arbitrary<'a>>(data: &'a [u8]) -> Option<T> {
     T::arbitrary_take_rest(arbitrary::Unstructured::new(data)).ok()
+}
+
+/// For the files of all targets, in memory where that is possible.
+fn folder() -> &'static Path {
+    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let memory = Path::new("/dev/shm");
+    let make = || match memory.is_dir() {
+        true => tempfile::tempdir_in(memory),
+        false => tempfile::tempdir(),
+    };
+    FOLDER.get_or_init(|| make().expect("a folder")).path()
 }

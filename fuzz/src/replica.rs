@@ -2,7 +2,6 @@
 //! `verify` finds nothing, everything that it says is there can be restored; merging and deleting end. With checksums that fit, as whoever means harm would make
 //! them, at least nothing panics or takes much memory.
 
-use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
@@ -19,7 +18,7 @@ use replvfs::verify::{VerifyOptions, verify};
 use replvfs_vfs::types::{Txid, UnixMillis};
 
 use crate::specimen::{self, Specimen};
-use crate::{memory, mended, read};
+use crate::{folder, memory, mended, read};
 
 #[derive(Arbitrary, Debug)]
 struct Input {
@@ -54,16 +53,6 @@ enum Wanted {
 fn whole() -> &'static Specimen {
     static WHOLE: OnceLock<Specimen> = OnceLock::new();
     WHOLE.get_or_init(specimen::replica)
-}
-
-fn folder() -> &'static Path {
-    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let memory = Path::new("/dev/shm");
-    let make = || match memory.is_dir() {
-        true => tempfile::tempdir_in(memory),
-        false => tempfile::tempdir(),
-    };
-    FOLDER.get_or_init(|| make().expect("a folder")).path()
 }
 
 /// What becomes of the objects, and whether a checksum fits that should not.

@@ -1,8 +1,7 @@
 //! What SQLite writes, or another process beside it: the WAL, the header of the wal-index, and the file of what was carried over. Never panics; and which frames
 //! are committed is told as a second reading of the file format tells it.
 
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::path::PathBuf;
 
 use replvfs_vfs::resume::Mark;
 use replvfs_vfs::testing::{checksum, load_spill};
@@ -10,7 +9,7 @@ use replvfs_vfs::transaction::FrameError;
 use replvfs_vfs::types::{Position, Salts, Txid};
 use replvfs_vfs::wal::{Commit, FRAME_HEADER_BYTES, HEADER_BYTES, IndexHeader, Scan, WalHeader};
 
-use crate::{kind, memory};
+use crate::{folder, kind, memory};
 
 /// 0: a WAL. 1: the same with checksums that fit. 2: the header of a wal-index, and 3: with a checksum that fits. Else: a spill file, whose records' CRC-32s are
 /// made to fit, with the transactions from 1 to one that the first byte says.
@@ -163,16 +162,6 @@ fn index(bytes: &[u8]) {
 /// Its magic number, and a record of 80 bytes before the frames of each transaction: `vfs/src/spill.rs`.
 const SPILL_MAGIC: &[u8; 8] = b"rplspil1";
 const RECORD_BYTES: usize = 80;
-
-fn folder() -> &'static Path {
-    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let memory = Path::new("/dev/shm");
-    let make = || match memory.is_dir() {
-        true => tempfile::tempdir_in(memory),
-        false => tempfile::tempdir(),
-    };
-    FOLDER.get_or_init(|| make().expect("a folder")).path()
-}
 
 /// The database that the spill file lies beside.
 pub(crate) fn database() -> PathBuf {
