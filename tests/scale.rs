@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use replvfs::merge::{MergeOptions, merge};
 use replvfs::store::{Store, StoreOptions};
 use replvfs_tests::{
-    Rng, Scratch, block_on, compare_files, flush, open, register_as_it_comes, restore_txid, status, use_wal,
+    Rng, Scratch, block_on, compare_files, flush, open, proc, register_as_it_comes, restore_txid, status, use_wal,
 };
 use rusqlite::Connection;
 
@@ -43,11 +43,7 @@ fn other_process() {
         "read" => read(folder),
         other => panic!("no job {other}"),
     }
-    let [memory, threads] = ["VmHWM:", "Threads:"].map(|name| {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        line.split_whitespace().next().unwrap().parse::<u64>().unwrap()
-    });
+    let [memory, threads] = ["VmHWM:", "Threads:"].map(|name| proc::status("self", name));
     println!("\nUSED {} {threads}", memory << 10);
 }
 
@@ -141,7 +137,7 @@ fn hundreds_of_databases_start_at_once() {
 
 /// All of them, opened by threads that begin at the same time, and written at once.
 fn start(folder: &Path, count: usize) {
-    raise_the_limit_of_descriptors();
+    proc::raise_descriptors();
     register_as_it_comes();
     let (begin, next) = (Barrier::new(STARTERS), AtomicUsize::new(0));
     std::thread::scope(|scope| {
@@ -172,19 +168,6 @@ fn start(folder: &Path, count: usize) {
             });
         }
     });
-}
-
-fn raise_the_limit_of_descriptors() {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: a structure for the answer, and the same with no more than is allowed.
-    unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
-        limit.rlim_cur = limit.rlim_max;
-        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
-    }
 }
 
 const STEPS: [&str; 5] = ["image", "update", "merge", "restore", "read"];

@@ -17,7 +17,7 @@ use replvfs::format::{
 };
 use replvfs::restore::{RestoreOptions, restore};
 use replvfs::store::{Body, Store, StoreOptions};
-use replvfs_tests::Rng;
+use replvfs_tests::{Rng, proc};
 use replvfs_vfs::types::{PageSize, Pgno, Position, Salts, Txid, UnixMillis};
 
 const PAGE: usize = 4096;
@@ -68,9 +68,7 @@ fn child(uri: &str, out: &Path) {
         .block_on(restore(&store, out, &RestoreOptions::default()))
         .unwrap();
     let time = start.elapsed();
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kibibytes = line.and_then(|line| line.split_whitespace().next()).unwrap_or("0");
+    let kibibytes = proc::status("self", "VmHWM:");
     println!("{} {kibibytes}", time.as_micros());
 }
 

@@ -4,6 +4,7 @@
 //! tests.
 
 pub mod peer;
+pub mod proc;
 mod rng;
 pub mod s3;
 pub mod weather;

@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use replvfs_tests::proc;
+
 /// What a process has taken in all its life.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Usage {
@@ -37,25 +39,12 @@ impl Process {
 
     /// Seconds of CPU until now, to a hundredth.
     pub(crate) fn cpu(&self) -> f64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).expect("/proc");
-        // Behind the name, which may have anything in it.
-        let fields = stat
-            .rsplit(')')
-            .next()
-            .expect("fields")
-            .split_whitespace()
-            .skip(11)
-            .take(2);
-        let ticks: u64 = fields.map(|ticks| ticks.parse::<u64>().expect("ticks")).sum();
-        ticks as f64 / 100.0
+        proc::cpu(&self.id().to_string()).as_secs_f64()
     }
 
     /// What it has in memory now, in bytes.
     pub(crate) fn memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("/proc");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let number = line.and_then(|line| line.split_whitespace().next());
-        number.and_then(|number| number.parse::<u64>().ok()).expect("a number") * 1024
+        proc::status(&self.id().to_string(), "VmRSS:") * 1024
     }
 
     /// SIGTERM, or another one.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use replvfs_tests::{Scratch, flush, open, use_wal};
+use replvfs_tests::{Scratch, flush, open, proc, use_wal};
 use rusqlite::Connection;
 
 use replvfs_tests::s3::{self, Server};
@@ -55,29 +55,11 @@ struct Now {
 }
 
 fn now() -> Now {
-    let status = std::fs::read_to_string("/proc/self/status").expect("/proc");
-    let of = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line");
-        line.split_whitespace()
-            .next()
-            .and_then(|number| number.parse().ok())
-            .expect("a number")
-    };
-    let stat = std::fs::read_to_string("/proc/self/stat").expect("/proc");
-    // Behind the name, in hundredths of a second.
-    let ticks = stat
-        .rsplit(')')
-        .next()
-        .expect("fields")
-        .split_whitespace()
-        .skip(11)
-        .take(2);
-    let ticks: u64 = ticks.map(|ticks| ticks.parse::<u64>().expect("ticks")).sum();
     Now {
-        rss: of("VmRSS:") * 1024,
-        threads: of("Threads:"),
+        rss: proc::status("self", "VmRSS:") * 1024,
+        threads: proc::status("self", "Threads:"),
         descriptors: std::fs::read_dir("/proc/self/fd").expect("/proc").count() - 1,
-        cpu: Duration::from_millis(ticks * 10),
+        cpu: proc::cpu("self"),
     }
 }
 
@@ -111,7 +93,7 @@ pub(crate) fn child(words: &[String]) {
     let number = |at: usize| words[at].parse::<u64>().expect("a number");
     let (how, idle, busy) = (words[0].as_str(), number(2), number(3));
     let is_plain = how == "plain";
-    more_descriptors();
+    proc::raise_descriptors();
     let folder = std::path::Path::new(&words[4]).join(if is_plain { "plain" } else { "replicated" });
     std::fs::create_dir_all(&folder).expect("a folder");
     if !is_plain {
@@ -175,18 +157,5 @@ fn write(connections: &[Connection]) {
                 .execute("INSERT INTO t VALUES ('another row')", [])
                 .expect("writes");
         }
-    }
-}
-
-fn more_descriptors() {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: a structure for the answer, and the same with no more than is allowed.
-    unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
-        limit.rlim_cur = limit.rlim_max;
-        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
     }
 }
