@@ -9,6 +9,10 @@ const FROM_SEGMENTS_BYTES: u64 = 64 << 20;
 const FROM_SPANS_BYTES: u64 = 256 << 20;
 /// Spans are merged with their like, or each small one that comes would have the large one before it written anew.
 const CLASSES_BYTES: [u64; 3] = [256 << 10, 2 << 20, PIECE_BYTES];
+/// To send as many bytes once more is worth one request less to all who read them. What is larger on average waits until there are so many times as many, or until
+/// they are as much as a span may be: all that is gained then is that there are fewer names to list.
+const REQUEST_BYTES: u64 = 64 << 10;
+const MANY_TIMES: usize = 8;
 
 /// Runs of at least `least` adjacent pieces to make a span of each, in the order in which that should be done. All are of the path as it is now: after
 /// one was merged the others are no longer right.
@@ -31,11 +35,16 @@ fn find(path: &[Piece], least: usize, most_bytes: u64, fits: impl Fn(&Piece) -> 
         while rest.len() >= least {
             let mut bytes = 0u64;
             let fitting = rest.iter().take_while(|piece| {
-                bytes = bytes.saturating_add(piece.len);
-                bytes <= most_bytes
+                let with_it = bytes.saturating_add(piece.len);
+                let fits = with_it <= most_bytes;
+                bytes = if fits { with_it } else { bytes };
+                fits
             });
             let (run, others) = rest.split_at(fitting.count().max(1));
-            if run.len() >= least {
+            let pieces = run.len();
+            let is_small = bytes / REQUEST_BYTES < pieces as u64;
+            let is_whole = !others.is_empty() || pieces >= least.saturating_mul(MANY_TIMES);
+            if pieces >= least && (is_small || is_whole) {
                 found.push(run);
                 rest = others;
             } else {
@@ -92,14 +101,29 @@ mod tests {
         // Together at most 64 MiB.
         assert_eq!(found(&[(false, 16 << 10); 9], 4), [(0, 4), (4, 8)]);
         assert_eq!(found(&[(false, 17 << 10); 9], 4), []);
-        assert_eq!(found(&[(true, 16 << 10); 20], 4), [(0, 16), (16, 20)]);
+        assert_eq!(found(&[(true, 16 << 10); 20], 4), [(0, 16)]);
+        assert_eq!(found(&[(true, 16 << 10); 33], 4), [(0, 16), (16, 32)]);
+    }
+
+    #[test]
+    fn what_is_large_on_average_waits_for_more() {
+        assert_eq!(found(&[(false, 63); 4], 4), [(0, 4)]);
+        assert_eq!(found(&[(false, 64); 31], 4), []);
+        assert_eq!(found(&[(false, 64); 32], 4), [(0, 32)]);
+        // Small ones behind large ones do not wait for them.
+        let kinds = [vec![(false, 1_000); 9], vec![(false, 1); 4]].concat();
+        assert_eq!(found(&kinds, 4), [(9, 13)]);
+        let kinds = [vec![(false, 100); 3], vec![(false, 1); 4]].concat();
+        assert_eq!(found(&kinds, 4), [(0, 7)]);
     }
 
     #[test]
     fn a_large_span_is_not_written_anew_for_each_small_one() {
-        let kinds = [vec![(true, 1_000); 3], vec![(true, 100); 4]].concat();
+        let kinds = [vec![(true, 1_000); 3], vec![(true, 30); 4]].concat();
         assert_eq!(found(&kinds, 4)[0], (3, 7));
-        let kinds = [vec![(true, 1_000); 3], vec![(true, 100); 3]].concat();
-        assert_eq!(found(&kinds, 4)[0], (0, 6));
+        let kinds = [vec![(true, 1_000); 3], vec![(true, 100); 28]].concat();
+        assert_eq!(found(&kinds, 4), []);
+        let kinds = [vec![(true, 1_000); 3], vec![(true, 100); 29]].concat();
+        assert_eq!(found(&kinds, 4)[0], (0, 32));
     }
 }

@@ -14,6 +14,8 @@ pub(super) struct Touched {
     shortest: u32,
     /// Raw bytes of the pages that were written, each time that they were.
     bytes: u64,
+    /// Bytes of the segments, as far as that was told.
+    stored: u64,
 }
 
 impl Touched {
@@ -23,6 +25,7 @@ impl Touched {
             chunks: Vec::new(),
             shortest: u32::MAX,
             bytes: 0,
+            stored: 0,
         }
     }
 
@@ -54,6 +57,11 @@ impl Touched {
         self.bytes += u64::from(self.page_size.get());
     }
 
+    /// The transactions are in the store with so many bytes.
+    pub(super) fn in_bytes(self, stored: u64) -> Touched {
+        Touched { stored, ..self }
+    }
+
     /// The other's transactions as well.
     pub(super) fn merge(&mut self, other: &Touched) {
         if self.chunks.len() < other.chunks.len() {
@@ -64,10 +72,15 @@ impl Touched {
         }
         self.shortest = self.shortest.min(other.shortest);
         self.bytes += other.bytes;
+        self.stored += other.stored;
     }
 
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    pub(super) fn stored(&self) -> u64 {
+        self.stored
     }
 
     fn has(&self, chunk: usize) -> bool {

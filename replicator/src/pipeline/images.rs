@@ -209,6 +209,7 @@ impl Images {
         let taken_at = state.last.and_then(|last| last.taken_at).filter(|_| !paused)?;
         let situation = Situation {
             logged: state.unseen + state.before.bytes() + state.after.bytes(),
+            stored: state.before.stored() + state.after.stored(),
             database: u64::from(state.page_count) * u64::from(state.page_size.get()),
             taken_at,
             now: now(),
@@ -307,7 +308,8 @@ mod tests {
         let mut touched = Touched::nothing(page_size());
         touched.begin(PAGES);
         touched.page(Pgno::new(page).expect("a page"));
-        images.logged(&touched, PAGES);
+        // To fetch and to write it is as much as to fetch 65,536 bytes.
+        images.logged(&touched.in_bytes(65_536 - 65_536 / 16), PAGES);
     }
 
     fn left(ticket: &Ticket) -> Vec<usize> {

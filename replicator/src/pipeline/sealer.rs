@@ -110,5 +110,5 @@ fn write<W: Write>(
         })?;
     }
     let (out, sealed) = writer.finish()?;
-    Ok((out, sealed.hash, touched))
+    Ok((out, sealed.hash, touched.in_bytes(sealed.len)))
 }

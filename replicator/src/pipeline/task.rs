@@ -592,8 +592,8 @@ impl Task {
             "{key} is what an earlier process uploaded; the history goes on behind it"
         );
         let page_count = end.index.transactions().last().map(|last| last.header.page_count);
-        self.images
-            .logged(&Touched::by(&end.index, Txid::ZERO), page_count.unwrap_or(0));
+        let touched = Touched::by(&end.index, Txid::ZERO).in_bytes(end.len);
+        self.images.logged(&touched, page_count.unwrap_or(0));
         let mut done = transactions.drain(..end.index.transactions().len());
         match done.any(|transaction| transaction.held) {
             true => self.shared.local.hold(stored),

@@ -222,7 +222,7 @@ fn due_images(sim: &Sim) -> Rule {
     let page = u64::from(sim.model.lock().unwrap().page_size().get());
     let mut rng = sim.rng();
     Rule {
-        least: [page, 10 * page, 64 << 20][rng.below(3) as usize],
+        least: [page / 8, 2 * page, 64 << 20][rng.below(3) as usize],
         pause: rng.delay(60_000),
         check: rng.below(2) == 0,
         ..Rule::default()
