@@ -4,31 +4,26 @@ use crate::history::path::Piece;
 
 /// A segment or a span that is larger is left alone: reading it takes far longer than asking for it.
 const PIECE_BYTES: u64 = 32 << 20;
-/// What is merged from segments has at most this many bytes before, and so has what is merged from spans.
-const FROM_SEGMENTS_BYTES: u64 = 64 << 20;
-const FROM_SPANS_BYTES: u64 = 256 << 20;
+/// What is merged has at most this many bytes before.
+const SPAN_BYTES: u64 = 256 << 20;
 /// Spans are merged with their like, or each small one that comes would have the large one before it written anew.
 const CLASSES_BYTES: [u64; 3] = [256 << 10, 2 << 20, PIECE_BYTES];
-/// To send as many bytes once more is worth one request less to all who read them. What is larger on average waits until there are so many times as many, or until
-/// they are as much as a span may be: all that is gained then is that there are fewer names to list.
+/// To send as many bytes once more is worth one request less to all who read them. What is larger on average waits until there are so many times as many: all that
+/// is gained then is that there are fewer names to list.
 const REQUEST_BYTES: u64 = 64 << 10;
 const MANY_TIMES: usize = 8;
 
 /// Runs of at least `least` adjacent pieces to make a span of each, in the order in which that should be done. All are of the path as it is now: after
 /// one was merged the others are no longer right.
 pub(super) fn runs(path: &[Piece], least: usize) -> Vec<&[Piece]> {
-    let mut found = find(path, least, FROM_SEGMENTS_BYTES, |piece| {
-        piece.last.is_none() && piece.len <= PIECE_BYTES
-    });
+    let mut found = find(path, least, |piece| piece.last.is_none() && piece.len <= PIECE_BYTES);
     for class in CLASSES_BYTES {
-        found.extend(find(path, least, FROM_SPANS_BYTES, |piece| {
-            piece.last.is_some() && piece.len <= class
-        }));
+        found.extend(find(path, least, |piece| piece.last.is_some() && piece.len <= class));
     }
     found
 }
 
-fn find(path: &[Piece], least: usize, most_bytes: u64, fits: impl Fn(&Piece) -> bool) -> Vec<&[Piece]> {
+fn find(path: &[Piece], least: usize, fits: impl Fn(&Piece) -> bool) -> Vec<&[Piece]> {
     let mut found = Vec::new();
     for like in path.chunk_by(|left, right| fits(left) == fits(right)) {
         let mut rest = if like.first().is_some_and(&fits) { like } else { &[] };
@@ -36,15 +31,15 @@ fn find(path: &[Piece], least: usize, most_bytes: u64, fits: impl Fn(&Piece) -> 
             let mut bytes = 0u64;
             let fitting = rest.iter().take_while(|piece| {
                 let with_it = bytes.saturating_add(piece.len);
-                let fits = with_it <= most_bytes;
+                let fits = with_it <= SPAN_BYTES;
                 bytes = if fits { with_it } else { bytes };
                 fits
             });
             let (run, others) = rest.split_at(fitting.count().max(1));
             let pieces = run.len();
             let is_small = bytes / REQUEST_BYTES < pieces as u64;
-            let is_whole = !others.is_empty() || pieces >= least.saturating_mul(MANY_TIMES);
-            if pieces >= least && (is_small || is_whole) {
+            let are_many = pieces >= least.saturating_mul(MANY_TIMES);
+            if pieces >= least && (is_small || are_many) {
                 found.push(run);
                 rest = others;
             } else {
@@ -98,11 +93,10 @@ mod tests {
         let mut kinds = [small; 9];
         kinds[4] = large;
         assert_eq!(found(&kinds, 4), [(0, 4), (5, 9)]);
-        // Together at most 64 MiB.
-        assert_eq!(found(&[(false, 16 << 10); 9], 4), [(0, 4), (4, 8)]);
-        assert_eq!(found(&[(false, 17 << 10); 9], 4), []);
-        assert_eq!(found(&[(true, 16 << 10); 20], 4), [(0, 16)]);
-        assert_eq!(found(&[(true, 16 << 10); 33], 4), [(0, 16), (16, 32)]);
+        // Together at most 256 MiB.
+        assert_eq!(found(&[(false, 8 << 10); 40], 4), [(0, 32)]);
+        assert_eq!(found(&[(true, 8 << 10); 64], 4), [(0, 32), (32, 64)]);
+        assert_eq!(found(&[(false, 9 << 10); 40], 4), []);
     }
 
     #[test]

@@ -7,6 +7,17 @@ use tokio::time::Instant;
 /// How long a lone commit waits for company.
 pub(super) const GATHERING: Duration = Duration::from_millis(10);
 
+/// Whole segments follow each other no faster, until a large one waits: each costs the same requests, whatever is in it.
+const APART: Duration = Duration::from_millis(250);
+/// A large segment has so many times the bytes of a whole one, but no more than this.
+const LARGE_TIMES: u64 = 2;
+const LARGE_BYTES: u64 = 8 << 20;
+
+/// WAL bytes of a large segment, the most that one gets, where `segment_size` is that of a whole one.
+pub(super) fn large(segment_size: u64) -> u64 {
+    segment_size.saturating_mul(LARGE_TIMES).min(LARGE_BYTES).max(segment_size)
+}
+
 /// Those that wait for their commits are kept waiting for others for this part of an upload at most, and no longer than that.
 const COMPANY_PART: u32 = 8;
 const COMPANY: Duration = Duration::from_millis(5);
@@ -42,7 +53,9 @@ pub(super) struct Situation {
     pub(super) last_sealed: Option<Instant>,
     /// How far sealings of a busy database are apart.
     pub(super) interval: Duration,
-    /// A base waits, or a whole segment, or it was asked for.
+    /// A whole segment waits.
+    pub(super) whole: bool,
+    /// A base waits, or a large segment, or it was asked for.
     pub(super) full: bool,
     /// So many wait for the upload.
     pub(super) waiting: usize,
@@ -50,13 +63,17 @@ pub(super) struct Situation {
 }
 
 /// When to seal: at once where nothing is gained by waiting; after a moment of gathering when the last interval saw no upload; else at the
-/// end of that interval. An instant in the past means now.
+/// end of that interval, or of a shorter one where a whole segment waits. An instant in the past means now.
 pub(super) fn due(situation: &Situation) -> Instant {
     if situation.full {
         return situation.since;
     }
     if situation.waiting > 0 {
         return situation.since + situation.company.patience(situation.waiting);
+    }
+    if situation.whole {
+        let apart = situation.interval.min(APART);
+        return situation.last_sealed.map_or(situation.since, |last| situation.since.max(last + apart));
     }
     let gathered = situation.since + GATHERING;
     match situation.last_sealed {
@@ -76,6 +93,7 @@ mod tests {
             since,
             last_sealed,
             interval: INTERVAL,
+            whole: false,
             full: false,
             waiting: 0,
             company: Company::default(),
@@ -97,6 +115,31 @@ mod tests {
         let now = Instant::now();
         assert_eq!(due(&situation(now + INTERVAL / 2, Some(now))), now + INTERVAL);
         assert_eq!(due(&situation(now + INTERVAL, Some(now))), now + INTERVAL + GATHERING);
+    }
+
+    #[test]
+    fn whole_segments_are_a_moment_apart() {
+        let now = Instant::now();
+        let whole = |since, last, interval| {
+            let situation = Situation {
+                whole: true,
+                interval,
+                ..situation(since, last)
+            };
+            due(&situation)
+        };
+        assert_eq!(whole(now, None, INTERVAL), now);
+        assert_eq!(whole(now + APART / 2, Some(now), INTERVAL), now + APART);
+        assert_eq!(whole(now + INTERVAL, Some(now), INTERVAL), now + INTERVAL);
+        assert_eq!(whole(now, Some(now), APART / 10), now + APART / 10);
+    }
+
+    #[test]
+    fn a_large_segment_is_some_whole_ones() {
+        assert_eq!(large(64 << 10), 256 << 10);
+        assert_eq!(large(4 << 20), 16 << 20);
+        assert_eq!(large(5 << 20), 16 << 20);
+        assert_eq!(large(256 << 20), 256 << 20);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod aside;
 mod attach;
+mod automatic;
 mod commit;
 mod confirm;
 mod continuity;
