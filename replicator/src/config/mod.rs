@@ -323,13 +323,14 @@ impl Config {
         self
     }
 
-    /// When images are due, for tests: after so many raw page bytes, or by age; and so long after one was given up. `check` reads what is believed to be
+    /// When images are due, for tests: when a restore has as much to do as to fetch so many bytes, or by age; and so long after one was given up. `check` reads what is believed to be
     /// unchanged all the same, and stops replication where it is not.
     #[doc(hidden)]
     #[must_use]
     pub fn images_for_test(mut self, least: u64, age: Duration, pause: Duration, check: bool) -> Config {
         self.images = Rule {
             least,
+            part: 32,
             age,
             pause,
             check,

@@ -14,6 +14,8 @@ const FASTER: u64 = 16;
 pub(crate) struct Rule {
     /// No image is due as long as a restore has less to do ([`Situation::work`]), and the last one is not older than `age`.
     pub(crate) least: u64,
+    /// Nor as long as that is less than the database divided by this.
+    pub(crate) part: u64,
     /// What is logged is restored commit by commit from an image that is no older than this.
     pub(crate) age: Duration,
     /// After an image was given up the next one is not begun before this is over.
@@ -34,6 +36,7 @@ impl Default for Rule {
     fn default() -> Rule {
         Rule {
             least: 128 << 20,
+            part: 2,
             age: Duration::from_secs(24 * 60 * 60),
             pause: Duration::from_secs(60),
             slow: GRACE / 2,
@@ -71,7 +74,7 @@ impl Situation {
 /// back makes none due.
 pub(super) fn is_due(rule: &Rule, situation: &Situation) -> bool {
     let age = u64::try_from(situation.now.0.saturating_sub(situation.taken_at.0)).unwrap_or(0);
-    situation.work() > rule.least.max(situation.database / 2) || u128::from(age) > rule.age.as_millis()
+    situation.work() > rule.least.max(situation.database / rule.part.max(1)) || u128::from(age) > rule.age.as_millis()
 }
 
 /// It has been due for as long again, or as much: whoever was asked for a state of the database had no moment to give one.

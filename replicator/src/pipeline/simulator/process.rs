@@ -223,6 +223,7 @@ fn due_images(sim: &Sim) -> Rule {
     let mut rng = sim.rng();
     Rule {
         least: [page / 8, 2 * page, 64 << 20][rng.below(3) as usize],
+        part: 32,
         pause: rng.delay(60_000),
         check: rng.below(2) == 0,
         ..Rule::default()
