@@ -1,5 +1,5 @@
-//! What a replica weighs: the bytes of its segments, spans and chunks for each byte that SQLite wrote into the WAL, for small inserts and for
-//! large imports. Every commit can be restored from all of them. A table for people, no assertion.
+//! What the log of a replica weighs: the bytes of its segments for each byte that SQLite wrote into the WAL, for small inserts and for large
+//! imports. Every commit can be restored from them. A table for people, no assertion. What merging makes of small segments is in `merge.rs`.
 //!
 //! `cargo bench --bench replica_bytes`
 #![allow(missing_docs)]
@@ -9,7 +9,6 @@ use std::time::Duration;
 use replvfs::Txid;
 use replvfs::format::Key;
 use replvfs::history::History;
-use replvfs::merge::{MergeOptions, merge};
 use replvfs::store::{Store, StoreOptions};
 use replvfs_tests::{Scratch, block_on, flush, open, register_as_it_comes, use_wal};
 
@@ -55,7 +54,7 @@ const LOADS: [Load; 4] = [
 
 fn main() {
     register_as_it_comes();
-    println!("| load | WAL, MiB | segments / WAL | merged / WAL | chunks / file |\n|---|---|---|---|---|");
+    println!("| load | WAL, MiB | segments / WAL |\n|---|---|---|");
     for load in &LOADS {
         run(load);
     }
@@ -82,28 +81,18 @@ fn run(load: &Load) {
     drop(statement);
     flush(&connection);
     let after = weight(&scratch);
-    let store = Store::open(&scratch.replica(), &StoreOptions::reading()).expect("the replica");
-    let options = MergeOptions {
-        pieces: 2,
-        ..MergeOptions::default()
-    };
-    let merged = block_on(merge(&store, None, &options)).expect("merged");
     let wal = (after.pages - before.pages) * (PAGE_BYTES + FRAME_HEADER_BYTES);
-    let file = std::fs::metadata(scratch.database()).expect("the file").len();
     println!(
-        "| {} | {:.1} | {:.3} | {:.3} | {:.3} |",
+        "| {} | {:.1} | {:.3} |",
         load.name,
         wal as f64 / f64::from(1 << 20),
-        (after.log - before.log) as f64 / wal as f64,
-        merged.after.bytes.saturating_sub(before.log) as f64 / wal as f64,
-        after.chunks as f64 / file as f64
+        (after.log - before.log) as f64 / wal as f64
     );
 }
 
-/// Bytes in the replica, and pages in its log.
+/// Bytes of the log, and pages in it.
 struct Weight {
     log: u64,
-    chunks: u64,
     pages: u64,
 }
 
@@ -117,16 +106,10 @@ fn weight(scratch: &Scratch) -> Weight {
         });
         block_on(visit).expect("the log");
     }
-    let bytes = |prefix: &str| {
-        let listed = block_on(store.list(prefix)).expect("a listing");
-        listed.into_iter()
-    };
+    let listed = block_on(store.list("gen/")).expect("a listing");
+    let log = listed.into_iter().filter(|(key, _)| matches!(key, Key::Log(..)));
     Weight {
-        log: bytes("gen/")
-            .filter(|(key, _)| matches!(key, Key::Log(..)))
-            .map(|(_, len)| len)
-            .sum(),
-        chunks: bytes("chunk/").map(|(_, len)| len).sum(),
+        log: log.map(|(_, len)| len).sum(),
         pages,
     }
 }
