@@ -233,7 +233,7 @@ impl Config {
     }
 
     /// WAL bytes after which a segment is uploaded without waiting for the interval. 64 KiB to 256 MiB. Default: 4 MiB. Such segments begin 250 ms apart, or when
-    /// twice as many bytes wait (8 MiB at most, if `bytes` is not more): under a heavy load they are larger, not more.
+    /// twice as many bytes wait (8 MiB at most, if `bytes` is not more), and have up to four times as many (16 MiB) where the store took long: under a heavy load they are larger, not more.
     #[must_use]
     pub fn segment_size(mut self, bytes: u64) -> Config {
         self.given.segment_size = Some(bytes);

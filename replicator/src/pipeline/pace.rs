@@ -12,12 +12,21 @@ const APART: Duration = Duration::from_millis(250);
 /// A large segment has so many times the bytes of a whole one, but no more than this.
 const LARGE_TIMES: u64 = 2;
 const LARGE_BYTES: u64 = 8 << 20;
+/// What waits after an upload that took long goes into one segment up to so many times a large one: a store that is far away keeps up by that.
+const MOST_TIMES: u64 = 2;
 
-/// WAL bytes of a large segment, the most that one gets, where `segment_size` is that of a whole one.
+/// WAL bytes that are sealed at once, where `segment_size` is that of a whole segment.
 pub(super) fn large(segment_size: u64) -> u64 {
     segment_size
         .saturating_mul(LARGE_TIMES)
         .min(LARGE_BYTES)
+        .max(segment_size)
+}
+
+/// WAL bytes after which no further transaction gets into a segment.
+pub(super) fn most(segment_size: u64) -> u64 {
+    (large(segment_size) * MOST_TIMES)
+        .min(LARGE_BYTES * MOST_TIMES)
         .max(segment_size)
 }
 
@@ -145,6 +154,10 @@ mod tests {
         assert_eq!(large(4 << 20), 8 << 20);
         assert_eq!(large(5 << 20), 8 << 20);
         assert_eq!(large(256 << 20), 256 << 20);
+        assert_eq!(most(64 << 10), 256 << 10);
+        assert_eq!(most(4 << 20), 16 << 20);
+        assert_eq!(most(8 << 20), 16 << 20);
+        assert_eq!(most(256 << 20), 256 << 20);
     }
 
     #[test]

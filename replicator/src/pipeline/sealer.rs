@@ -14,8 +14,8 @@ use super::changed::Touched;
 use crate::format::{FormatError, Generation, ObjectHash, SegmentHeader, SegmentWriter, TransactionHeader};
 use crate::store::Body;
 
-/// WAL bytes up to which a segment is made in memory.
-const IN_MEMORY_BYTES: u64 = 16 << 20;
+/// WAL bytes up to which a segment is made in memory: a little more than are [taken](super::pace::most) at once as things are set.
+const IN_MEMORY_BYTES: u64 = 17 << 20;
 /// zstd's: near its fastest, since this runs beside the application.
 const LEVEL: i32 = 1;
 
