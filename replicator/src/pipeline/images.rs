@@ -208,8 +208,9 @@ impl Images {
         // The first one is made in any case.
         let taken_at = state.last.and_then(|last| last.taken_at).filter(|_| !paused)?;
         let situation = Situation {
-            logged: state.unseen + state.before.bytes() + state.after.bytes(),
-            stored: state.before.stored() + state.after.stored(),
+            logged: state.before.bytes() + state.after.bytes(),
+            // Whatever was seen by nobody weighs as if it had not been compressed.
+            stored: state.unseen + state.before.stored() + state.after.stored(),
             database: u64::from(state.page_count) * u64::from(state.page_size.get()),
             taken_at,
             now: now(),

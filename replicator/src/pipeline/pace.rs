@@ -23,8 +23,14 @@ pub(super) fn large(segment_size: u64) -> u64 {
         .max(segment_size)
 }
 
-/// WAL bytes after which no further transaction gets into a segment.
-pub(super) fn most(segment_size: u64) -> u64 {
+/// An upload that takes so long is not to be made larger: all requests have their time.
+const SLOW: Duration = Duration::from_secs(10);
+
+/// WAL bytes after which no further transaction gets into a segment, where the last upload took so long.
+pub(super) fn most(segment_size: u64, took: Duration) -> u64 {
+    if took >= SLOW {
+        return segment_size;
+    }
     (large(segment_size) * MOST_TIMES)
         .min(LARGE_BYTES * MOST_TIMES)
         .max(segment_size)
@@ -154,10 +160,11 @@ mod tests {
         assert_eq!(large(4 << 20), 8 << 20);
         assert_eq!(large(5 << 20), 8 << 20);
         assert_eq!(large(256 << 20), 256 << 20);
-        assert_eq!(most(64 << 10), 256 << 10);
-        assert_eq!(most(4 << 20), 16 << 20);
-        assert_eq!(most(8 << 20), 16 << 20);
-        assert_eq!(most(256 << 20), 256 << 20);
+        assert_eq!(most(64 << 10, GATHERING), 256 << 10);
+        assert_eq!(most(4 << 20, GATHERING), 16 << 20);
+        assert_eq!(most(8 << 20, GATHERING), 16 << 20);
+        assert_eq!(most(256 << 20, GATHERING), 256 << 20);
+        assert_eq!(most(4 << 20, SLOW), 4 << 20);
     }
 
     #[test]

@@ -214,7 +214,11 @@ impl Task {
         }
         self.shared.taken_in_a_hurry();
         let batch = self.ahead.take();
-        match batch.or_else(|| self.shared.log.take(pace::most(self.plan.segment_size))) {
+        match batch.or_else(|| {
+            self.shared
+                .log
+                .take(pace::most(self.plan.segment_size, self.company.took))
+        }) {
             None => Ok(()),
             Some(Batch::Base(base)) => self.base(*base).await,
             Some(Batch::Image(base)) => self.image(*base),
@@ -610,7 +614,11 @@ impl Task {
     async fn take_up_to(&mut self, end: &SegmentEnd, transactions: &mut Vec<Arc<Transaction>>) -> Result<(), Stopped> {
         let mut looked = false;
         while transactions.len() < end.index.transactions().len() && self.ahead.is_none() {
-            match self.shared.log.take(pace::most(self.plan.segment_size)) {
+            match self
+                .shared
+                .log
+                .take(pace::most(self.plan.segment_size, self.company.took))
+            {
                 Some(Batch::Transactions(more)) => transactions.extend(more),
                 // Another comes of the next request.
                 Some(Batch::Image(_)) => {}

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use opendal::{ErrorKind, Metadata, Operator};
 
-use super::{Body, Created, Failure, TEMP_FOLDER, TEMP_LIFETIME, TEMP_PREFIX, blocking, read_part};
+use super::{Body, Created, Failure, TEMP_FOLDER, TEMP_LIFETIME, TEMP_PREFIX};
 use crate::outside;
 
 /// What is sent at a time.
@@ -111,26 +111,16 @@ impl Beside {
 }
 
 async fn send(operator: &Operator, temp: &str, body: Body) -> Result<(), Failure> {
-    let (file, len) = match body {
-        Body::Bytes(bytes) => {
-            operator.write(temp, bytes).await?;
-            return Ok(());
-        }
-        Body::File(file, len) => (file, len),
-    };
-    if !operator.info().capability().write_can_multi {
-        let bytes = blocking(move || read_part(&file, 0, len)).await?;
-        operator.write(temp, bytes).await?;
+    let len = body.len();
+    if len <= STEP_BYTES || !operator.info().capability().write_can_multi {
+        operator.write(temp, body.part(0..len).await?).await?;
         return Ok(());
     }
     let mut writer = operator.writer(temp).await?;
     let mut at = 0;
     while at < len {
-        let file = file.clone();
         let step = (len - at).min(STEP_BYTES);
-        writer
-            .write(blocking(move || read_part(&file, at, step)).await?)
-            .await?;
+        writer.write(body.part(at..at + step).await?).await?;
         at += step;
     }
     writer.close().await?;

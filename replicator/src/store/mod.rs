@@ -419,19 +419,15 @@ impl Store {
         }
         let capability = operator.info().capability();
         let conditional = capability.write_with_if_not_exists;
-        let body = match body {
-            Body::File(file, len) if len <= PART_BYTES as u64 || !capability.write_can_multi => {
-                Body::Bytes(blocking(move || read_whole(&file, len)).await?)
-            }
-            body => body,
-        };
-        let written = match body {
-            Body::Bytes(bytes) => operator
-                .write_with(path, bytes)
-                .if_not_exists(conditional)
-                .await
-                .map_err(Failure::Store),
-            Body::File(file, len) => self.write_parts(path, conditional, &file, len).await,
+        let written = if body.len() > PART_BYTES as u64 && capability.write_can_multi {
+            self.write_parts(path, conditional, &body).await
+        } else {
+            let bytes = match body {
+                Body::Bytes(bytes) => bytes,
+                Body::File(file, len) => blocking(move || read_whole(&file, len)).await?,
+            };
+            let sent = operator.write_with(path, bytes).if_not_exists(conditional);
+            sent.await.map_err(Failure::Store)
         };
         match written {
             Ok(metadata) => {
@@ -450,13 +446,7 @@ impl Store {
     }
 
     /// OpenDAL makes a multipart upload of this, and puts the condition on its completion.
-    async fn write_parts(
-        &self,
-        path: &str,
-        conditional: bool,
-        file: &Arc<File>,
-        len: u64,
-    ) -> Result<Metadata, Failure> {
+    async fn write_parts(&self, path: &str, conditional: bool, body: &Body) -> Result<Metadata, Failure> {
         let mut writer = self
             .0
             .operator
@@ -466,11 +456,9 @@ impl Store {
             .if_not_exists(conditional)
             .await?;
         let mut at = 0;
-        while at < len {
-            let file = Arc::clone(file);
-            let step = (len - at).min(PART_BYTES as u64);
-            let part = blocking(move || read_part(&file, at, step)).await;
-            let sent = match part {
+        while at < body.len() {
+            let step = (body.len() - at).min(PART_BYTES as u64);
+            let sent = match body.part(at..at + step).await {
                 Ok(part) => writer.write(part).await.map_err(Failure::Store),
                 Err(error) => Err(Failure::Body(error)),
             };

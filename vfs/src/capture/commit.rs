@@ -282,7 +282,6 @@ impl Database {
             page_count: header.page_count,
         };
         self.log_own(capture, state, start, commit, page_size, header.big_endian);
-        state.automatic.committed(is.frame);
     }
 
     /// Logs a transaction of this connection: out of its mirror, or as a range of the WAL.

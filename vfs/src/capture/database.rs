@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use libsqlite3_sys as ffi;
 
-use super::automatic::Automatic;
 use super::commit::Synced;
 use super::continuity::Fingerprint;
 use super::kept::Kept;
@@ -148,7 +147,6 @@ pub(crate) struct ConnectionState {
     pub(crate) mirror: Mirror,
     /// The WAL's committed part was too large to copy; not to be tried again before the WAL restarts.
     pub(crate) too_large: bool,
-    pub(crate) automatic: Automatic,
     /// It has the CHECKPOINT lock.
     pub(crate) checkpointing: bool,
     /// The process that replicates does not answer: it is not asked again for this checkpoint.
@@ -187,7 +185,6 @@ impl ConnectionState {
             region: None,
             mirror: Mirror::new(database.memory, &database.budget),
             too_large: false,
-            automatic: Automatic::default(),
             checkpointing: false,
             unanswered: false,
             asked: None,

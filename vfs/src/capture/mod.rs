@@ -5,7 +5,6 @@
 
 mod aside;
 mod attach;
-mod automatic;
 mod commit;
 mod confirm;
 mod continuity;

@@ -19,11 +19,9 @@ use crate::wal::{HEADER_BYTES, IndexHeader, WalHeader, restarted};
 /// Frames that SQLite's default `wal_autocheckpoint` leaves in a WAL.
 pub(super) const ORDINARY_FRAMES: u32 = 1000;
 /// So much is always carried over, be memory_limit ever so small.
-pub(super) const CARRIED_AT_ONCE: u64 = 256 << 10;
-/// And this part of the WAL: up to [`LARGE_BYTES`] it grows before more of it is written a second time, but no further than to a part of `wal_limit`.
+const CARRIED_AT_ONCE: u64 = 256 << 10;
+/// And this part of the WAL, so that one which has grown comes to an end.
 const CARRIED_PART: u64 = 4;
-const LARGE_BYTES: u64 = 64 << 20;
-const LARGE_PART: u64 = 4;
 const ALL_READERS: (i32, i32) = (FIRST_READ_SLOT + 1, 4);
 
 /// Whether the wal-index is where the cursor is. As long as a WAL has no frames its header keeps the checksum of the one before.
@@ -93,11 +91,7 @@ impl Database {
                     (self.replica.wal_limit(), self.replica.wal_limit())
                 } else {
                     let small = (wal_bytes / CARRIED_PART).max(CARRIED_AT_ONCE);
-                    if wal_bytes < LARGE_BYTES.min(self.replica.wal_limit() / LARGE_PART) {
-                        (small, small)
-                    } else {
-                        (self.memory.max(small), (self.memory / 2).max(small))
-                    }
+                    (self.memory.max(small), (self.memory / 2).max(small))
                 };
                 self.carry_over(capture, whole, again)
             }

@@ -380,12 +380,6 @@ unsafe extern "C" fn shm_lock(file: *mut ffi::sqlite3_file, offset: c_int, n: c_
                 return ffi::SQLITE_BUSY;
             }
         }
-        if exclusive && offset == CHECKPOINT_SLOT && locks {
-            let put_off = guard("xShmLock", || connection.puts_checkpoint_off());
-            if put_off == Some(true) {
-                return ffi::SQLITE_BUSY;
-            }
-        }
         if exclusive && offset == CHECKPOINT_SLOT && !locks {
             observe("xShmLock", connection, || connection.lock().checkpoints(false));
         }

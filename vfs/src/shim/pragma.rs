@@ -32,7 +32,6 @@ pub(super) unsafe fn answer(connection: &Connection, arguments: *mut *mut c_char
         )
     };
     let name = name.to_ascii_lowercase();
-    connection.lock().automatic.goes_on();
     let refused = note_modes(connection, &name, value.as_deref()).map(|refused| Err(refused.to_owned()));
     let pragma = name.strip_prefix(PREFIX);
     let result = match refused {
