@@ -6,6 +6,7 @@
 //! left out, added or changed without the others becoming different ones. And the pages are real ones: of all sizes, growing and shrinking, spilled and written twice.
 
 use arbitrary::Arbitrary;
+use replvfs::format::CHUNK_BYTES;
 use replvfs::testing::history::{self, Action, Change, Chore, Fill, Operation, Script, Step};
 use replvfs_vfs::types::PageSize;
 
@@ -13,7 +14,9 @@ use crate::read;
 
 /// What one execution may cost: so many steps, and so many bytes in a database.
 const STEPS: usize = 24;
-const DATABASE_BYTES: usize = 3 << 20;
+const DATABASE_BYTES: usize = CHUNK_BYTES + LARGER_BYTES;
+/// What a large database may have beside its first chunk.
+const LARGER_BYTES: usize = 256 << 10;
 
 #[derive(Arbitrary, Debug)]
 struct Input {
@@ -58,8 +61,8 @@ enum What {
 #[derive(Arbitrary, Debug)]
 struct Pages {
     count: u8,
-    /// A database of megabytes, in more than one chunk.
-    is_large: bool,
+    /// A database in more than one chunk, once in so many values: it costs what a hundred small ones do.
+    large: u8,
     writes: Vec<(u8, Filled)>,
 }
 
@@ -73,12 +76,13 @@ enum Filled {
 impl Pages {
     fn change(&self, page_size: usize) -> Change {
         // Few pages mostly, since each is compared with all that is restored.
-        let (pages, scale) = match self.is_large {
-            true => (
-                usize::from(self.count) * (DATABASE_BYTES / 256) / page_size,
+        let count = usize::from(self.count);
+        let (pages, scale) = match self.large % 64 {
+            1 => (
+                (CHUNK_BYTES + (count + 1) * (LARGER_BYTES / 256)).div_ceil(page_size),
                 DATABASE_BYTES / 256 / page_size.min(DATABASE_BYTES / 256),
             ),
-            false => (usize::from(self.count) % 24, 1),
+            _ => (count % 24, 1),
         };
         let fill = |fill| match fill {
             Filled::Byte(byte) => Fill::Byte(byte),
