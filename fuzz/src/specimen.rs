@@ -69,6 +69,8 @@ pub fn replica() -> Specimen {
     writer.image();
     writer.segment(&[(&[1, 2, 3], 6), (&[4], 6)]);
     writer.segment(&[(&[6, 9], 9)]);
+    // The newest is never merged: there are two before it.
+    writer.segment(&[(&[2, 8], 9)]);
     writer.made
 }
 
