@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=$1
 shift
-[ $# -gt 0 ] || set -- config history manifest replica segment state uri wal_scan
+[ $# -gt 0 ] || set -- config history manifest remote replica segment state uri wal_scan
 target=${CARGO_TARGET_DIR:-target}
 
 # An hour is worth what it takes to optimise, a minute is not. And by its debug level what is compiled here is told from what the tests have.
@@ -22,8 +22,9 @@ RUSTC_WRAPPER="$PWD/fuzz/instrumented.sh" cargo build --manifest-path fuzz/Cargo
 fuzz_one() {
     local name=$1 found=$target/fuzz/$1
     mkdir -p "$found" fuzz/artifacts
+    # Leaks are looked for once, at the end: after each execution that takes as long as a history does.
     # Three times what the slowest execution of the corpus takes on a slow machine; a length that becomes an allocation is told by the target itself.
-    if "$target/debug/$name" "$found" "fuzz/corpus/$name" -max_total_time="$seconds" -seed="${REPLVFS_FUZZ_SEED:-0}" -timeout=30 -rss_limit_mb=2048 -max_len=65536 -print_final_stats=1 \
+    if "$target/debug/$name" "$found" "fuzz/corpus/$name" -max_total_time="$seconds" -seed="${REPLVFS_FUZZ_SEED:-0}" -timeout=30 -rss_limit_mb=2048 -max_len=65536 -detect_leaks=0 -print_final_stats=1 \
         -artifact_prefix="fuzz/artifacts/$name-" >"$found.log" 2>&1; then
         echo "$name: $(sed -n 's/^stat::number_of_executed_units: *//p' "$found.log") executions, $(grep -o 'cov: [0-9]*' "$found.log" | tail -1)"
     else

@@ -312,6 +312,12 @@ fn scripts() {
             &noise(number, 10 + 20 * number as usize),
         );
         put(
+            "remote",
+            &number.to_string(),
+            None,
+            &noise(number, 10 + 20 * number as usize),
+        );
+        put(
             "segment",
             &format!("written-{number}"),
             Some(2 + number as u8 % 2),

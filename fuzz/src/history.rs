@@ -4,147 +4,117 @@
 //!
 //! The world is the simulator's (`replicator/src/pipeline/simulator`), whose schedules chance makes. Here the bytes do: each step has its own luck, so that one is
 //! left out, added or changed without the others becoming different ones. And the pages are real ones: of all sizes, growing and shrinking, spilled and written twice.
+//!
+//! So each step begins with the same few bytes, of which the first says what is done, as often as in a history that goes on: two bytes in five are commits. A byte more or
+//! less then makes another history, and not one that ends at once, as most do whose machines commit as rarely as they lose their power.
 
-use arbitrary::Arbitrary;
+use replvfs::format::CHUNK_BYTES;
 use replvfs::testing::history::{self, Action, Change, Chore, Fill, Operation, Script, Step};
 use replvfs_vfs::types::PageSize;
 
-use crate::read;
-
 /// What one execution may cost: so many steps, and so many bytes in a database.
-const STEPS: usize = 24;
-const DATABASE_BYTES: usize = 3 << 20;
+const STEPS: usize = 32;
+const DATABASE_BYTES: usize = CHUNK_BYTES + LARGER_BYTES;
+/// What a large database may have beside its first chunk: it costs what a hundred small ones do.
+const LARGER_BYTES: usize = 256 << 10;
 
-#[derive(Arbitrary, Debug)]
-struct Input {
-    weather: u16,
-    page_size_log: u8,
-    founded: Pages,
-    steps: Vec<Did>,
-}
+/// Gives out bytes, and zeros behind the last one.
+struct Bytes<'a>(&'a [u8]);
 
-#[derive(Arbitrary, Debug)]
-struct Did {
-    what: What,
-    luck: u8,
-    pause: u8,
-    commit: Option<Pages>,
-}
-
-#[derive(Arbitrary, Debug)]
-enum What {
-    Commit(u8),
-    CommitElsewhere(u8),
-    StartOrOpen(u8),
-    Kill(u8),
-    LosePower(u8),
-    PauseOrGoOn(u8),
-    Cut(u8),
-    Close(u8),
-    RestartWal(u8),
-    TakeSnapshot(u8),
-    GoBack(u8),
-    Restore(u8),
-    Suspend(u8),
-    HurryUp(u8),
-    DaysPass,
-    Prune,
-    Merge,
-    GiveUp,
-    Look,
-}
-
-/// Of one commit.
-#[derive(Arbitrary, Debug)]
-struct Pages {
-    count: u8,
-    /// A database of megabytes, in more than one chunk.
-    is_large: bool,
-    writes: Vec<(u8, Filled)>,
-}
-
-#[derive(Arbitrary, Debug, Clone, Copy)]
-enum Filled {
-    Byte(u8),
-    Noise(u8),
-    Own,
-}
-
-impl Pages {
-    fn change(&self, page_size: usize) -> Change {
-        // Few pages mostly, since each is compared with all that is restored.
-        let (pages, scale) = match self.is_large {
-            true => (
-                usize::from(self.count) * (DATABASE_BYTES / 256) / page_size,
-                DATABASE_BYTES / 256 / page_size.min(DATABASE_BYTES / 256),
-            ),
-            false => (usize::from(self.count) % 24, 1),
-        };
-        let fill = |fill| match fill {
-            Filled::Byte(byte) => Fill::Byte(byte),
-            Filled::Noise(seed) => Fill::Noise(seed.into()),
-            Filled::Own => Fill::Own,
-        };
-        let pages = pages.clamp(1, DATABASE_BYTES / page_size);
-        let writes = self.writes.iter().take(32);
-        // A few of them behind the end.
-        let writes = writes.map(|(page, with)| (usize::from(*page) * scale % (pages + 2), fill(*with)));
-        Change {
-            pages,
-            writes: writes.collect(),
+impl Bytes<'_> {
+    fn next(&mut self) -> u8 {
+        match self.0.split_first() {
+            Some((first, rest)) => {
+                self.0 = rest;
+                *first
+            }
+            None => 0,
         }
     }
-}
 
-impl What {
-    fn action(&self) -> Action {
-        let (machine, operation) = match *self {
-            What::Commit(machine) => (machine, Operation::Commit),
-            What::CommitElsewhere(machine) => (machine, Operation::CommitElsewhere),
-            What::StartOrOpen(machine) => (machine, Operation::StartOrOpen),
-            What::Kill(machine) => (machine, Operation::Kill),
-            What::LosePower(machine) => (machine, Operation::LosePower),
-            What::PauseOrGoOn(machine) => (machine, Operation::PauseOrGoOn),
-            What::Cut(machine) => (machine, Operation::Cut),
-            What::Close(machine) => (machine, Operation::Close),
-            What::RestartWal(machine) => (machine, Operation::RestartWal),
-            What::TakeSnapshot(machine) => (machine, Operation::TakeSnapshot),
-            What::GoBack(machine) => (machine, Operation::GoBack),
-            What::Restore(machine) => (machine, Operation::Restore),
-            What::Suspend(machine) => (machine, Operation::Suspend),
-            What::HurryUp(machine) => (machine, Operation::HurryUp),
-            What::DaysPass => return Action::Chore(Chore::DaysPass),
-            What::Prune => return Action::Chore(Chore::Prune),
-            What::Merge => return Action::Chore(Chore::Merge),
-            What::GiveUp => return Action::Chore(Chore::GiveUp),
-            What::Look => return Action::Look,
+    /// The weather, the size of the pages, what the database is at the beginning, and the steps.
+    fn script(mut self) -> Script {
+        let seed = u64::from(self.next()) | u64::from(self.next()) << 8;
+        let page_size = PageSize::new(512 << (self.next() % 8)).expect("a page size");
+        let founded = self.change(page_size.as_usize()).unwrap_or_default();
+        let mut steps = Vec::new();
+        while !self.0.is_empty() && steps.len() < STEPS {
+            steps.push(self.step(page_size.as_usize()));
+        }
+        Script {
+            seed,
+            page_size,
+            founded,
+            steps,
+            traced: std::env::var_os("REPLVFS_FUZZ_TRACE").is_some(),
+        }
+    }
+
+    fn step(&mut self, page_size: usize) -> Step {
+        let (what, machine) = (self.next(), self.next().into());
+        Step {
+            action: action(what, machine),
+            luck: self.next().into(),
+            longest_ms: [5, 50, 500, 5_000, 60_000][usize::from(self.next()) % 5],
+            changes: self.change(page_size).into_iter().collect(),
+        }
+    }
+
+    /// Of one commit; `None` where chance decides.
+    fn change(&mut self, page_size: usize) -> Option<Change> {
+        let how = usize::from(self.next());
+        let (writes, count) = (how % 8, how / 8);
+        // Few pages mostly, since each is compared with all that is restored.
+        let (pages, scale) = match count {
+            31 => (
+                (CHUNK_BYTES + (writes + 1) * (LARGER_BYTES / 8)).div_ceil(page_size),
+                (DATABASE_BYTES / 256).div_ceil(page_size),
+            ),
+            _ => (count.max(1), 1),
         };
-        Action::Machine(machine.into(), operation)
+        // A few of them behind the end.
+        let mut write = || (usize::from(self.next()) * scale % (pages + 2), fill(self.next()));
+        let writes: Vec<_> = (0..writes).map(|_| write()).collect();
+        (how > 0).then_some(Change { pages, writes })
     }
 }
 
-/// A history, as [`Input`]. With `REPLVFS_FUZZ_TRACE` set it is told on standard error.
-pub fn run(data: &[u8]) {
-    let Some(input) = read::<Input>(data) else { return };
-    let page_size = PageSize::new(512 << (input.page_size_log % 8)).expect("a page size");
-    let steps = input.steps.iter().take(STEPS).map(|did| Step {
-        longest_ms: [5, 50, 500, 5_000, 60_000][usize::from(did.pause) % 5],
-        luck: did.luck.into(),
-        changes: did
-            .commit
-            .iter()
-            .map(|pages| pages.change(page_size.as_usize()))
-            .collect(),
-        action: did.what.action(),
-    });
-    let script = Script {
-        seed: input.weather.into(),
-        page_size,
-        founded: input.founded.change(page_size.as_usize()),
-        steps: steps.collect(),
-        traced: std::env::var_os("REPLVFS_FUZZ_TRACE").is_some(),
+fn fill(byte: u8) -> Fill {
+    match byte {
+        0..96 => Fill::Own,
+        96..160 => Fill::Noise(byte.into()),
+        _ => Fill::Byte(byte),
+    }
+}
+
+fn action(what: u8, machine: usize) -> Action {
+    let operation = match what {
+        0..100 => Operation::Commit,
+        100..114 => Operation::StartOrOpen,
+        114..126 => Operation::Kill,
+        126..134 => Operation::LosePower,
+        134..148 => Operation::PauseOrGoOn,
+        148..158 => Operation::Cut,
+        158..168 => Operation::Close,
+        168..178 => Operation::RestartWal,
+        178..185 => Operation::TakeSnapshot,
+        185..192 => Operation::GoBack,
+        192..208 => Operation::Restore,
+        208..214 => Operation::CommitElsewhere,
+        214..217 => Operation::Suspend,
+        217..222 => Operation::HurryUp,
+        222..230 => return Action::Chore(Chore::DaysPass),
+        230..237 => return Action::Chore(Chore::Prune),
+        237..246 => return Action::Chore(Chore::Merge),
+        246..249 => return Action::Chore(Chore::GiveUp),
+        249.. => return Action::Look,
     };
-    if let Some(broken) = history::run(&script) {
+    Action::Machine(machine, operation)
+}
+
+/// A history. With `REPLVFS_FUZZ_TRACE` set it is told on standard error.
+pub fn run(data: &[u8]) {
+    if let Some(broken) = history::run(&Bytes(data).script()) {
         panic!("{broken}");
     }
 }

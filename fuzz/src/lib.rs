@@ -1,10 +1,12 @@
 //! The bodies of the fuzz targets: what each does with some bytes. libFuzzer calls them from `fuzz_targets/`, and `tests/corpus.rs` with what is in `corpus/`.
 
 pub mod config;
+mod damage;
 pub mod history;
 pub mod manifest;
 pub mod memory;
 mod mended;
+pub mod remote;
 pub mod replica;
 pub mod segment;
 pub mod specimen;
@@ -19,10 +21,11 @@ use std::sync::OnceLock;
 pub type Body = fn(&[u8]);
 
 /// All targets by their names.
-pub const TARGETS: [(&str, Body); 8] = [
+pub const TARGETS: [(&str, Body); 9] = [
     ("config", config::run),
     ("history", history::run),
     ("manifest", manifest::run),
+    ("remote", remote::run),
     ("replica", replica::run),
     ("segment", segment::run),
     ("state", state::run),

@@ -2,7 +2,6 @@
 //! `verify` finds nothing, everything that it says is there can be restored; merging and deleting end. With checksums that fit, as whoever means harm would make
 //! them, at least nothing panics or takes much memory.
 
-use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use arbitrary::Arbitrary;
@@ -17,85 +16,14 @@ use replvfs::testing::alone;
 use replvfs::verify::{VerifyOptions, verify};
 use replvfs_vfs::types::{Txid, UnixMillis};
 
-use crate::specimen::{self, Specimen};
-use crate::{folder, memory, mended, read};
+use crate::damage::{Damage, Wanted, damaged, whole};
+use crate::{folder, memory, read};
 
 #[derive(Arbitrary, Debug)]
 struct Input {
     damage: Vec<Damage>,
     wanted: [Wanted; 3],
     chores: [bool; 3],
-}
-
-#[derive(Arbitrary, Debug)]
-enum Damage {
-    Gone(u8),
-    Flipped(u8, u16, u8),
-    Cut(u8, u16),
-    Longer(u8, Vec<u8>),
-    /// It stands under another's name.
-    Moved(u8, u8),
-    /// Under a name that nobody has given it.
-    Named(String, Vec<u8>),
-    /// Bytes are changed, and the checksums with them.
-    Mended(u8, Vec<(u16, u8)>),
-}
-
-#[derive(Arbitrary, Debug, Clone, Copy)]
-enum Wanted {
-    Newest,
-    /// One of those that there are.
-    One(u8),
-    Txid(u8),
-    At(u8),
-}
-
-fn whole() -> &'static Specimen {
-    static WHOLE: OnceLock<Specimen> = OnceLock::new();
-    WHOLE.get_or_init(specimen::replica)
-}
-
-/// What becomes of the objects, and whether a checksum fits that should not.
-fn damaged(damage: &[Damage]) -> (Vec<(String, Vec<u8>)>, bool) {
-    let objects = whole().objects.iter();
-    let mut objects: Vec<_> = objects.map(|(key, bytes)| (key.path(), bytes.clone())).collect();
-    let count = objects.len();
-    let mut is_mended = false;
-    for damage in damage.iter().take(6) {
-        let which = |number: &u8| usize::from(*number) % count;
-        match damage {
-            Damage::Gone(object) => objects[which(object)].0.clear(),
-            Damage::Flipped(object, at, mask) => {
-                let bytes = &mut objects[which(object)].1;
-                let at = usize::from(*at) % bytes.len().max(1);
-                bytes.get_mut(at).into_iter().for_each(|byte| *byte ^= mask);
-            }
-            Damage::Cut(object, len) => objects[which(object)].1.truncate((*len).into()),
-            Damage::Longer(object, more) => objects[which(object)].1.extend_from_slice(more),
-            Damage::Moved(object, to) => {
-                let bytes = objects[which(object)].1.clone();
-                objects[which(to)].1 = bytes;
-            }
-            Damage::Named(name, bytes) => objects.push((name.clone(), bytes.clone())),
-            Damage::Mended(object, changes) => {
-                let bytes = &mut objects[which(object)].1;
-                for (at, byte) in changes.iter().take(16) {
-                    let at = usize::from(*at) % bytes.len().max(1);
-                    bytes.get_mut(at).into_iter().for_each(|there| *there = *byte);
-                }
-                mended::any(bytes);
-                is_mended = true;
-            }
-        }
-    }
-    objects.retain(|(name, _)| is_name(name));
-    (objects, is_mended)
-}
-
-/// As a store takes it.
-fn is_name(name: &str) -> bool {
-    let parts = || name.split('/');
-    !name.is_empty() && parts().all(|part| !part.is_empty() && part != "." && part != ".." && part.trim() == part)
 }
 
 /// Damage, and what is asked for then, as [`Input`].
@@ -204,33 +132,6 @@ async fn verified(store: &Store, wanted: &[Wanted], is_mended: bool) {
                     "verify finds nothing, and {number} {txid} is not there"
                 );
             }
-        }
-    }
-}
-
-impl Wanted {
-    /// One of the transactions that there are.
-    fn place(self) -> (u64, u64) {
-        let number = match self {
-            Wanted::Newest => 0,
-            Wanted::One(number) | Wanted::Txid(number) | Wanted::At(number) => number,
-        };
-        let states = &whole().states;
-        *states
-            .keys()
-            .nth(usize::from(number) % states.len())
-            .expect("one of them")
-    }
-
-    fn target(self) -> (Target, Option<Generation>) {
-        match self {
-            Wanted::Newest => (Target::Newest, None),
-            Wanted::One(_) => {
-                let (generation, txid) = self.place();
-                (Target::Txid(Txid(txid)), Some(Generation(generation)))
-            }
-            Wanted::Txid(txid) => (Target::Txid(Txid(u64::from(txid) % 12)), None),
-            Wanted::At(time) => (Target::At(UnixMillis(time.into())), None),
         }
     }
 }

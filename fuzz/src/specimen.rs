@@ -16,6 +16,8 @@ const PAGE: usize = 512;
 pub struct Specimen {
     /// In the order in which they were put there.
     pub objects: Vec<(Key, Vec<u8>)>,
+    /// For each segment one that could have been in its place, but follows from something else.
+    pub strays: Vec<(Key, Vec<u8>)>,
     /// Which content a transaction of a generation has.
     pub states: BTreeMap<(u64, u64), Vec<u8>>,
 }
@@ -29,6 +31,8 @@ struct Writer {
     page_size: PageSize,
     database: Vec<u8>,
     txid: u64,
+    /// With which the generation began.
+    begun: u64,
     previous: ObjectHash,
 }
 
@@ -41,6 +45,7 @@ pub fn replica() -> Specimen {
         page_size: PageSize::new(PAGE as u32).expect("a page size"),
         database: page(0).into_iter().chain(page(1)).chain(page(2)).collect(),
         txid: 0,
+        begun: 0,
         previous: ObjectHash([0; 32]),
     };
     let meta = ReplicaMeta {
@@ -64,6 +69,8 @@ pub fn replica() -> Specimen {
     writer.image();
     writer.segment(&[(&[1, 2, 3], 6), (&[4], 6)]);
     writer.segment(&[(&[6, 9], 9)]);
+    // The newest is never merged: there are two before it.
+    writer.segment(&[(&[2, 8], 9)]);
     writer.made
 }
 
@@ -103,6 +110,7 @@ impl Writer {
 
     fn begin(&mut self, parent: Option<Parent>) {
         self.generation = self.generation.next();
+        self.begun = self.txid;
         let meta = GenerationMeta {
             format: FORMAT_VERSION,
             generation: self.generation,
@@ -166,12 +174,26 @@ impl Writer {
             end: position(self.txid),
             previous: self.previous,
         };
-        let mut writer = SegmentWriter::new(Vec::new(), header, 1).expect("a header");
-        write(&mut writer, before, &commits);
-        let (bytes, sealed) = writer.finish().expect("a segment");
-        self.previous = sealed.hash;
-        self.put(Key::Log(self.generation, header.first), bytes);
-        (header, commits, sealed.hash)
+        let (key, (bytes, hash)) = (
+            Key::Log(self.generation, header.first),
+            segment(header, before, &commits),
+        );
+        self.previous = hash;
+        self.put(key, bytes);
+        // Who begins at an image has nothing to compare with; as long as that is there no slot behind it becomes free.
+        let image = Key::Image(self.generation, Txid(before));
+        if before == self.begun || self.made.objects.iter().all(|(key, _)| *key != image) {
+            let other = SegmentHeader {
+                previous: ObjectHash([9; 32]),
+                ..header
+            };
+            let theirs: Vec<_> = commits
+                .iter()
+                .map(|(_, count)| (vec![(2, page(999))], *count))
+                .collect();
+            self.made.strays.push((key, segment(other, before, &theirs).0));
+        }
+        (header, commits, hash)
     }
 
     fn span(&mut self, segments: &[(SegmentHeader, Vec<Commit>, ObjectHash)]) {
@@ -199,6 +221,13 @@ impl Writer {
         };
         self.put(Key::Log(self.generation, seal.slot), seal.encode());
     }
+}
+
+fn segment(header: SegmentHeader, before: u64, commits: &[Commit]) -> (Vec<u8>, ObjectHash) {
+    let mut writer = SegmentWriter::new(Vec::new(), header, 1).expect("a header");
+    write(&mut writer, before, commits);
+    let (bytes, sealed) = writer.finish().expect("a segment");
+    (bytes, sealed.hash)
 }
 
 fn write<W: std::io::Write>(writer: &mut SegmentWriter<W>, before: u64, commits: &[Commit]) {

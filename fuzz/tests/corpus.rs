@@ -51,4 +51,6 @@ macro_rules! targets {
     };
 }
 
-targets!(config, history, manifest, replica, segment, state, uri, wal_scan);
+targets!(
+    config, history, manifest, remote, replica, segment, state, uri, wal_scan
+);

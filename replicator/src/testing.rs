@@ -17,6 +17,8 @@ pub mod history {
     pub use crate::pipeline::simulator::script::{Action, Change, Chore, Fill, Operation, Script, Step, run};
 }
 
+pub use crate::remote::unthreaded::{RemoteReader, RemoteState};
+
 /// Drives `future` on this thread alone, whatever it starts, in a world whose clock stands still but for sleeping, and whose random numbers are always the same.
 ///
 /// # Panics

@@ -13,6 +13,8 @@ export CARGO_TARGET_DIR="target/sanitizer-$sanitizer"
 export CARGO_INCREMENTAL=0
 export CARGO_PROFILE_DEV_OPT_LEVEL=1 CARGO_PROFILE_DEV_DEBUG=line-tables-only
 export RUSTFLAGS="-Zsanitizer=$sanitizer -Cunsafe-allow-abi-mismatch=sanitizer"
+# What the examples in the documentation are compiled with.
+export RUSTDOCFLAGS="$RUSTFLAGS"
 export "CFLAGS_${target//-/_}=-fsanitize=$sanitizer -g1"
 case "$sanitizer" in
 thread)
@@ -34,8 +36,11 @@ if [ $# -gt 0 ]; then
     sanitized "$@"
     exit
 fi
-sanitized -p replvfs-vfs
-sanitized -p replvfs --lib pipeline
+# What one part finds does not keep the others from being looked at.
+failed=0
+sanitized -p replvfs-vfs || failed=1
+sanitized -p replvfs --lib pipeline || failed=1
 tests=()
 for test in threads durability strict shutdown step_aside reopening soak; do tests+=(--test "$test"); done
-REPLVFS_SOAK_SECONDS="${REPLVFS_SOAK_SECONDS:-60}" sanitized -p replvfs-tests "${tests[@]}"
+REPLVFS_SOAK_SECONDS="${REPLVFS_SOAK_SECONDS:-60}" sanitized -p replvfs-tests "${tests[@]}" || failed=1
+exit $failed

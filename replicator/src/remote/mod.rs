@@ -13,6 +13,8 @@ mod replica;
 pub(crate) mod settings;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "testing")]
+pub(crate) mod unthreaded;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};

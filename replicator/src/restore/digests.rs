@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use replvfs_vfs::types::{PageSize, Pgno, Txid};
 
 use super::apply::Applier;
-use super::pages::PageFile;
+use super::pages::{PageFile, is_zero};
 use super::{ProgressFn, Reporter, RestoreError, image, log};
 use crate::history::Plan;
 use crate::store::Store;
@@ -123,7 +123,7 @@ impl Digests {
 
 /// A page of zeros has that of a page that was never written.
 fn digest(page: &[u8]) -> Digest {
-    if page.iter().all(|byte| *byte == 0) {
+    if is_zero(page) {
         return Digest::default();
     }
     let mut digest = Digest::default();

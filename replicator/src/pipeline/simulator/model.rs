@@ -1,7 +1,5 @@
 //! What was committed: every state of every database, each with the one that it follows from.
 
-use std::collections::HashMap;
-
 use replvfs_vfs::types::{PageSize, Pgno};
 
 use super::world::Rng;
@@ -47,7 +45,6 @@ const STAMP: std::ops::Range<usize> = 100..108;
 pub(super) struct Model {
     page_size: PageSize,
     states: Vec<State>,
-    by_content: HashMap<Vec<u8>, StateId>,
 }
 
 #[derive(Debug)]
@@ -63,7 +60,6 @@ impl Model {
         Model {
             page_size,
             states: Vec::new(),
-            by_content: HashMap::new(),
         }
     }
 
@@ -86,7 +82,7 @@ impl Model {
         };
         content.resize(pages * size, 0);
         let mut frames = Vec::new();
-        let stamped = usize::from(pages > 1);
+        let stamped = stamped(pages);
         // A page whose content nobody cares for is not written, and reads as zeros; the first ones always are.
         let always = (0..2.min(pages))
             .filter(|_| parent.is_none())
@@ -105,7 +101,6 @@ impl Model {
         let last = &mut content[stamped * size..(stamped + 1) * size];
         last[STAMP].copy_from_slice(&(id as u64 + 1).to_le_bytes());
         frames.push((page_number(stamped), last.to_vec()));
-        self.by_content.insert(content.clone(), id);
         self.states.push(State {
             parent,
             content,
@@ -122,9 +117,13 @@ impl Model {
         self.states[state].parent
     }
 
-    /// The state whose content this is.
+    /// The state whose content this is: the one whose number is in it, if all else is the same.
     pub(super) fn state_of(&self, content: &[u8]) -> Option<StateId> {
-        self.by_content.get(content).copied()
+        let size = self.page_size.as_usize();
+        let page = content.get(stamped(content.len() / size) * size..)?;
+        let number = u64::from_le_bytes(page.get(STAMP)?.try_into().ok()?);
+        let state = usize::try_from(number).ok()?.checked_sub(1)?;
+        (self.states.get(state)?.content == content).then_some(state)
     }
 
     /// The frames of the commit that it came by.
@@ -154,19 +153,29 @@ impl Model {
     }
 }
 
+/// The page with the number of its state in it.
+fn stamped(pages: usize) -> usize {
+    usize::from(pages > 1)
+}
+
 fn page_number(page: usize) -> Pgno {
     Pgno::new(page as u32 + 1).unwrap()
 }
 
 fn filled(size: usize, fill: Fill, own: u64) -> Vec<u8> {
+    let mut page = vec![0; size];
+    let (words, _) = page.as_chunks_mut::<8>();
     match fill {
-        Fill::Byte(byte) => vec![byte; size],
-        Fill::Own => (1..=size as u64 / 8)
-            .flat_map(|at| own.wrapping_mul(at).to_le_bytes())
-            .collect(),
+        Fill::Byte(byte) => words.as_flattened_mut().fill(byte),
+        Fill::Own => {
+            for (word, at) in words.iter_mut().zip(1..) {
+                *word = own.wrapping_mul(at).to_le_bytes();
+            }
+        }
         Fill::Noise(seed) => {
             let mut rng = Rng::new(seed, 3);
-            (0..size / 8).flat_map(|_| rng.next().to_le_bytes()).collect()
+            words.fill_with(|| rng.next().to_le_bytes());
         }
     }
+    page
 }
