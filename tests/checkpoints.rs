@@ -45,11 +45,7 @@ impl Writer {
     }
 
     fn send_store_away(&self) {
-        self.store.weather.storm(Some(Storm {
-            at: 0,
-            trouble: Trouble::Temporary,
-            lasting: true,
-        }));
+        self.store.weather.storm(Some(Storm::lasting(Trouble::Temporary)));
     }
 
     /// A transaction of a page or two.

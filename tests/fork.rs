@@ -281,11 +281,7 @@ fn forks_while_an_image_is_made(uri: &str) {
         .unwrap();
     plain.close().unwrap();
     let store = FaultyStore::new(true);
-    store.weather.storm(Some(Storm {
-        at: 0,
-        trouble: Trouble::Hang,
-        lasting: true,
-    }));
+    store.weather.storm(Some(Storm::lasting(Trouble::Hang)));
     let config = Config::default()
         .vfs_name("replvfs-image")
         .operator(store.faulty.clone());

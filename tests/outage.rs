@@ -228,11 +228,7 @@ impl Application {
     }
 
     fn the_store_goes_away(&self, trouble: Trouble) {
-        self.store.weather.storm(Some(Storm {
-            at: 0,
-            trouble,
-            lasting: true,
-        }));
+        self.store.weather.storm(Some(Storm::lasting(trouble)));
     }
 
     fn the_store_is_back(&self) {

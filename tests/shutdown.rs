@@ -81,11 +81,7 @@ fn in_a_faulty_store(name: &str) -> (Scratch, FaultyStore, String) {
 }
 
 fn hangs() -> Option<Storm> {
-    Some(Storm {
-        at: 0,
-        trouble: Trouble::Hang,
-        lasting: true,
-    })
+    Some(Storm::lasting(Trouble::Hang))
 }
 
 fn what_is_open_is_uploaded_at_once_and_goes_on() -> Vec<Scratch> {

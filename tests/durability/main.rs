@@ -150,11 +150,7 @@ fn rows_here(connection: &Connection) -> i64 {
 }
 
 fn storm(trouble: Trouble) -> Option<Storm> {
-    Some(Storm {
-        at: 0,
-        trouble,
-        lasting: true,
-    })
+    Some(Storm::lasting(trouble))
 }
 
 /// SQLite has no word for "committed here, and not there"; the connection goes on.

@@ -80,11 +80,7 @@ fn a_store_that_hangs_is_an_error_in_time_and_works_again() {
     let name = register(&store);
     filled(&scratch, &name, 3_000).close().unwrap();
     let remote = open_remote(&name, "&timeout=200ms").unwrap();
-    store.weather.storm(Some(Storm {
-        at: 0,
-        trouble: Trouble::Hang,
-        lasting: true,
-    }));
+    store.weather.storm(Some(Storm::lasting(Trouble::Hang)));
     let error = remote.query_row(SUM, [], |row| row.get::<_, i64>(0)).unwrap_err();
     assert_eq!(
         error.sqlite_error_code(),

@@ -55,6 +55,17 @@ pub struct Storm {
     pub lasting: bool,
 }
 
+impl Storm {
+    /// To every call, until the weather is fair.
+    pub const fn lasting(trouble: Trouble) -> Storm {
+        Storm {
+            at: 0,
+            trouble,
+            lasting: true,
+        }
+    }
+}
+
 impl fmt::Display for Storm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lasting = if self.lasting { " and all that follow" } else { "" };

@@ -346,11 +346,7 @@ pub(crate) fn at_rest(segments: usize) {
 pub(crate) fn without_any_answer() {
     let (folder, store) = (fast_folder(), FaultyStore::new(true));
     let path = folder.path().join("app.db");
-    store.weather.storm(Some(Storm {
-        at: 0,
-        trouble: Trouble::Hang,
-        lasting: true,
-    }));
+    store.weather.storm(Some(Storm::lasting(Trouble::Hang)));
     let config = Config::default()
         .vfs_name("replvfs-hanging")
         .operator(store.faulty.clone())
@@ -394,11 +390,7 @@ pub(crate) fn missing_in_trouble(trouble: Trouble, history: bool) {
         earlier(&folder.path().join("lost.db"), &store);
     }
     let path = folder.path().join("app.db");
-    store.weather.storm(Some(Storm {
-        at: 0,
-        trouble,
-        lasting: true,
-    }));
+    store.weather.storm(Some(Storm::lasting(trouble)));
     let since = Instant::now();
     let error = try_connect(&path, &store, "").unwrap_err();
     assert!(

@@ -24,8 +24,8 @@ use write::Span;
 /// How much is merged at once. The defaults are right for all but tests.
 #[derive(Debug, Clone)]
 pub struct MergeOptions {
-    /// How many adjacent small segments, or small spans, make it worth while: up to 64 KiB on average. Of larger ones it takes eight times as many, or as much as a span
-    /// may have. At least 2. Default: 32.
+    /// How many adjacent small segments, or small spans, make it worth while: up to 64 KiB on average. Of larger ones it takes eight times as many.
+    /// At least 2. Default: 32.
     pub pieces: usize,
     /// zstd's level. Default: 3. Level 9 makes spans of text some 5 % smaller, and takes several times as long.
     pub level: i32,

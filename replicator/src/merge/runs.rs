@@ -30,13 +30,12 @@ fn find(path: &[Piece], least: usize, fits: impl Fn(&Piece) -> bool) -> Vec<&[Pi
         while rest.len() >= least {
             let mut bytes = 0u64;
             let fitting = rest.iter().take_while(|piece| {
-                let with_it = bytes.saturating_add(piece.len);
-                let fits = with_it <= SPAN_BYTES;
-                bytes = if fits { with_it } else { bytes };
-                fits
+                bytes = bytes.saturating_add(piece.len);
+                bytes <= SPAN_BYTES
             });
             let (run, others) = rest.split_at(fitting.count().max(1));
             let pieces = run.len();
+            let bytes: u64 = run.iter().map(|piece| piece.len).sum();
             let is_small = bytes / REQUEST_BYTES < pieces as u64;
             let are_many = pieces >= least.saturating_mul(MANY_TIMES);
             if pieces >= least && (is_small || are_many) {

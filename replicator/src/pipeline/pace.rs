@@ -10,30 +10,27 @@ pub(super) const GATHERING: Duration = Duration::from_millis(10);
 /// Whole segments follow each other no faster, until a large one waits: each costs the same requests, whatever is in it.
 const APART: Duration = Duration::from_millis(250);
 /// A large segment has so many times the bytes of a whole one, but no more than this.
-const LARGE_TIMES: u64 = 2;
-const LARGE_BYTES: u64 = 8 << 20;
-/// What waits after an upload that took long goes into one segment up to so many times a large one: a store that is far away keeps up by that.
-const MOST_TIMES: u64 = 2;
-
-/// WAL bytes that are sealed at once, where `segment_size` is that of a whole segment.
-pub(super) fn large(segment_size: u64) -> u64 {
-    segment_size
-        .saturating_mul(LARGE_TIMES)
-        .min(LARGE_BYTES)
-        .max(segment_size)
-}
-
+const LARGE: (u64, u64) = (2, 8 << 20);
+/// The same of what waits after an upload that took long, and goes into one segment: a store that is far away keeps up by that.
+const MOST: (u64, u64) = (4, 16 << 20);
 /// An upload that takes so long is not to be made larger: all requests have their time.
 const SLOW: Duration = Duration::from_secs(10);
 
+/// WAL bytes that are sealed at once, where `segment_size` is that of a whole segment.
+pub(super) fn large(segment_size: u64) -> u64 {
+    some(LARGE, segment_size)
+}
+
 /// WAL bytes after which no further transaction gets into a segment, where the last upload took so long.
 pub(super) fn most(segment_size: u64, took: Duration) -> u64 {
-    if took >= SLOW {
-        return segment_size;
+    match took < SLOW {
+        true => some(MOST, segment_size),
+        false => segment_size,
     }
-    (large(segment_size) * MOST_TIMES)
-        .min(LARGE_BYTES * MOST_TIMES)
-        .max(segment_size)
+}
+
+fn some((times, bytes): (u64, u64), segment_size: u64) -> u64 {
+    segment_size.saturating_mul(times).min(bytes).max(segment_size)
 }
 
 /// Those that wait for their commits are kept waiting for others for this part of an upload at most, and no longer than that.

@@ -214,17 +214,19 @@ impl Task {
         }
         self.shared.taken_in_a_hurry();
         let batch = self.ahead.take();
-        match batch.or_else(|| {
-            self.shared
-                .log
-                .take(pace::most(self.plan.segment_size, self.company.took))
-        }) {
+        match batch.or_else(|| self.take()) {
             None => Ok(()),
             Some(Batch::Base(base)) => self.base(*base).await,
             Some(Batch::Image(base)) => self.image(*base),
             Some(Batch::Resumed(txid)) => self.resumed(txid).await,
             Some(Batch::Transactions(transactions)) => self.transactions(transactions).await,
         }
+    }
+
+    /// What waits in the log, as much as goes into one segment.
+    fn take(&self) -> Option<Batch> {
+        let most = pace::most(self.plan.segment_size, self.company.took);
+        self.shared.log.take(most)
     }
 
     /// Waits until there is something to take up, or to take and it is due.
@@ -614,11 +616,7 @@ impl Task {
     async fn take_up_to(&mut self, end: &SegmentEnd, transactions: &mut Vec<Arc<Transaction>>) -> Result<(), Stopped> {
         let mut looked = false;
         while transactions.len() < end.index.transactions().len() && self.ahead.is_none() {
-            match self
-                .shared
-                .log
-                .take(pace::most(self.plan.segment_size, self.company.took))
-            {
+            match self.take() {
                 Some(Batch::Transactions(more)) => transactions.extend(more),
                 // Another comes of the next request.
                 Some(Batch::Image(_)) => {}

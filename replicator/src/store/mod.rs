@@ -422,11 +422,8 @@ impl Store {
         let written = if body.len() > PART_BYTES as u64 && capability.write_can_multi {
             self.write_parts(path, conditional, &body).await
         } else {
-            let bytes = match body {
-                Body::Bytes(bytes) => bytes,
-                Body::File(file, len) => blocking(move || read_whole(&file, len)).await?,
-            };
-            let sent = operator.write_with(path, bytes).if_not_exists(conditional);
+            let whole = body.part(0..body.len()).await?;
+            let sent = operator.write_with(path, whole).if_not_exists(conditional);
             sent.await.map_err(Failure::Store)
         };
         match written {
@@ -880,10 +877,6 @@ fn body_reader(file: &File, len: u64) -> io::Result<impl Read> {
     let mut file = file.try_clone()?;
     file.seek(SeekFrom::Start(0))?;
     Ok(file.take(len))
-}
-
-fn read_whole(file: &File, len: u64) -> io::Result<Bytes> {
-    read_part(file, 0, len)
 }
 
 fn read_part(file: &File, at: u64, len: u64) -> io::Result<Bytes> {
