@@ -4,6 +4,7 @@
 //! The process is this test program once more, which runs the test `writer` and does what its environment says.
 #![allow(missing_docs)]
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
@@ -219,6 +220,33 @@ fn processes_that_start_together_restore_once() {
         assert!(process.wait().unwrap().success(), "{output}");
     }
     assert_eq!(rows_in(&scratch.database()), 30);
+    one_generation_has_it_all(&scratch);
+}
+
+/// A file that is restored appears before the note of what it is.
+#[test]
+fn a_process_that_starts_while_another_restores_waits_for_its_note() {
+    let scratch = Scratch::new();
+    run(&scratch, 30, None);
+    let (note, away) = (scratch.file("app.db-replvfs"), scratch.file("away"));
+    std::fs::rename(&note, &away).unwrap();
+    let lock = scratch.file("app.db-replvfs-lock");
+    let restoring = File::options().read(true).write(true).open(lock).unwrap();
+    rustix::fs::fcntl_lock(&restoring, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    let mut process = command(&scratch, 0)
+        .env("REPLVFS_LOG", "info")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(process.stderr.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
+    let waits = lines.any(|line| line.contains("waiting for it"));
+    std::fs::rename(&away, &note).unwrap();
+    drop(restoring);
+    lines.for_each(drop);
+    assert!(process.wait().unwrap().success());
+    assert!(waits);
     one_generation_has_it_all(&scratch);
 }
 

@@ -44,15 +44,31 @@ impl Opening {
             .create(true)
             .truncate(false)
             .open(path)?;
-        loop {
-            match fcntl_lock(&file, FlockOperation::LockExclusive) {
-                Ok(()) => return Ok(Opening { _lock: file }),
-                Err(Errno::INTR) => {}
-                // Two processes that each open two databases look like a circle, since the system counts processes, not threads.
-                Err(Errno::DEADLK) => std::thread::sleep(PAUSE),
-                Err(error) => return Err(error.into()),
+        if !try_lock(&file, FlockOperation::NonBlockingLockExclusive)? {
+            tracing::info!(lock = %path.display(), "another process opens the database; waiting for it");
+            while !try_lock(&file, FlockOperation::LockExclusive)? {
+                std::thread::sleep(PAUSE);
             }
         }
+        Ok(Opening { _lock: file })
+    }
+
+    /// Waits for another process that restores a file which is there already: it appears before the note that proves it to go on with the history. Who may not
+    /// write the lock file, or is on a file system without locks, goes on at once.
+    fn let_end(path: &Path) {
+        if path.exists() {
+            drop(Opening::wait(path));
+        }
+    }
+}
+
+/// Whether the lock is had.
+fn try_lock(file: &File, how: FlockOperation) -> io::Result<bool> {
+    match fcntl_lock(file, how) {
+        Ok(()) => Ok(true),
+        // Two processes that each open two databases look like a circle, since the system counts processes, not threads.
+        Err(Errno::INTR | Errno::DEADLK | Errno::AGAIN | Errno::ACCESS) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -68,11 +84,14 @@ pub(super) fn restore_if_missing(
     store: &Store,
     timeout: Duration,
 ) -> Result<(), String> {
-    let folder_is_there = path.parent().is_some_and(Path::is_dir);
-    if !is_new(path) || !folder_is_there {
+    let place = lock_file(path);
+    if !is_new(path) {
+        Opening::let_end(&place);
         return Ok(());
     }
-    let place = lock_file(path);
+    if !path.parent().is_some_and(Path::is_dir) {
+        return Ok(());
+    }
     let _opening = Opening::wait(&place).map_err(|error| format!("locking {} failed: {error}", place.display()))?;
     if !is_new(path) {
         return Ok(());
