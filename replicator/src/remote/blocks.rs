@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
+use replvfs_vfs::types::Pgno;
 use tokio::runtime::Handle;
 
 use super::cache::Cache;
-use super::line::{Source, SourceId};
+use super::line::{Place, Source, SourceId, State};
 use crate::format::{Key, SegmentReader, decode_chunk, max_chunk_bytes};
 use crate::history::HistoryError;
 use crate::history::walk::{read, read_range};
@@ -84,6 +85,13 @@ impl std::fmt::Debug for Blocks {
     }
 }
 
+/// Fills a page out of what it is in.
+pub(super) fn cut(raw: &[u8], at: usize, page: &mut [u8]) -> Result<(), String> {
+    let found = raw.get(at..).and_then(|rest| rest.get(..page.len()));
+    page.copy_from_slice(found.ok_or_else(|| "a block is too short for its pages".to_owned())?);
+    Ok(())
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -124,8 +132,19 @@ impl Blocks {
         lock(&self.0.cache).raise(limit);
     }
 
+    /// Fills `page`, a page of `state`, if its bytes are in memory; else what they are in, and where.
+    pub(super) fn page(&self, state: &State, number: Pgno, page: &mut [u8]) -> Option<(Source, usize)> {
+        match state.place(number) {
+            Place::Nowhere => {
+                page.fill(0);
+                None
+            }
+            Place::In(source, at) => (!self.read(source.id(), at, page)).then_some((source, at)),
+        }
+    }
+
     /// Fills `page` if it is in memory.
-    pub(super) fn read(&self, id: SourceId, at: usize, page: &mut [u8]) -> bool {
+    fn read(&self, id: SourceId, at: usize, page: &mut [u8]) -> bool {
         let found = lock(&self.0.cache).read(id, at, page);
         let (counts, metrics) = (&self.0.counts, &self.0.metrics);
         let (count, metric) = match found {

@@ -7,7 +7,7 @@ use replvfs_vfs::remote::{Remote, RemoteError, View};
 use replvfs_vfs::types::Pgno;
 
 use super::ahead::Ahead;
-use super::blocks::FetchError;
+use super::blocks::{FetchError, cut};
 use super::kept::Kept;
 use super::line::{Place, State};
 use super::replica::{Following, Replica};
@@ -58,24 +58,15 @@ impl Connection {
 
     /// What a page's bytes are, from memory or from the store.
     fn page(&mut self, number: Pgno, page: &mut [u8]) -> Result<(), ReadError> {
-        let (source, at) = match self.state.place(number) {
-            Place::In(source, at) => (source, at),
-            Place::Nowhere => {
-                page.fill(0);
-                return Ok(());
-            }
-        };
-        if self.replica.blocks().read(source.id(), at, page) {
+        let Some((source, at)) = self.replica.blocks().page(&self.state, number, page) else {
             return Ok(());
-        }
+        };
         let flight = self.replica.blocks().fetch(source);
         self.read_ahead(number);
         let fetched = answer(self.replica.runtime(), self.timeout, |_| flight);
         let raw = fetched.map_err(|why| ReadError::Other(format!("the store {why}")))?;
         let raw = raw.map_err(ReadError::Fetch)?;
-        let found = raw.get(at..).and_then(|rest| rest.get(..page.len()));
-        page.copy_from_slice(found.ok_or_else(|| ReadError::Other("a block is too short for its pages".to_owned()))?);
-        Ok(())
+        cut(&raw, at, page).map_err(ReadError::Other)
     }
 
     /// Asks for what the pages behind this one are in.

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use replvfs_vfs::types::{Pgno, Txid, UnixMillis};
 use tokio::runtime::Handle;
 
+use super::blocks::cut;
 use super::kept::{KEPT, Kept, MOST};
-use super::line::{Place, State};
+use super::line::State;
 use super::replica::Replica;
 use crate::format::{Generation, Key};
 use crate::history::{HistoryError, Target};
@@ -42,18 +43,11 @@ async fn pages(replica: &Replica, state: &State) -> Vec<u8> {
     let page_size = state.line.page_size().as_usize();
     let mut pages = Vec::new();
     for page in (1..=state.moment.page_count).filter_map(Pgno::new) {
-        match state.place(page) {
-            Place::Nowhere => pages.extend(std::iter::repeat_n(0, page_size)),
-            Place::In(source, at) => {
-                let mut known = vec![0; page_size];
-                if replica.blocks().read(source.id(), at, &mut known) {
-                    pages.extend(known);
-                } else {
-                    let raw = replica.blocks().fetch(source).await.unwrap();
-                    pages.extend_from_slice(&raw[at..at + page_size]);
-                }
-            }
+        let mut known = vec![0; page_size];
+        if let Some((source, at)) = replica.blocks().page(state, page, &mut known) {
+            cut(&replica.blocks().fetch(source).await.unwrap(), at, &mut known).unwrap();
         }
+        pages.extend(known);
     }
     pages
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use replvfs_vfs::types::{Pgno, Txid};
 use tokio::runtime::Handle;
 
-use super::line::{Place, State};
+use super::blocks::cut;
+use super::line::State;
 use super::replica::Replica;
 use crate::format::Generation;
 use crate::history::Target;
@@ -54,31 +55,27 @@ impl RemoteReader {
     ///
     /// What cannot be read, in words.
     pub async fn page(&self, state: &mut RemoteState, number: Pgno) -> Result<Vec<u8>, String> {
-        let (page, is_missing) = self.read(&state.0, number).await;
-        if !is_missing {
-            return page;
+        match self.read(&state.0, number).await {
+            Err((_, true)) => {}
+            read => return read.map_err(|(problem, _)| problem),
         }
-        state.0 = self.0.again(&state.0).await.map_err(|error| error.to_string())?;
-        self.read(&state.0, number).await.0
+        let again = self.0.again(&state.0).await.map_err(|error| error.to_string())?;
+        if !again.is_kin(&state.0) {
+            return Err("the replica was begun anew while it was read".to_owned());
+        }
+        state.0 = again;
+        self.read(&state.0, number).await.map_err(|(problem, _)| problem)
     }
 
-    async fn read(&self, state: &State, number: Pgno) -> (Result<Vec<u8>, String>, bool) {
+    /// Of an error also whether something is gone.
+    async fn read(&self, state: &State, number: Pgno) -> Result<Vec<u8>, (String, bool)> {
         let mut page = vec![0; state.line.page_size().as_usize()];
-        let (source, at) = match state.place(number) {
-            Place::In(source, at) => (source, at),
-            Place::Nowhere => return (Ok(page), false),
-        };
-        if self.0.blocks().read(source.id(), at, &mut page) {
-            return (Ok(page), false);
+        if let Some((source, at)) = self.0.blocks().page(state, number, &mut page) {
+            let raw = self.0.blocks().fetch(source).await;
+            let raw = raw.map_err(|error| (error.to_string(), error.is_missing))?;
+            cut(&raw, at, &mut page).map_err(|problem| (problem, false))?;
         }
-        match self.0.blocks().fetch(source).await {
-            Ok(raw) => {
-                let found = raw.get(at..).and_then(|rest| rest.get(..page.len()));
-                let found = found.ok_or_else(|| "a block is too short for its pages".to_owned());
-                (found.map(<[u8]>::to_vec), false)
-            }
-            Err(error) => (Err(error.to_string()), error.is_missing),
-        }
+        Ok(page)
     }
 }
 
