@@ -110,7 +110,7 @@ impl Default for Retention {
 /// # use std::time::Duration;
 /// let config = replvfs::Config::default()
 ///     .replica("s3://bucket/{name}")
-///     .flush_interval(Duration::from_millis(500));
+///     .flush_interval(Duration::from_secs(2));
 /// ```
 ///
 /// What is not set here is taken from the file that `REPLVFS_CONFIG` names (see [`config_file`](Config::config_file)), then from the environment
@@ -225,7 +225,7 @@ impl Config {
         self
     }
 
-    /// A busy database uploads once in this time. 10 ms to 1 h. Default: 1 s.
+    /// A busy database uploads once in this time. 10 ms to 1 h. Default: 500 ms.
     #[must_use]
     pub fn flush_interval(mut self, interval: Duration) -> Config {
         self.given.flush_interval = Some(interval);

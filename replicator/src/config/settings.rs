@@ -402,7 +402,7 @@ impl Settings {
             timeout: *effective.timeout.get_or_insert(30 * 1000 * MS),
             durability: *effective.durability.get_or_insert_default(),
             on_timeout: *effective.on_timeout.get_or_insert_default(),
-            flush_interval: *effective.flush_interval.get_or_insert(1000 * MS),
+            flush_interval: *effective.flush_interval.get_or_insert(500 * MS),
             segment_size: *effective.segment_size.get_or_insert(4 * MIB),
             close_timeout: *effective.close_timeout.get_or_insert(5 * 1000 * MS),
             restore: *effective.restore.get_or_insert_default(),

@@ -40,7 +40,7 @@ fn the_defaults() {
     let settings = resolve(&Config::default(), "vfs=replvfs&replica=memory://x")
         .expect("valid")
         .expect("a replica");
-    assert_eq!(settings.flush_interval, Duration::from_secs(1));
+    assert_eq!(settings.flush_interval, Duration::from_millis(500));
     assert_eq!(settings.segment_size, 4 << 20);
     assert_eq!(settings.timeout, Duration::from_secs(30));
     assert_eq!(settings.close_timeout, Duration::from_secs(5));
