@@ -264,6 +264,53 @@ fn segment() {
     assert_eq!(fixed(&read), fixed(&written));
 }
 
+/// Pages that are written again, of which the block has what changes.
+#[test]
+fn segment_of_changes() {
+    let changed = |number: u32, frame: u32| {
+        let mut page = page(number);
+        // Two places, so that something is kept before, between and behind them.
+        let at = frame as usize * 10;
+        page[at..at + 5].copy_from_slice(&[frame as u8; 5]);
+        page[400..403].copy_from_slice(b"new");
+        (number, page)
+    };
+    let transactions: Read = [
+        (10, vec![(1, page(1)), (2, page(2))]),
+        (11, vec![changed(1, 11), (2, page(2))]),
+        (20, vec![changed(1, 20), (3, page(3))]),
+    ]
+    .map(|(frame, pages)| {
+        let header = TransactionHeader {
+            committed_at: UnixMillis(1_700_000_001_000 + i64::from(frame)),
+            page_count: 3,
+            end: position(frame),
+        };
+        (header, pages)
+    })
+    .to_vec();
+    let mut writer = SegmentWriter::new(Vec::new(), segment_header(), 1).unwrap();
+    for (header, pages) in &transactions {
+        writer.begin(*header).unwrap();
+        pages
+            .iter()
+            .for_each(|(number, page)| writer.page(Pgno::new(*number).unwrap(), page).unwrap());
+    }
+    let (written, _) = writer.finish().unwrap();
+    let read = golden("segment-of-changes", &written);
+    for object in [&read, &written] {
+        assert!(read_segment(object) == transactions);
+        // The content's length in the first entry of the block table, which is where the footer says.
+        let number = |at: usize, len: usize| {
+            let mut bytes = [0; 8];
+            bytes[..len].copy_from_slice(&object[at..at + len]);
+            u64::from_le_bytes(bytes) as usize
+        };
+        let content = number(number(object.len() - SegmentFooter::LEN + 112, 8) + 12, 4);
+        assert!(content > 3 * 512 && content < 4 * 512, "{content}");
+    }
+}
+
 #[test]
 fn span() {
     let merged = [(100, b"one"), (102, b"two")].map(|(first, object)| MergedSegment {

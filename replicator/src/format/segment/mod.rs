@@ -2,6 +2,7 @@
 //! layout that the writer and the reader share, which is: header, blocks of compressed pages, block table, transaction table,
 //! page index, in a span the segment table, footer.
 
+mod changes;
 mod reader;
 mod span;
 mod writer;
@@ -131,7 +132,8 @@ pub struct TransactionEntry {
 struct Block {
     offset: u64,
     stored_len: u32,
-    raw_len: u32,
+    /// Of what is compressed: less than the block's pages when they are stored as [`changes`].
+    content_len: u32,
     crc: u32,
 }
 

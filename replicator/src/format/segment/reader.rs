@@ -13,7 +13,7 @@ use super::super::wire::{Fields, check_crc};
 use super::super::{Key, ObjectHash};
 use super::{
     BLOCK_LEN, Block, FOOTER_LEN, FormatError, HEADER_LEN, Kind, MERGED_LEN, MergedSegment, SPAN_FOOTER_LEN,
-    SegmentHeader, TRANSACTION_LEN, TransactionEntry, TransactionHeader, WINDOW_LOG_MAX, pages_per_block,
+    SegmentHeader, TRANSACTION_LEN, TransactionEntry, TransactionHeader, WINDOW_LOG_MAX, changes, pages_per_block,
     span::check_merged,
 };
 
@@ -198,7 +198,7 @@ fn key_of(kind: Kind, header: &SegmentHeader) -> Key {
 pub struct SegmentIndex {
     kind: Kind,
     header: SegmentHeader,
-    blocks: Vec<Block>,
+    pub(super) blocks: Vec<Block>,
     transactions: Vec<TransactionEntry>,
     pages: Vec<Pgno>,
     merged: Vec<MergedSegment>,
@@ -350,7 +350,21 @@ impl SegmentIndex {
     /// Raw bytes of a block's pages; 0 for a block that is not there.
     #[must_use]
     pub fn raw_len(&self, block: usize) -> usize {
-        self.blocks.get(block).map_or(0, |block| block.raw_len as usize)
+        self.pages_in(block) * self.header.page_size.as_usize()
+    }
+
+    /// Whether a block has what changes of its pages, instead of them.
+    pub(super) fn has_changes(&self, block: usize) -> bool {
+        let content_len = self.blocks.get(block).map(|block| block.content_len as usize);
+        content_len.is_some_and(|len| len < self.raw_len(block))
+    }
+
+    fn pages_in(&self, block: usize) -> usize {
+        let per_block = pages_per_block(self.header.page_size) as usize;
+        self.pages
+            .len()
+            .saturating_sub(block.saturating_mul(per_block))
+            .min(per_block)
     }
 
     /// How many blocks there are.
@@ -395,13 +409,13 @@ fn decode_blocks(footer: &SegmentFooter, bytes: &[u8]) -> Result<Vec<Block>, For
         let block = Block {
             offset: fields.u64()?,
             stored_len: fields.u32()?,
-            raw_len: fields.u32()?,
+            content_len: fields.u32()?,
             crc: fields.u32()?,
         };
         let raw_len = raw_left.min(block_bytes);
-        let stored_max = zstd::zstd_safe::compress_bound(block.raw_len as usize) as u64;
+        let stored_max = zstd::zstd_safe::compress_bound(block.content_len as usize) as u64;
         let fits = block.offset == offset
-            && u64::from(block.raw_len) == raw_len
+            && (1..=raw_len).contains(&u64::from(block.content_len))
             && (1..=stored_max).contains(&u64::from(block.stored_len));
         if !fits {
             return Err(FormatError::damaged(
@@ -533,6 +547,8 @@ pub enum Step<'a> {
 /// Decompresses the blocks of segments, one at a time.
 pub struct SegmentReader {
     decompressor: Decompressor<'static>,
+    /// Of a block that is stored as [`changes`].
+    content: Vec<u8>,
     raw: Vec<u8>,
 }
 
@@ -552,6 +568,7 @@ impl SegmentReader {
         let decompressor = Decompressor::new().map_err(FormatError::Compression)?;
         Ok(SegmentReader {
             decompressor,
+            content: Vec::new(),
             raw: Vec::new(),
         })
     }
@@ -571,14 +588,20 @@ impl SegmentReader {
         if stored.len() as u64 != u64::from(expected.stored_len) || crc32fast::hash(stored) != expected.crc {
             return Err(damaged("its CRC-32 does not match"));
         }
-        let raw_len = expected.raw_len as usize;
-        self.raw.clear();
-        self.raw.reserve_exact(raw_len);
+        let content_len = expected.content_len as usize;
+        let has_changes = index.has_changes(block);
+        let content = if has_changes { &mut self.content } else { &mut self.raw };
+        content.clear();
+        content.reserve_exact(content_len);
         self.decompressor
-            .decompress_to_buffer(stored, &mut self.raw)
+            .decompress_to_buffer(stored, content)
             .map_err(|error| damaged(&format!("it cannot be decompressed: {error}")))?;
-        if self.raw.len() != raw_len {
+        if content.len() != content_len {
             return Err(damaged("it has another length than it should"));
+        }
+        if has_changes {
+            let page_size = index.header.page_size.as_usize();
+            changes::apply(&self.content, page_size, index.pages_in(block), &mut self.raw).map_err(damaged)?;
         }
         Ok(&self.raw)
     }

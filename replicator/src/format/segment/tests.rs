@@ -1,6 +1,8 @@
 //! Segments against a model: the transactions that went in.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use proptest::prelude::*;
 use replvfs_vfs::types::{PageSize, Pgno, Position, Salts, Txid, UnixMillis};
@@ -90,10 +92,16 @@ fn models(page_size: u32) -> impl Strategy<Value = Vec<Model>> {
         any::<u32>(),
         proptest::collection::btree_map(1u32..6000, (any::<u8>(), any::<u16>()), 0..40),
     );
-    proptest::collection::vec(transaction, 1..12).prop_map(move |transactions| {
-        let model = |(time, page_count, frame, pages): (i64, u32, u32, std::collections::BTreeMap<u32, (u8, u16)>)| {
+    // Of few pages most are written again and again.
+    let most = prop_oneof![Just(6000u32), Just(9)];
+    (most, proptest::collection::vec(transaction, 1..12)).prop_map(move |(most, transactions)| {
+        let model = |(time, page_count, frame, pages): (i64, u32, u32, BTreeMap<u32, (u8, u16)>)| {
+            let pages: BTreeMap<u32, _> = pages
+                .into_iter()
+                .map(|(number, how)| (number % most + 1, how))
+                .collect();
             let page = |(number, (fill, at)): (u32, (u8, u16))| {
-                let mut page = vec![fill; page_size as usize];
+                let mut page = vec![if most < 6000 { 5 } else { fill }; page_size as usize];
                 page[usize::from(at) % page_size as usize] = !fill;
                 (number, page)
             };
@@ -167,20 +175,66 @@ fn small() -> Vec<Model> {
     vec![transaction(1, &[1, 3, 9]), transaction(2, &[]), transaction(3, &[2])]
 }
 
+/// The same with a page that is written three times.
+fn rewritten() -> Vec<Model> {
+    let mut transactions = small();
+    for (at, transaction) in transactions.iter_mut().enumerate() {
+        let mut page = vec![7; 512];
+        page[100 * at..100 * at + 30].fill(at as u8);
+        transaction.pages.retain(|(number, _)| *number != 1);
+        transaction.pages.insert(0, (1, page));
+    }
+    transactions
+}
+
 #[test]
 fn every_changed_bit_and_every_cut_of_a_small_segment_is_noticed() {
-    let transactions = small();
-    let (object, _) = write(header(512, &transactions), &transactions).unwrap();
-    for at in 0..object.len() {
-        assert!(read(&object[..at]).is_err(), "cut at {at}");
-        for bit in 0..8 {
-            let mut damaged = object.clone();
-            damaged[at] ^= 1 << bit;
-            assert!(read(&damaged).is_err(), "byte {at}, bit {bit}");
+    for (transactions, changes) in [(small(), false), (rewritten(), true)] {
+        let (object, _) = write(header(512, &transactions), &transactions).unwrap();
+        let index = SegmentIndex::from_object(&object).unwrap();
+        assert_eq!(index.has_changes(0), changes);
+        for at in 0..object.len() {
+            assert!(read(&object[..at]).is_err(), "cut at {at}");
+            for bit in 0..8 {
+                let mut damaged = object.clone();
+                damaged[at] ^= 1 << bit;
+                assert!(read(&damaged).is_err(), "byte {at}, bit {bit}");
+            }
         }
+        assert!(read(&[object.as_slice(), &[0]].concat()).is_err());
+        assert!(read(&[&[0], object.as_slice()].concat()).is_err());
     }
-    assert!(read(&[object.as_slice(), &[0]].concat()).is_err());
-    assert!(read(&[&[0], object.as_slice()].concat()).is_err());
+}
+
+/// What is in a block is believed only if it is its pages, or changes that come to them.
+#[test]
+fn a_forged_block_is_refused_even_with_fitting_checksums() {
+    let transactions = rewritten();
+    let pages: Vec<u8> = transactions
+        .iter()
+        .flat_map(|transaction| &transaction.pages)
+        .flat_map(|(_, page)| page.clone())
+        .collect();
+    let (object, _) = write(header(512, &transactions), &transactions).unwrap();
+    let mut index = SegmentIndex::from_object(&object).unwrap();
+    let mut read = |content: &[u8], said: usize| {
+        let stored = zstd::bulk::compress(content, 1).unwrap();
+        let block = &mut index.blocks[0];
+        (block.stored_len, block.content_len, block.crc) = (stored.len() as u32, said as u32, crc32fast::hash(&stored));
+        SegmentReader::new()
+            .unwrap()
+            .block(&index, 0, &stored)
+            .map(<[u8]>::to_vec)
+    };
+    assert!(read(&pages, pages.len()).unwrap() == pages);
+    let mut whole = 5u32.to_le_bytes().to_vec();
+    whole.extend_from_slice(&[0; 5]);
+    whole.extend_from_slice(&pages);
+    // As long as the pages or longer: changes are never that.
+    assert!(read(&whole, pages.len()).is_err());
+    assert!(read(&pages, pages.len() - 1).is_err());
+    assert!(read(&pages[1..], pages.len() - 1).is_err());
+    assert!(read(&[], 0).is_err());
 }
 
 /// A forger can make all checksums fit; what is said must still be possible.

@@ -7,6 +7,7 @@ use replvfs_vfs::types::{Pgno, Txid};
 use zstd::bulk::Compressor;
 
 use super::super::wire::{Sink, put_crc, put_position};
+use super::changes::Changes;
 use super::{
     BLOCK_LEN, Block, FOOTER_LEN, FormatError, HEADER_LEN, Kind, MERGED_LEN, MergedSegment, ObjectHash, SegmentHeader,
     TRANSACTION_LEN, TransactionEntry, TransactionHeader, pages_per_block,
@@ -23,7 +24,10 @@ pub struct SegmentWriter<W: Write> {
     pub(super) header: SegmentHeader,
     level: i32,
     compressor: Compressor<'static>,
+    /// Of the block that is begun: its pages, and their numbers.
     raw: Vec<u8>,
+    numbers: Vec<u32>,
+    changes: Changes,
     stored: Vec<u8>,
     block_bytes: usize,
     blocks: Vec<Block>,
@@ -83,6 +87,8 @@ impl<W: Write> SegmentWriter<W> {
             level,
             compressor: Compressor::new(level).map_err(FormatError::Compression)?,
             raw: Vec::new(),
+            numbers: Vec::new(),
+            changes: Changes::default(),
             stored: Vec::new(),
             block_bytes,
             blocks: Vec::new(),
@@ -153,6 +159,7 @@ impl<W: Write> SegmentWriter<W> {
         self.distances
             .extend_from_slice(&(number - self.last_page).to_le_bytes());
         self.last_page = number;
+        self.numbers.push(number);
         self.raw.extend_from_slice(page);
         if self.raw.len() >= self.block_bytes {
             self.end_block()
@@ -186,19 +193,23 @@ impl<W: Write> SegmentWriter<W> {
     }
 
     fn end_block(&mut self) -> Result<(), FormatError> {
+        let page_size = self.header.page_size.as_usize();
+        let changes = self.changes.encode(&self.raw, page_size, &self.numbers);
+        let content = changes.unwrap_or(&self.raw);
         self.stored.clear();
-        self.stored.reserve(zstd::zstd_safe::compress_bound(self.raw.len()));
+        self.stored.reserve(zstd::zstd_safe::compress_bound(content.len()));
         self.compressor
-            .compress_to_buffer(&self.raw, &mut self.stored)
+            .compress_to_buffer(content, &mut self.stored)
             .map_err(FormatError::Compression)?;
         self.blocks.push(Block {
             offset: self.sink.written(),
             // Both are a little over 1 MiB at most.
             stored_len: self.stored.len() as u32,
-            raw_len: self.raw.len() as u32,
+            content_len: content.len() as u32,
             crc: crc32fast::hash(&self.stored),
         });
         self.raw.clear();
+        self.numbers.clear();
         self.sink.write_all(&self.stored).map_err(FormatError::Io)
     }
 
@@ -217,7 +228,7 @@ impl<W: Write> SegmentWriter<W> {
         let mut table = Vec::with_capacity(self.blocks.len() * BLOCK_LEN);
         for block in &self.blocks {
             table.extend_from_slice(&block.offset.to_le_bytes());
-            [block.stored_len, block.raw_len, block.crc]
+            [block.stored_len, block.content_len, block.crc]
                 .iter()
                 .for_each(|field| table.extend_from_slice(&field.to_le_bytes()));
         }
