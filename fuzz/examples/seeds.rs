@@ -20,6 +20,7 @@ fn main() {
     spill();
     texts();
     scripts();
+    changes();
 }
 
 /// The first byte tells the target what the others are.
@@ -325,6 +326,15 @@ fn scripts() {
         );
         put("manifest", &format!("written-{number}"), Some(8), &noise(number, 60));
     }
+}
+
+/// Three versions of a page: as it is, with two places changed, as it was.
+fn changes() {
+    let control = [0, 1, 0x80, 1, 3, 0xfb, 2, 2, 2, 0x80, 4, 0];
+    let mut content = (control.len() as u32).to_le_bytes().to_vec();
+    content.extend_from_slice(&control);
+    content.extend_from_slice(&noise(7, 512 + 5));
+    put("segment", "changes", Some(4), &[&[2], content.as_slice()].concat());
 }
 
 /// SplitMix64.

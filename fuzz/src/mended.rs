@@ -63,6 +63,23 @@ pub(crate) fn segment(object: &mut [u8]) {
     put_crc(object, last + 8, footer..last + 8);
 }
 
+/// Another content in the only block of a segment.
+pub(crate) fn block(object: &[u8], content: &[u8]) -> Option<Vec<u8>> {
+    const HEADER: usize = 116;
+    let stored = zstd::bulk::compress(content, 1).ok()?;
+    let tables = u64_at(object, object.len().checked_sub(200)? + 112)?;
+    let mut made = [object.get(..HEADER)?, &stored, object.get(tables..)?].concat();
+    let (footer, table) = (made.len() - 200, HEADER + stored.len());
+    for at in [112, 132, 152] {
+        let offset = u64_at(&made, footer + at)? - tables + table;
+        put(&mut made, footer + at, &(offset as u64).to_le_bytes());
+    }
+    put(&mut made, table + 8, &(stored.len() as u32).to_le_bytes());
+    put(&mut made, table + 12, &(content.len() as u32).to_le_bytes());
+    segment(&mut made);
+    Some(made)
+}
+
 fn blocks(object: &mut [u8], footer: usize) {
     let (Some(table), Some(count)) = (u64_at(object, footer + 112), u64_at(object, footer + 120)) else {
         return;

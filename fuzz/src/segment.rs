@@ -39,7 +39,7 @@ type Pages = Vec<(Txid, Pgno, Vec<u8>)>;
 /// A short object may name 16,777,216 pages (`FORMAT.md`): their numbers, while they move to twice the room, and a block.
 const INDEX_BYTES: usize = 3 * 4 * (16 << 20) + 4 * BLOCK_BYTES;
 
-/// 0: an object as a store could return it. 1: the same with checksums that fit. 2: a segment that is written. Else: a span.
+/// 0: an object as a store could return it. 1: the same with checksums that fit. 2: a segment that is written. 4: the changes in a block. Else: a span.
 pub fn run(data: &[u8]) {
     match kind(data) {
         (0, object) => drop(bounded(object)),
@@ -53,6 +53,7 @@ pub fn run(data: &[u8]) {
                 written(input.page_size_log, input.first, &input.transactions, input.damage);
             }
         }
+        (4, bytes) => changes(bytes),
         (_, bytes) => {
             if let Some(input) = read::<Merged>(bytes) {
                 merged(&input.transactions, input.damage);
@@ -77,6 +78,65 @@ fn bounded(object: &[u8]) -> Result<(), FormatError> {
         }
         Ok(())
     })
+}
+
+/// What a forger would put in the place of a page's versions. If it is accepted, the pages that it comes to can be written.
+fn changes(bytes: &[u8]) {
+    let Some((count, content)) = bytes.split_first() else {
+        return;
+    };
+    let count = usize::from(count % 16) + 1;
+    let versions = |pages: &[u8]| {
+        let transactions: Vec<_> = pages.chunks_exact(PAGE).map(<[u8]>::to_vec).collect();
+        versions_of_one_page(&transactions)
+    };
+    let object = mended::block(&versions(&vec![1; count * PAGE]), content).expect("a segment of one block");
+    memory::within(INDEX_BYTES + 16 * object.len(), || {
+        let fits = (1..=count * PAGE).contains(&content.len());
+        let index = SegmentIndex::from_object(&object);
+        assert_eq!(index.is_ok(), fits);
+        let Ok(index) = index else { return };
+        let stored = |object: &[u8], index: &SegmentIndex| {
+            let range = index.block_range(0);
+            object[range.start as usize..range.end as usize].to_vec()
+        };
+        let mut reader = SegmentReader::new().expect("there is memory");
+        let Ok(pages) = reader.take_block(&index, 0, &stored(&object, &index)) else {
+            return;
+        };
+        assert_eq!(pages.len(), count * PAGE);
+        let object = versions(&pages);
+        let index = SegmentIndex::from_object(&object).expect("it was just written");
+        let read = reader.block(&index, 0, &stored(&object, &index));
+        assert!(read.expect("it was just written") == pages);
+    });
+}
+
+const PAGE: usize = 512;
+
+/// A segment of transactions that each write the first page.
+fn versions_of_one_page(versions: &[Vec<u8>]) -> Vec<u8> {
+    let header = SegmentHeader {
+        generation: Generation(1),
+        page_size: PageSize::new(PAGE as u32).expect("a page size"),
+        first: Txid(1),
+        last: Txid(versions.len() as u64),
+        start: Position::default(),
+        end: Position::default(),
+        previous: ObjectHash::of(b"before"),
+    };
+    let mut writer = SegmentWriter::new(Vec::new(), header, 1).expect("a header that is in order");
+    for version in versions {
+        let head = TransactionHeader {
+            committed_at: UnixMillis(0),
+            page_count: 1,
+            end: Position::default(),
+        };
+        writer.begin(head).expect("not more transactions than announced");
+        let first = Pgno::new(1).expect("a page number");
+        writer.page(first, version).expect("a page that is in order");
+    }
+    writer.finish().expect("all transactions are there").0
 }
 
 /// What an index says of itself fits together, and into its object.
@@ -252,7 +312,13 @@ fn write<W: Write>(
     pages.sort_unstable();
     pages.dedup_by_key(|(pgno, _)| *pgno);
     for (pgno, fill) in pages {
-        let page = vec![fill; page_size.as_usize()];
+        // What differs from the version before is a part of it, or nothing, or all.
+        let (size, fill_from) = (page_size.as_usize(), usize::from(fill) * 31);
+        let mut page = vec![pgno.get() as u8; size];
+        page[fill_from % size..]
+            .iter_mut()
+            .take(fill_from % 700)
+            .for_each(|byte| *byte = fill);
         writer.page(pgno, &page).expect("a page that is in order");
         expected.push((txid, pgno, page));
     }
