@@ -57,8 +57,21 @@ impl Changes {
         self.content.extend_from_slice(&control_len.to_le_bytes());
         self.content.extend_from_slice(&self.control);
         self.content.extend_from_slice(&self.literals);
-        (self.content.len() < pages.len()).then_some(&self.content)
+        // Not by a byte less than this: content as long as the pages is taken for them.
+        if self.content.len() >= pages.len() {
+            return None;
+        }
+        debug_assert!(
+            comes_to(&self.content, page_size, pages),
+            "changes do not come to the pages that they were made of"
+        );
+        Some(&self.content)
     }
+}
+
+fn comes_to(content: &[u8], page_size: usize, pages: &[u8]) -> bool {
+    let mut again = Vec::new();
+    apply(content, page_size, pages.len() / page_size, &mut again).is_ok() && again == pages
 }
 
 /// The `count` pages of a block, instead of what is in `pages`.
@@ -179,6 +192,7 @@ fn equal_from(page: &[u8], before: &[u8], at: usize) -> usize {
 /// From where to where they are equal for long enough again; they differ at `at`. Looks at eight bytes at a time, so that it may miss a run of less than 15.
 fn next_run(page: &[u8], before: &[u8], at: usize) -> (usize, usize) {
     let mut word = at;
+    // The word before, which differs.
     let mut last = u64::MAX;
     while let (Some(ours), Some(theirs)) = (word_at(page, word), word_at(before, word)) {
         let differ = ours ^ theirs;
@@ -189,9 +203,8 @@ fn next_run(page: &[u8], before: &[u8], at: usize) -> (usize, usize) {
             if to - from >= RUN {
                 return (from, to);
             }
-            // The byte at `to` differs.
+            // The byte at `to` differs, so the next word does, too.
             word = to;
-            last = u64::MAX;
         } else {
             word += 8;
             last = differ;
@@ -256,12 +269,13 @@ mod tests {
         fn pages_come_back(writes in writes()) {
             let (numbers, pages) = block(&writes);
             let mut changes = Changes::default();
-            for _ in 0..2 {
-                if let Some(content) = changes.encode(&pages, SIZE, &numbers) {
-                    prop_assert!(content.len() < pages.len());
-                    prop_assert!(decoded(content, numbers.len()).unwrap() == pages);
-                }
+            let encoded = changes.encode(&pages, SIZE, &numbers).map(<[u8]>::to_vec);
+            if let Some(content) = &encoded {
+                prop_assert!(content.len() < pages.len());
+                prop_assert!(decoded(content, numbers.len()).unwrap() == pages);
             }
+            // Nothing of the block before is left.
+            prop_assert_eq!(changes.encode(&pages, SIZE, &numbers).map(<[u8]>::to_vec), encoded);
         }
 
         #[test]
@@ -301,6 +315,44 @@ mod tests {
         assert_eq!(content, expected);
     }
 
+    /// Two versions of a page that have their first `kept` bytes in common.
+    fn different_from(kept: usize) -> Vec<u8> {
+        let mut pages = vec![1; 2 * SIZE];
+        pages[SIZE + kept..].fill(2);
+        pages
+    }
+
+    /// Length, two distances, and a pair in three bytes: nine are to be saved to be as long as the pages, which is what a reader would take it for.
+    #[test]
+    fn changes_are_shorter_than_the_pages() {
+        let mut changes = Changes::default();
+        for kept in [8, 9] {
+            assert_eq!(changes.encode(&different_from(kept), SIZE, &[1, 1]), None, "{kept}");
+        }
+        let content = changes.encode(&different_from(10), SIZE, &[1, 1]).unwrap();
+        assert_eq!(content.len(), 2 * SIZE - 1);
+    }
+
+    /// Numbers of two and of three bytes.
+    #[test]
+    fn the_largest_pages_and_the_longest_distances_come_back() {
+        for (page_size, count) in [(65_536, 16), (512, 2048)] {
+            let mut pages = vec![3; page_size * count];
+            for (slot, page) in pages.chunks_exact_mut(page_size).enumerate() {
+                page[page_size - 1 - slot % 7] = slot as u8;
+                page[page_size / 2] = 4;
+            }
+            for versions in [1, count as u32 / 2] {
+                let numbers: Vec<u32> = (0..count as u32).map(|slot| slot % versions).collect();
+                let mut changes = Changes::default();
+                let content = changes.encode(&pages, page_size, &numbers).unwrap();
+                let mut again = Vec::new();
+                apply(content, page_size, count, &mut again).unwrap();
+                assert!(again == pages);
+            }
+        }
+    }
+
     #[test]
     fn pages_that_are_written_once_are_not_encoded() {
         let (numbers, pages) = block(&[(1, Vec::new()), (2, Vec::new()), (3, Vec::new())]);
@@ -326,7 +378,7 @@ mod tests {
             (&[1, 0x80, 4, 0, 0], 0),             // the first one of itself
             (&[0, 1, 0x80, 4, 0, 0], 0),          // one number more
             (&[0, 1, 0x80, 4, 0], 1),             // one byte more
-            (&[0, 1, 0x80, 0x80, 0x80, 4, 0], 0), // a number of four bytes
+            (&[0, 1, 0x80, 0x84, 0x80, 0, 0], 0), // a number of four bytes
         ] {
             assert!(whole(control, literals).is_err(), "{control:?}");
         }
