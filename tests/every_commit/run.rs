@@ -53,6 +53,8 @@ struct Run<'a> {
     connections: Vec<Connection>,
     current: usize,
     seed: u64,
+    /// The journal mode that the WAL was entered from.
+    before_wal: String,
     /// A transaction was rolled back, and the lock was not let go since.
     spilled: bool,
     last: u64,
@@ -68,6 +70,7 @@ pub(crate) fn run(setup: Setup, steps: &[Step]) {
         connections: Vec::new(),
         current: 0,
         seed: 0,
+        before_wal: String::new(),
         spilled: false,
         last: 0,
         truth: BTreeMap::new(),
@@ -135,7 +138,18 @@ impl Run<'_> {
     }
 
     /// Others that have the WAL open refuse a connection that wants to leave it.
+    ///
+    /// SQLite 3.51.3 to 3.54.1 damages a database by itself when a connection that keeps its lock goes from a journal on the
+    /// disk to MEMORY or OFF, to WAL, to MEMORY, and rolls back. That way out of the WAL is not taken.
     fn set_journal_mode(&mut self, mode: &str) {
+        let before = self.journal_mode();
+        let damages = self.setup.locking != Locking::Normal
+            && before == "wal"
+            && matches!(self.before_wal.as_str(), "memory" | "off");
+        let mode = if damages && mode == "MEMORY" { "DELETE" } else { mode };
+        if before != "wal" {
+            self.before_wal = before;
+        }
         let current = self.connections.swap_remove(self.current);
         self.connections = vec![current];
         self.current = 0;
