@@ -23,7 +23,7 @@ fn cases(normal: u32, long: u32) -> Config {
         cases: asked.unwrap_or(if long_tests { long } else { normal }),
         max_shrink_iters: 200,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
-            "tests/every_commit/regressions.txt",
+            "every_commit/regressions.txt",
         ))),
         ..Config::default()
     }
