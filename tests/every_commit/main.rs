@@ -22,9 +22,7 @@ fn cases(normal: u32, long: u32) -> Config {
     Config {
         cases: asked.unwrap_or(if long_tests { long } else { normal }),
         max_shrink_iters: 200,
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
-            "every_commit/regressions.txt",
-        ))),
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct("every_commit/regressions.txt"))),
         ..Config::default()
     }
 }

@@ -1,6 +1,6 @@
 //! Chunks and blocks from the store into memory: each at most once at a time, whoever waits for it.
 //!
-//! Owns the requests; what they give goes to the `cache`. Every byte is checked: of a chunk its hash, of a block its CRC-32.
+//! Owns the requests; what they give goes to the `cache`. Every byte is checked: of a chunk its hash, of a block the CRC-32 of its pages.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -23,11 +23,13 @@ fn bomb(kind: Kind, transactions: u32) -> Vec<u8> {
         previous: ObjectHash([0; 32]),
     };
     let mut object = header.encode(kind);
-    let block = zstd::bulk::compress(&vec![0; BLOCK_BYTES], 1).unwrap();
+    let zeros = vec![0; BLOCK_BYTES];
+    let block = zstd::bulk::compress(&zeros, 1).unwrap();
+    let crc = crc32fast::hash(&[&zeros[..], &block].concat());
     let mut blocks = Vec::new();
     for _ in 0..transactions * BLOCKS {
         blocks.extend_from_slice(&(object.len() as u64).to_le_bytes());
-        for field in [block.len() as u32, BLOCK_BYTES as u32, crc32fast::hash(&block)] {
+        for field in [block.len() as u32, BLOCK_BYTES as u32, crc] {
             blocks.extend_from_slice(&field.to_le_bytes());
         }
         object.extend_from_slice(&block);

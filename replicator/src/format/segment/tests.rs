@@ -220,21 +220,49 @@ fn a_forged_block_is_refused_even_with_fitting_checksums() {
     let mut read = |content: &[u8], said: usize| {
         let stored = zstd::bulk::compress(content, 1).unwrap();
         let block = &mut index.blocks[0];
-        (block.stored_len, block.content_len, block.crc) = (stored.len() as u32, said as u32, crc32fast::hash(&stored));
-        SegmentReader::new()
-            .unwrap()
-            .block(&index, 0, &stored)
-            .map(<[u8]>::to_vec)
+        let crc = crc32fast::hash(&[&pages[..], &stored].concat());
+        (block.stored_len, block.content_len, block.crc) = (stored.len() as u32, said as u32, crc);
+        let mut reader = SegmentReader::new().unwrap();
+        let read = reader.block(&index, 0, &stored).map(<[u8]>::to_vec);
+        read.map_err(|error| error.to_string())
     };
     assert!(read(&pages, pages.len()).unwrap() == pages);
     let mut whole = 5u32.to_le_bytes().to_vec();
     whole.extend_from_slice(&[0; 5]);
     whole.extend_from_slice(&pages);
     // As long as the pages or longer: changes are never that.
-    assert!(read(&whole, pages.len()).is_err());
-    assert!(read(&pages, pages.len() - 1).is_err());
-    assert!(read(&pages[1..], pages.len() - 1).is_err());
-    assert!(read(&[], 0).is_err());
+    let refused = [
+        read(&whole, pages.len()),
+        read(&pages, pages.len() - 1),
+        read(&pages[1..], pages.len() - 1),
+        read(&[], 0),
+    ];
+    for refused in refused {
+        let error = refused.unwrap_err();
+        assert!(!error.contains("CRC-32"), "{error}");
+    }
+}
+
+/// An encoder that is wrong, or a processor: everything fits but the pages.
+#[test]
+fn a_block_that_comes_to_other_pages_is_refused() {
+    let transactions = rewritten();
+    let (object, _) = write(header(512, &transactions), &transactions).unwrap();
+    let mut index = SegmentIndex::from_object(&object).unwrap();
+    assert!(index.has_changes(0));
+    let range = index.block_range(0);
+    let stored = &object[range.start as usize..range.end as usize];
+    let mut reader = SegmentReader::new().unwrap();
+    let mut pages = reader.take_block(&index, 0, stored).unwrap();
+    for at in [0, pages.len() / 2, pages.len() - 1] {
+        pages[at] ^= 1;
+        index.blocks[0].crc = crc32fast::hash(&[&pages[..], stored].concat());
+        let error = reader.block(&index, 0, stored).unwrap_err().to_string();
+        assert!(error.contains("CRC-32"), "{error}");
+        pages[at] ^= 1;
+    }
+    index.blocks[0].crc = crc32fast::hash(&[&pages[..], stored].concat());
+    assert!(reader.block(&index, 0, stored).unwrap() == pages);
 }
 
 /// A forger can make all checksums fit; what is said must still be possible.

@@ -24,9 +24,10 @@ pub struct SegmentWriter<W: Write> {
     pub(super) header: SegmentHeader,
     level: i32,
     compressor: Compressor<'static>,
-    /// Of the block that is begun: its pages, and their numbers.
+    /// Of the block that is begun: its pages, their numbers, and the CRC-32 of the pages as they came.
     raw: Vec<u8>,
     numbers: Vec<u32>,
+    crc: crc32fast::Hasher,
     changes: Changes,
     stored: Vec<u8>,
     block_bytes: usize,
@@ -88,6 +89,7 @@ impl<W: Write> SegmentWriter<W> {
             compressor: Compressor::new(level).map_err(FormatError::Compression)?,
             raw: Vec::new(),
             numbers: Vec::new(),
+            crc: crc32fast::Hasher::new(),
             changes: Changes::default(),
             stored: Vec::new(),
             block_bytes,
@@ -161,6 +163,7 @@ impl<W: Write> SegmentWriter<W> {
         self.last_page = number;
         self.numbers.push(number);
         self.raw.extend_from_slice(page);
+        self.crc.update(page);
         if self.raw.len() >= self.block_bytes {
             self.end_block()
         } else {
@@ -201,12 +204,14 @@ impl<W: Write> SegmentWriter<W> {
         self.compressor
             .compress_to_buffer(content, &mut self.stored)
             .map_err(FormatError::Compression)?;
+        let mut crc = std::mem::take(&mut self.crc);
+        crc.update(&self.stored);
         self.blocks.push(Block {
             offset: self.sink.written(),
             // Both are a little over 1 MiB at most.
             stored_len: self.stored.len() as u32,
             content_len: content.len() as u32,
-            crc: crc32fast::hash(&self.stored),
+            crc: crc.finalize(),
         });
         self.raw.clear();
         self.numbers.clear();
