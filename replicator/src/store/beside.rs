@@ -117,12 +117,7 @@ async fn send(operator: &Operator, temp: &str, body: Body) -> Result<(), Failure
         return Ok(());
     }
     let mut writer = operator.writer(temp).await?;
-    let mut at = 0;
-    while at < len {
-        let step = (len - at).min(STEP_BYTES);
-        writer.write(body.part(at..at + step).await?).await?;
-        at += step;
-    }
+    body.send(&mut writer, STEP_BYTES).await?;
     writer.close().await?;
     Ok(())
 }

@@ -104,7 +104,7 @@ impl Folder {
         match body {
             Body::Bytes(bytes) => temp.write_all(bytes)?,
             Body::File(file, len) => {
-                let copied = io::copy(&mut super::body_reader(file, *len)?, temp.as_file_mut())?;
+                let copied = io::copy(&mut super::body::body_reader(file, *len)?, temp.as_file_mut())?;
                 if copied != *len {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }

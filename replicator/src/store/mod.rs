@@ -6,6 +6,7 @@
 #[cfg(feature = "azblob")]
 mod azblob;
 mod beside;
+mod body;
 mod error;
 mod folder;
 #[cfg(test)]
@@ -15,6 +16,7 @@ mod ftp;
 #[cfg(feature = "gcs")]
 mod gcs;
 mod keys;
+mod list;
 #[cfg(feature = "s3")]
 mod s3;
 mod service;
@@ -25,13 +27,11 @@ mod uri;
 #[cfg(feature = "webdav")]
 mod webdav;
 
-use std::fs::File;
 use std::future::Future;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 #[cfg(feature = "ftp")]
 use std::ops::Bound;
 use std::ops::{Range, RangeBounds};
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -41,17 +41,18 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use opendal::layers::{ConcurrentLimitLayer, RetryEvent, RetryLayer, TimeoutLayer, TracingLayer};
 use opendal::{Buffer, ErrorKind, Metadata, Operator};
-use replvfs_vfs::types::UnixMillis;
 use tokio::time::Instant;
 
 use crate::format::Key;
 use crate::metrics::{Metrics, Outcome, Request, StoreMetrics};
-use crate::outside;
 use beside::Beside;
+pub use body::Body;
+use body::blocking;
 use error::Action;
 pub use error::StoreError;
 use folder::Folder;
 pub(crate) use keys::StoreKeys;
+pub use list::Dated;
 use tag::Tags;
 pub use uri::{SCHEMES, redacted};
 pub(crate) use uri::{check, known_keys, scheme_of, takes_key, takes_keys};
@@ -106,43 +107,6 @@ impl StoreOptions {
     }
 }
 
-/// What an object is created from. Can be sent any number of times.
-#[derive(Debug, Clone)]
-pub enum Body {
-    /// Bytes in memory.
-    Bytes(Bytes),
-    /// The first so many bytes of a file that nobody else moves through meanwhile.
-    File(Arc<File>, u64),
-}
-
-impl Body {
-    /// In bytes.
-    #[must_use]
-    pub fn len(&self) -> u64 {
-        match self {
-            Body::Bytes(bytes) => bytes.len() as u64,
-            Body::File(_, len) => *len,
-        }
-    }
-
-    /// Whether there is nothing in it.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// These bytes of it, both ends of which are at most its length.
-    async fn part(&self, range: Range<u64>) -> io::Result<Bytes> {
-        match self {
-            Body::Bytes(bytes) => Ok(bytes.slice(range.start as usize..range.end as usize)),
-            Body::File(file, _) => {
-                let file = Arc::clone(file);
-                blocking(move || read_part(&file, range.start, range.end - range.start)).await
-            }
-        }
-    }
-}
-
 /// What came of a creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Created {
@@ -150,17 +114,6 @@ pub enum Created {
     New,
     /// The object exists, and was not touched. It may be this caller's, from an attempt whose answer was lost: see [`Store::holds`].
     Exists,
-}
-
-/// An object as a listing shows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Dated {
-    /// Its name.
-    pub key: Key,
-    /// Its size in bytes.
-    pub len: u64,
-    /// When it was created, by the store's clock; `None` where the store does not tell.
-    pub modified: Option<UnixMillis>,
 }
 
 /// Whether two writers can both believe that they created an object.
@@ -452,27 +405,15 @@ impl Store {
             .concurrent(PARTS_AT_ONCE)
             .if_not_exists(conditional)
             .await?;
-        let mut at = 0;
-        while at < body.len() {
-            let step = (body.len() - at).min(PART_BYTES as u64);
-            let sent = match body.part(at..at + step).await {
-                Ok(part) => writer.write(part).await.map_err(Failure::Store),
-                Err(error) => Err(Failure::Body(error)),
-            };
-            if let Err(failure) = sent {
-                // What cannot be aborted is left to the bucket's rule for incomplete uploads.
-                let _ = writer.abort().await;
-                return Err(failure);
-            }
-            at += step;
+        let sent = match body.send(&mut writer, PART_BYTES as u64).await {
+            Ok(()) => writer.close().await.map_err(Failure::Store),
+            Err(failure) => Err(failure),
+        };
+        if sent.is_err() {
+            // What cannot be aborted is left to the bucket's rule for incomplete uploads.
+            let _ = writer.abort().await;
         }
-        match writer.close().await {
-            Ok(metadata) => Ok(metadata),
-            Err(error) => {
-                let _ = writer.abort().await;
-                Err(Failure::Store(error))
-            }
-        }
+        sent
     }
 
     /// Deletes an object. When this returns it is gone for good; that it was not there is no error.
@@ -653,127 +594,6 @@ impl Store {
         }
     }
 
-    /// The objects whose names start with `prefix` (a folder's name with its `/`, or nothing), with their sizes in bytes, in the order
-    /// of their names. Foreign names are left out. Some stores list late or lose entries: what is not listed may exist.
-    ///
-    /// # Errors
-    ///
-    /// When the store does not answer; a prefix with nothing in it is no error.
-    pub async fn list(&self, prefix: &str) -> Result<Vec<(Key, u64)>, StoreError> {
-        let found = self.list_dated(prefix).await?;
-        Ok(found.into_iter().map(|object| (object.key, object.len)).collect())
-    }
-
-    /// The same, with the time at which each was created.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Store::list`].
-    pub async fn list_dated(&self, prefix: &str) -> Result<Vec<Dated>, StoreError> {
-        Ok(known(self.entries(prefix, true, None).await?))
-    }
-
-    /// Calls `visit` for the objects whose names start with `prefix`, in any order, with no more of them in memory than an answer of the store has. After an
-    /// error some were visited.
-    pub(crate) async fn visit(&self, prefix: &str, mut visit: impl FnMut(Dated)) -> Result<(), StoreError> {
-        let listing = async {
-            if !self.may_list(prefix).await? {
-                return Ok(());
-            }
-            let mut lister = self.0.operator.lister_with(prefix).recursive(true).await?;
-            while let Some(entry) = lister.try_next().await? {
-                let (path, metadata) = entry.into_parts();
-                dated(&path, &metadata).into_iter().for_each(&mut visit);
-            }
-            Ok::<_, opendal::Error>(())
-        };
-        let listing = async {
-            match listing.await {
-                Ok(()) => Ok(()),
-                Err(error) if self.is_no_folder(&error) => Ok(()),
-                Err(error) => Err(self.opendal(Action::List, Some(prefix), &error)),
-            }
-        };
-        self.counted(Request::List, listing, |()| Outcome::Ok).await
-    }
-
-    /// Those that come after `key` in the order of names, in one request where the store can begin there.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Store::list`].
-    pub(crate) async fn list_behind(&self, prefix: &str, key: &Key) -> Result<Vec<Dated>, StoreError> {
-        let path = key.path();
-        let capable = self.0.operator.info().capability().list_with_start_after;
-        let found = self.entries(prefix, true, capable.then_some(path.as_str())).await?;
-        let mut found = known(found);
-        found.retain(|object| object.key.path() > path);
-        Ok(found)
-    }
-
-    /// The names of the folders right below `prefix`, sorted, without it and without a `/`.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Store::list`].
-    pub async fn list_folders(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        let mut names: Vec<String> = self
-            .entries(prefix, false, None)
-            .await?
-            .into_iter()
-            .filter_map(|(path, _)| Some(path.strip_prefix(prefix)?.strip_suffix('/')?.to_owned()))
-            .filter(|name| !name.is_empty())
-            .collect();
-        names.sort();
-        Ok(names)
-    }
-
-    /// Whether a listing of that folder comes to an end.
-    async fn may_list(&self, prefix: &str) -> Result<bool, opendal::Error> {
-        #[cfg(feature = "ftp")]
-        if let Way::Beside(beside) = &self.0.way
-            && let Some(control) = &beside.control
-        {
-            return control.has_folder(prefix).await;
-        }
-        let _ = prefix;
-        Ok(true)
-    }
-
-    /// A listing of nothing. Where there are no folders that is an empty list, and whoever says otherwise is not the store: the bucket is not there, or what is between answers
-    /// for it.
-    fn is_no_folder(&self, error: &opendal::Error) -> bool {
-        let has_folders = !matches!(self.0.operator.info().scheme(), "s3" | "azblob" | "gcs");
-        has_folders && error.kind() == ErrorKind::NotFound
-    }
-
-    async fn entries(
-        &self,
-        prefix: &str,
-        recursive: bool,
-        after: Option<&str>,
-    ) -> Result<Vec<(String, Metadata)>, StoreError> {
-        let listing = async {
-            if !self.may_list(prefix).await? {
-                return Ok(Vec::new());
-            }
-            let request = self.0.operator.lister_with(prefix).recursive(recursive);
-            let lister = match after {
-                Some(after) => request.start_after(after).await?,
-                None => request.await?,
-            };
-            lister.map_ok(|entry| entry.into_parts()).try_collect::<Vec<_>>().await
-        };
-        let listing = async {
-            match listing.await {
-                Ok(entries) => Ok(entries),
-                Err(error) if self.is_no_folder(&error) => Ok(Vec::new()),
-                Err(error) => Err(self.opendal(Action::List, (!prefix.is_empty()).then_some(prefix), &error)),
-            }
-        };
-        self.counted(Request::List, listing, |_| Outcome::Ok).await
-    }
-
     fn failed(&self, action: Action, object: &str, failure: Failure) -> StoreError {
         match failure {
             Failure::Store(error) => self.opendal(action, Some(object), &error),
@@ -817,28 +637,6 @@ fn most_at_once(operator: &Operator) -> usize {
     }
 }
 
-/// Sorted, and without foreign names.
-fn known(entries: Vec<(String, Metadata)>) -> Vec<Dated> {
-    let dated = |(path, metadata): (String, Metadata)| Some((dated(&path, &metadata)?, path));
-    let mut found: Vec<(Dated, String)> = entries.into_iter().filter_map(dated).collect();
-    found.sort_by(|a, b| a.1.cmp(&b.1));
-    found.into_iter().map(|(dated, _)| dated).collect()
-}
-
-/// `None` for a foreign name.
-fn dated(path: &str, metadata: &Metadata) -> Option<Dated> {
-    let modified = metadata.last_modified().map(|at| at.into_inner().as_millisecond());
-    Some(Dated {
-        key: Key::parse(path)?,
-        len: if metadata.is_file() {
-            metadata.content_length()
-        } else {
-            0
-        },
-        modified: modified.map(UnixMillis),
-    })
-}
-
 fn not_found() -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, "it does not exist")
 }
@@ -870,33 +668,6 @@ fn trace_retry(event: &RetryEvent<'_>) {
         error = event.err.message(),
         "the store is asked again"
     );
-}
-
-/// A file's content from its start.
-fn body_reader(file: &File, len: u64) -> io::Result<impl Read> {
-    let mut file = file.try_clone()?;
-    file.seek(SeekFrom::Start(0))?;
-    Ok(file.take(len))
-}
-
-fn read_part(file: &File, at: u64, len: u64) -> io::Result<Bytes> {
-    let len = usize::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
-    let mut part = vec![0; len];
-    file.read_exact_at(&mut part, at)?;
-    Ok(part.into())
-}
-
-/// Runs `work` where it may block.
-fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> impl Future<Output = io::Result<T>> {
-    let handle = outside::blocking(work);
-    async move {
-        match handle.await {
-            Ok(result) => result,
-            Err(stopped) => Err(io::Error::other(stopped)),
-        }
-    }
 }
 
 #[cfg(test)]
