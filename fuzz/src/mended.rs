@@ -80,6 +80,9 @@ pub(crate) fn block(object: &[u8], content: &[u8]) -> Option<Vec<u8>> {
     Some(made)
 }
 
+/// Of all blocks of an object. Any number of them may share a frame of a few bytes.
+const DECODED_BYTES: usize = 8 << 20;
+
 fn blocks(object: &mut [u8], footer: usize) {
     let (Some(table), Some(count)) = (u64_at(object, footer + 112), u64_at(object, footer + 120)) else {
         return;
@@ -92,8 +95,8 @@ fn blocks(object: &mut [u8], footer: usize) {
         return;
     }
     let each = (1 << 20) / page_size;
-    // What a forger asks for is not done for more than a target looks at.
-    for block in 0..count.min(object.len() / 20).min(64) {
+    let mut left = DECODED_BYTES;
+    for block in 0..count.min(object.len() / 20) {
         let Some(at) = table.checked_add(20 * block).filter(|at| *at < object.len()) else {
             return;
         };
@@ -106,6 +109,10 @@ fn blocks(object: &mut [u8], footer: usize) {
             continue;
         };
         let count = pages.saturating_sub(block * each).min(each);
+        left = left.saturating_sub(count * page_size);
+        if left == 0 {
+            return;
+        }
         if let Some(pages) = pages_of(&stored, content_len as usize, page_size, count) {
             let crc = crc32fast::hash(&[&pages[..], &stored].concat());
             put(object, at + 16, &crc.to_le_bytes());

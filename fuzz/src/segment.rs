@@ -102,10 +102,14 @@ fn changes(bytes: &[u8]) {
         };
         let mut reader = SegmentReader::new().expect("there is memory");
         let block = stored(&object, &index);
-        let pages = reader.take_block(&index, 0, &block).ok();
+        let read = reader.take_block(&index, 0, &block);
         // Both readings of the format come to the same.
-        assert!(pages == mended::pages_of(&block, content.len(), PAGE, count));
-        let Some(pages) = pages else { return };
+        let pages = match (read, mended::pages_of(&block, content.len(), PAGE, count)) {
+            (Ok(pages), Some(again)) if pages == again => pages,
+            // Not because of the checksum, which nobody could make fit.
+            (Err(error), None) if !error.to_string().contains("CRC-32") => return,
+            (read, again) => panic!("{read:?}, and {again:?}"),
+        };
         let object = versions(&pages);
         let index = SegmentIndex::from_object(&object).expect("it was just written");
         let read = reader.block(&index, 0, &stored(&object, &index));

@@ -67,7 +67,8 @@ pub fn replica() -> Specimen {
     };
     writer.begin(Some(parent));
     writer.image();
-    writer.segment(&[(&[1, 2, 3], 6), (&[4], 6)]);
+    // Pages that are written again in their block are stored as changes.
+    writer.segment(&[(&[1, 2, 3], 6), (&[2, 3, 4], 6), (&[1, 3], 6)]);
     writer.segment(&[(&[6, 9], 9)]);
     // The newest is never merged: there are two before it.
     writer.segment(&[(&[2, 8], 9)]);
@@ -76,7 +77,7 @@ pub fn replica() -> Specimen {
 
 fn page(number: u64) -> Vec<u8> {
     let mut page: Vec<u8> = (0..PAGE as u64 / 8)
-        .flat_map(|at| (number * 1000 + at / 5).to_le_bytes())
+        .flat_map(|at| if at < 24 { number * 1000 + at / 5 } else { at / 5 }.to_le_bytes())
         .collect();
     if number == 0 {
         page[16..18].copy_from_slice(&(PAGE as u16).to_be_bytes());

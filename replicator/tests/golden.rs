@@ -2,7 +2,7 @@
 //! write it again. What zstd makes of the same bytes may differ between its releases, so compressed parts are compared
 //! by their content, and all else byte for byte.
 //!
-//! `REPLVFS_BLESS=1 cargo test -p replvfs --test golden` writes the files anew: only ever for a new format version.
+//! `REPLVFS_BLESS=1 cargo test -p replvfs --test golden` writes the files anew: only ever for a new format version, once there is a release that has this one.
 #![allow(clippy::unwrap_used)]
 
 use std::io::Cursor;

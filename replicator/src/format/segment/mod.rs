@@ -134,6 +134,7 @@ struct Block {
     stored_len: u32,
     /// Of what is compressed: less than the block's pages when they are stored as [`changes`].
     content_len: u32,
+    /// Of the pages, then of the stored bytes.
     crc: u32,
 }
 

@@ -588,6 +588,10 @@ impl SegmentReader {
         if stored.len() as u64 != u64::from(expected.stored_len) {
             return Err(damaged("it has another length than it should"));
         }
+        // Several frames, one behind the other, would be decompressed as if they were one.
+        if zstd::zstd_safe::find_frame_compressed_size(stored) != Ok(stored.len()) {
+            return Err(damaged("it is not one zstd frame"));
+        }
         let content_len = expected.content_len as usize;
         let has_changes = index.has_changes(block);
         let content = if has_changes { &mut self.content } else { &mut self.raw };

@@ -243,6 +243,39 @@ fn a_forged_block_is_refused_even_with_fitting_checksums() {
     }
 }
 
+/// zstd decompresses them as if they were one.
+#[test]
+fn several_frames_in_the_place_of_a_block_are_refused() {
+    let transactions = rewritten();
+    let (object, _) = write(header(512, &transactions), &transactions).unwrap();
+    let mut index = SegmentIndex::from_object(&object).unwrap();
+    let pages = vec![5; index.raw_len(0)];
+    let frame = |content: &[u8]| zstd::bulk::compress(content, 1).unwrap();
+    let (one, other) = pages.split_at(700);
+    let skippable = [0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0].to_vec();
+    let mut read = |stored: Vec<u8>| {
+        let crc = crc32fast::hash(&[&pages[..], &stored].concat());
+        index.blocks[0] = Block {
+            offset: 0,
+            stored_len: stored.len() as u32,
+            content_len: pages.len() as u32,
+            crc,
+        };
+        let read = SegmentReader::new().unwrap().take_block(&index, 0, &stored);
+        read.map_err(|error| error.to_string())
+    };
+    assert!(read(frame(&pages)).unwrap() == pages);
+    for stored in [
+        [frame(one), frame(other)].concat(),
+        [skippable.clone(), frame(&pages)].concat(),
+        [frame(&pages), skippable].concat(),
+        [frame(&pages), vec![0]].concat(),
+    ] {
+        let error = read(stored).unwrap_err();
+        assert!(error.contains("one zstd frame"), "{error}");
+    }
+}
+
 /// An encoder that is wrong, or a processor: everything fits but the pages.
 #[test]
 fn a_block_that_comes_to_other_pages_is_refused() {
