@@ -8,6 +8,7 @@ use loom::sync::Notify;
 use loom::thread::{self, JoinHandle};
 
 use super::*;
+use crate::host::FlushError;
 use crate::types::{PageSize, Pgno};
 
 const FOR_EVER: Duration = Duration::MAX;
