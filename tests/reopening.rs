@@ -272,3 +272,37 @@ fn what_the_history_is_taken_up_from_is_not_said_to_wait() {
     );
     assert_eq!(newest_content(&scratch), content_of(&connection));
 }
+
+/// Programs remove a folder right after the last close, and tests of programs all the more.
+#[test]
+fn a_database_that_is_closed_makes_no_file_again() {
+    let scratch = Scratch::new();
+    let often = "flush_interval=10ms";
+    let clock = open(&scratch.uri_with(&format!("&{often}"))).unwrap();
+    clock.execute_batch("CREATE TABLE t(a)").unwrap();
+    for round in 0..20 {
+        let folder = scratch.file(&format!("folder-{round}"));
+        std::fs::create_dir(&folder).unwrap();
+        let (database, replica) = (folder.join("app.db"), scratch.replica_named(&format!("of-{round}")));
+        let connection = open(&format!(
+            "file:{}?vfs=replvfs&replica={replica}&{often}",
+            database.display()
+        ))
+        .unwrap();
+        if round % 2 == 0 {
+            use_wal(&connection);
+        }
+        connection.execute_batch("CREATE TABLE t(a)").unwrap();
+        drop(connection);
+        for file in std::fs::read_dir(&folder).unwrap() {
+            std::fs::remove_file(file.unwrap().path()).unwrap();
+        }
+        // An interval that begins now is over.
+        clock.execute_batch("INSERT INTO t VALUES(1)").unwrap();
+        let written = pragma_number(&clock, "replvfs_txid");
+        while pragma_number(&clock, "replvfs_acked") < written {
+            std::thread::yield_now();
+        }
+        std::fs::remove_dir(&folder).unwrap();
+    }
+}

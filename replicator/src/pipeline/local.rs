@@ -53,6 +53,8 @@ struct Inner {
 pub(super) enum Taken {
     /// Another process is.
     No,
+    /// Nobody here wants it to be replicated now.
+    NotWanted,
     /// This process was already.
     Still,
     /// Nobody else has noted anything meanwhile, and this process has forgotten nothing: the history goes on as it was.
@@ -104,16 +106,20 @@ impl Local {
         inner.before = before;
     }
 
-    /// Tries to become the owner. Never waits. `taken` is called before anybody else can ask.
+    /// Tries to become the owner, if that is `wanted`, which is asked while this process cannot [let go](Self::release). Never waits. `taken` is called before
+    /// anybody else can ask.
     ///
     /// # Errors
     ///
     /// When the lock cannot be had, or the state is not for this release: this process is no owner then.
-    pub(super) fn take(&self, taken: impl FnOnce(&Taken)) -> Result<Taken, Problem> {
+    pub(super) fn take(&self, wanted: impl FnOnce() -> bool, taken: impl FnOnce(&Taken)) -> Result<Taken, Problem> {
         let _later = later();
         let mut inner = self.lock();
         if inner.ownership.is_some() {
             return Ok(Taken::Still);
+        }
+        if !wanted() {
+            return Ok(Taken::NotWanted);
         }
         let ownership = Ownership::take(&self.lock_file)
             .map_err(|error| format!("locking {} failed: {error}", self.lock_file.display()))?;

@@ -182,9 +182,11 @@ impl Shared {
         if self.failed.load(Ordering::Acquire) {
             return false;
         }
-        let taken = self.local.take(|taken| {
+        // Whoever closes it last lets go under the same lock. What made its files again after that would be in the way of who removes them.
+        let wanted = || self.is_open() || self.log.pending().items > 0;
+        let taken = self.local.take(wanted, |taken| {
             match taken {
-                Taken::No | Taken::Still | Taken::Again => {}
+                Taken::No | Taken::NotWanted | Taken::Still | Taken::Again => {}
                 // Nobody else can have replicated it before: what was captured up to now is the beginning.
                 Taken::From(None) if self.undecided.load(Ordering::Acquire) => {}
                 Taken::From(Some(state)) => {
@@ -202,9 +204,12 @@ impl Shared {
                 self.neighbours.listen();
             }
         });
+        if matches!(taken, Ok(Taken::NotWanted)) {
+            return false;
+        }
         let first = self.undecided.swap(false, Ordering::AcqRel);
         match taken {
-            Ok(Taken::No) => {
+            Ok(Taken::No | Taken::NotWanted) => {
                 if first {
                     tracing::info!(database = %self.database, "another process replicates it");
                 }
