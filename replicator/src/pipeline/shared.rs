@@ -128,7 +128,7 @@ impl Shared {
     pub(super) fn opened(&self) {
         self.opened_new();
         // Not by a look at the flag: the task may be about to let go.
-        self.take();
+        self.take(|| true);
         self.publish();
     }
 
@@ -173,17 +173,26 @@ impl Shared {
         self.owner.load(Ordering::Acquire)
     }
 
-    /// Becomes the owner if nobody is, and asks the database to go on from where the history is then. Never waits.
+    /// Becomes the owner if nobody is, and asks the database to go on from where the history is then. Never waits. For a connection, which has the database
+    /// open, whatever is known of that.
     pub(super) fn own(&self) -> bool {
-        self.owner.load(Ordering::Acquire) || self.take()
+        self.owner.load(Ordering::Acquire) || self.take(|| true).unwrap_or(false)
     }
 
-    fn take(&self) -> bool {
-        if self.failed.load(Ordering::Acquire) {
-            return false;
+    /// The same for nobody in particular; `None` if nobody has it open, and nothing waits in the log, or was taken out of it. Whoever closes it last lets go under the
+    /// lock under which that is asked: what made its files again after that would be in the way of who removes them.
+    pub(super) fn own_if_wanted(&self, has_work: bool) -> Option<bool> {
+        if self.owner.load(Ordering::Acquire) {
+            return Some(true);
         }
-        // Whoever closes it last lets go under the same lock. What made its files again after that would be in the way of who removes them.
-        let wanted = || self.is_open() || self.log.pending().items > 0;
+        self.take(|| has_work || self.is_open() || self.log.pending().items > 0)
+    }
+
+    /// `None` if it is not wanted.
+    fn take(&self, wanted: impl FnOnce() -> bool) -> Option<bool> {
+        if self.failed.load(Ordering::Acquire) {
+            return Some(false);
+        }
         let taken = self.local.take(wanted, |taken| {
             match taken {
                 Taken::No | Taken::NotWanted | Taken::Still | Taken::Again => {}
@@ -205,10 +214,10 @@ impl Shared {
             }
         });
         if matches!(taken, Ok(Taken::NotWanted)) {
-            return false;
+            return None;
         }
         let first = self.undecided.swap(false, Ordering::AcqRel);
-        match taken {
+        let owns = match taken {
             Ok(Taken::No | Taken::NotWanted) => {
                 if first {
                     tracing::info!(database = %self.database, "another process replicates it");
@@ -232,7 +241,8 @@ impl Shared {
                 self.fail(&problem);
                 false
             }
-        }
+        };
+        Some(owns)
     }
 
     /// Lets another process take over.

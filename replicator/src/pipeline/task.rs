@@ -195,9 +195,18 @@ impl Task {
     async fn step(&mut self) -> Result<(), Stopped> {
         self.shared.publish();
         self.wait().await?;
-        if !self.shared.own() {
-            self.last_sealed = Some(Instant::now());
-            self.shared.local.forget(|| self.shared.log.forget());
+        let has_work = self
+            .ahead
+            .as_ref()
+            .is_some_and(|batch| !matches!(batch, Batch::Image(_)));
+        let owns = self.shared.own_if_wanted(has_work);
+        if owns != Some(true) {
+            // Of what nobody wants that is an image at most, and what another process replicates is captured there.
+            self.ahead = None;
+            if owns == Some(false) {
+                self.last_sealed = Some(Instant::now());
+                self.shared.local.forget(|| self.shared.log.forget());
+            }
             return Ok(());
         }
         if self.served != self.shared.local.tenure() {
@@ -700,7 +709,8 @@ async fn watch(shared: &Shared, interval: Duration) -> Stopped {
         if shared.is_undecided() {
             // Perhaps the file was never made. Whoever reads it asks.
         } else if !shared.owns() {
-            shared.own();
+            // It may be closed by now.
+            shared.own_if_wanted(false);
         } else if log.is_to_be_watched() && log.has_news() && look(shared).await.is_err() {
             return Stopped;
         }
