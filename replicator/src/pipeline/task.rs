@@ -199,15 +199,22 @@ impl Task {
             .ahead
             .as_ref()
             .is_some_and(|batch| !matches!(batch, Batch::Image(_)));
-        let owns = self.shared.own_if_wanted(has_work);
-        if owns != Some(true) {
-            // Of what nobody wants that is an image at most, and what another process replicates is captured there.
-            self.ahead = None;
-            if owns == Some(false) {
+        match self.shared.own_if_wanted(has_work) {
+            Some(true) => {}
+            Some(false) => {
                 self.last_sealed = Some(Instant::now());
-                self.shared.local.forget(|| self.shared.log.forget());
+                let (shared, ahead) = (&self.shared, &mut self.ahead);
+                shared.local.forget(|| {
+                    *ahead = None;
+                    shared.log.forget();
+                });
+                return Ok(());
             }
-            return Ok(());
+            None => {
+                // What is due, though nobody wants it, is an image, which was given up at the close. What has come meanwhile is wanted.
+                self.ahead = self.take().filter(|batch| !matches!(batch, Batch::Image(_)));
+                return Ok(());
+            }
         }
         if self.served != self.shared.local.tenure() {
             self.served = self.shared.local.tenure();

@@ -464,11 +464,19 @@ impl Database {
                 drop(capture);
                 self.drop_pin();
             }
-            self.replica.closed();
-            // One that was opened meanwhile was counted before that was told, which may have been before this.
-            fence(Ordering::SeqCst);
-            if self.connections.load(Ordering::Acquire) > 0 {
+            loop {
+                self.replica.closed();
+                // One that was opened meanwhile was counted before that was told, which may have been before this.
+                fence(Ordering::SeqCst);
+                if self.connections.load(Ordering::Acquire) == 0 {
+                    break;
+                }
                 self.replica.opened();
+                // And may be closed by now, which was told before that.
+                fence(Ordering::SeqCst);
+                if self.connections.load(Ordering::Acquire) > 0 {
+                    break;
+                }
             }
         }
     }

@@ -383,3 +383,35 @@ async fn the_generation_before_is_merged_and_what_cannot_be_merged_keeps_nothing
     assert!(problem.contains("generation.json"), "{problem}");
     assert_eq!(upkeep.told(), 1);
 }
+
+/// In one thread, so that nothing comes between: a task that looks for what nobody wants, again and again, lets nobody else run.
+#[test]
+fn an_image_that_waits_at_the_last_close_is_dropped() {
+    let (done, over) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(async {
+            let machine = Machine::new();
+            let process = machine.start();
+            process.commit(&machine, 1);
+            process.flush().await;
+            process.log.request_image();
+            process.capture.sync();
+            assert!(process.log.arm(0), "the image waits");
+            process.shared.closed();
+            process.shared.let_go_if_closed();
+            process
+                .until_without_locks("it is dropped", |process| !process.log.arm(0))
+                .await;
+            assert!(!process.shared.local.owns());
+            // And what comes later is replicated as ever.
+            process.shared.opened();
+            process.commit(&machine, 2);
+            process.flush().await;
+            assert_eq!(machine.restored(Target::Newest).await, 2);
+        });
+        done.send(()).unwrap();
+    });
+    let ended = over.recv_timeout(std::time::Duration::from_secs(60));
+    ended.expect("nobody else gets to run");
+}
