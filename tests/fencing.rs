@@ -427,10 +427,10 @@ fn free_slots(scratch: &Scratch, store: &Store, merged: bool) {
         std::fs::create_dir(&folder).unwrap();
         assert!(block_on(replvfs::image::make(store, None, &folder)).unwrap().is_new);
         // A file system's dates are some milliseconds behind the clock that the image was dated by, and only what is stored later tells that time has passed.
-        let replica = PathBuf::from(scratch.replica().strip_prefix("fs://").unwrap());
         for (key, _) in scratch.objects() {
             if matches!(key, Key::Image(..)) {
-                let file = File::options().write(true).open(replica.join(key.path())).unwrap();
+                let path = scratch.file("replica").join(key.path());
+                let file = File::options().write(true).open(path).unwrap();
                 file.set_modified(SystemTime::now()).unwrap();
             }
         }

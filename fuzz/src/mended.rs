@@ -1,5 +1,8 @@
 //! Objects whose checksums are made to fit, as whoever means harm would: else hardly any change gets past them. The layouts are those of `FORMAT.md`.
 
+use replvfs::format::BLOCK_BYTES;
+use replvfs_vfs::types::PageSize;
+
 fn u32_at(object: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(object.get(at..at + 4)?.try_into().ok()?))
 }
@@ -87,14 +90,11 @@ fn blocks(object: &mut [u8], footer: usize) {
     let (Some(table), Some(count)) = (u64_at(object, footer + 112), u64_at(object, footer + 120)) else {
         return;
     };
-    let (Some(page_size), Some(pages)) = (u32_at(object, 12), u64_at(object, footer + 168)) else {
+    let page_size = u32_at(object, 12).and_then(PageSize::new);
+    let (Some(page_size), Some(pages)) = (page_size.map(PageSize::as_usize), u64_at(object, footer + 168)) else {
         return;
     };
-    let page_size = page_size as usize;
-    if !page_size.is_power_of_two() || !(512..=65_536).contains(&page_size) {
-        return;
-    }
-    let each = (1 << 20) / page_size;
+    let each = BLOCK_BYTES / page_size;
     let mut left = DECODED_BYTES;
     for block in 0..count.min(object.len() / 20) {
         let Some(at) = table.checked_add(20 * block).filter(|at| *at < object.len()) else {
@@ -134,45 +134,34 @@ pub(crate) fn pages_of(stored: &[u8], content_len: usize, page_size: usize, coun
         return Some(content);
     }
     let control_len = u32_at(&content, 0)? as usize;
-    let (mut at, end) = (4, control_len.checked_add(4)?);
-    let mut literals = end;
-    let mut number = || {
-        let bytes = content.get(at..end)?;
-        let length = 1 + bytes.iter().take(3).position(|byte| *byte < 128)?;
-        at += length;
-        let digits = bytes[..length].iter().rev();
-        Some((digits.fold(0, |number, byte| number << 7 | usize::from(byte & 127)), at))
-    };
-    let mut literal = |count: usize| {
-        literals += count;
-        content.get(literals - count..literals).map(|bytes| (bytes, literals))
-    };
-    let (mut pages, mut used) = (Vec::with_capacity(len), (4, end));
+    let (mut control, mut literals) = content[4..].split_at_checked(control_len)?;
+    let mut pages = Vec::with_capacity(len);
     for page in 0..count {
-        let (distance, read) = number()?;
-        used.0 = read;
+        let distance = number(&mut control)?;
         if distance == 0 {
-            let (bytes, read) = literal(page_size)?;
-            pages.extend_from_slice(bytes);
-            used.1 = read;
+            pages.extend_from_slice(literals.split_off(..page_size)?);
             continue;
         }
         let before = page.checked_sub(distance)? * page_size;
         let mut done = 0;
         while done < page_size {
-            let ((kept, _), (changed, read)) = (number()?, number()?);
-            used.0 = read;
+            let (kept, changed) = (number(&mut control)?, number(&mut control)?);
             if kept + changed == 0 || done + kept + changed > page_size {
                 return None;
             }
             pages.extend_from_within(before + done..before + done + kept);
-            let (bytes, read) = literal(changed)?;
-            pages.extend_from_slice(bytes);
-            used.1 = read;
+            pages.extend_from_slice(literals.split_off(..changed)?);
             done += kept + changed;
         }
     }
-    (used == (end, content.len())).then_some(pages)
+    (control.is_empty() && literals.is_empty()).then_some(pages)
+}
+
+/// Seven bits a byte, in three bytes at most.
+fn number(control: &mut &[u8]) -> Option<usize> {
+    let more = control.iter().take(3).position(|byte| *byte < 128)?;
+    let digits = control.split_off(..=more)?.iter().rev();
+    Some(digits.fold(0, |number, byte| number << 7 | usize::from(byte & 127)))
 }
 
 /// The manifest of an image.

@@ -53,8 +53,6 @@ struct Inner {
 pub(super) enum Taken {
     /// Another process is.
     No,
-    /// Nobody here wants it to be replicated now.
-    NotWanted,
     /// This process was already.
     Still,
     /// Nobody else has noted anything meanwhile, and this process has forgotten nothing: the history goes on as it was.
@@ -106,25 +104,29 @@ impl Local {
         inner.before = before;
     }
 
-    /// Tries to become the owner, if that is `wanted`, which is asked while this process cannot [let go](Self::release). Never waits. `taken` is called before
-    /// anybody else can ask.
+    /// Tries to become the owner, if that is `wanted`, which is asked while this process cannot [let go](Self::release); else `None`. Never waits. `taken` is called
+    /// before anybody else can ask.
     ///
     /// # Errors
     ///
     /// When the lock cannot be had, or the state is not for this release: this process is no owner then.
-    pub(super) fn take(&self, wanted: impl FnOnce() -> bool, taken: impl FnOnce(&Taken)) -> Result<Taken, Problem> {
+    pub(super) fn take(
+        &self,
+        wanted: impl FnOnce() -> bool,
+        taken: impl FnOnce(&Taken),
+    ) -> Result<Option<Taken>, Problem> {
         let _later = later();
         let mut inner = self.lock();
         if inner.ownership.is_some() {
-            return Ok(Taken::Still);
+            return Ok(Some(Taken::Still));
         }
         if !wanted() {
-            return Ok(Taken::NotWanted);
+            return Ok(None);
         }
         let ownership = Ownership::take(&self.lock_file)
             .map_err(|error| format!("locking {} failed: {error}", self.lock_file.display()))?;
         let Some(ownership) = ownership else {
-            return Ok(Taken::No);
+            return Ok(Some(Taken::No));
         };
         let found = match local_state::read(&self.state_file) {
             Ok(found) => found,
@@ -156,7 +158,7 @@ impl Local {
         inner.tenure += 1;
         taken(&result);
         self.keep_without_its_wal(&mut inner);
-        Ok(result)
+        Ok(Some(result))
     }
 
     /// A state that counts because of the WAL beside the database must count when that is gone, too.

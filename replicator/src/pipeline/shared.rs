@@ -195,7 +195,7 @@ impl Shared {
         }
         let taken = self.local.take(wanted, |taken| {
             match taken {
-                Taken::No | Taken::NotWanted | Taken::Still | Taken::Again => {}
+                Taken::No | Taken::Still | Taken::Again => {}
                 // Nobody else can have replicated it before: what was captured up to now is the beginning.
                 Taken::From(None) if self.undecided.load(Ordering::Acquire) => {}
                 Taken::From(Some(state)) => {
@@ -213,12 +213,10 @@ impl Shared {
                 self.neighbours.listen();
             }
         });
-        if matches!(taken, Ok(Taken::NotWanted)) {
-            return None;
-        }
+        let taken = taken.transpose()?;
         let first = self.undecided.swap(false, Ordering::AcqRel);
         let owns = match taken {
-            Ok(Taken::No | Taken::NotWanted) => {
+            Ok(Taken::No) => {
                 if first {
                     tracing::info!(database = %self.database, "another process replicates it");
                 }

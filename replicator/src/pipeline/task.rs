@@ -195,11 +195,7 @@ impl Task {
     async fn step(&mut self) -> Result<(), Stopped> {
         self.shared.publish();
         self.wait().await?;
-        let has_work = self
-            .ahead
-            .as_ref()
-            .is_some_and(|batch| !matches!(batch, Batch::Image(_)));
-        match self.shared.own_if_wanted(has_work) {
+        match self.shared.own_if_wanted(self.ahead.is_some()) {
             Some(true) => {}
             Some(false) => {
                 self.last_sealed = Some(Instant::now());

@@ -46,25 +46,8 @@ impl Store {
     /// Calls `visit` for the objects whose names start with `prefix`, in any order, with no more of them in memory than an answer of the store has. After an
     /// error some were visited.
     pub(crate) async fn visit(&self, prefix: &str, mut visit: impl FnMut(Dated)) -> Result<(), StoreError> {
-        let listing = async {
-            if !self.may_list(prefix).await? {
-                return Ok(());
-            }
-            let mut lister = self.0.operator.lister_with(prefix).recursive(true).await?;
-            while let Some(entry) = lister.try_next().await? {
-                let (path, metadata) = entry.into_parts();
-                dated(&path, &metadata).into_iter().for_each(&mut visit);
-            }
-            Ok::<_, opendal::Error>(())
-        };
-        let listing = async {
-            match listing.await {
-                Ok(()) => Ok(()),
-                Err(error) if self.is_no_folder(&error) => Ok(()),
-                Err(error) => Err(self.opendal(Action::List, Some(prefix), &error)),
-            }
-        };
-        self.counted(Request::List, listing, |()| Outcome::Ok).await
+        let each = |path: String, metadata| dated(&path, &metadata).into_iter().for_each(&mut visit);
+        self.each(prefix, true, None, each).await
     }
 
     /// Those that come after `key` in the order of names, in one request where the store can begin there.
@@ -123,25 +106,42 @@ impl Store {
         recursive: bool,
         after: Option<&str>,
     ) -> Result<Vec<(String, Metadata)>, StoreError> {
+        let mut entries = Vec::new();
+        let each = |path, metadata| entries.push((path, metadata));
+        self.each(prefix, recursive, after, each).await?;
+        Ok(entries)
+    }
+
+    async fn each(
+        &self,
+        prefix: &str,
+        recursive: bool,
+        after: Option<&str>,
+        mut each: impl FnMut(String, Metadata),
+    ) -> Result<(), StoreError> {
         let listing = async {
             if !self.may_list(prefix).await? {
-                return Ok(Vec::new());
+                return Ok(());
             }
             let request = self.0.operator.lister_with(prefix).recursive(recursive);
-            let lister = match after {
+            let mut lister = match after {
                 Some(after) => request.start_after(after).await?,
                 None => request.await?,
             };
-            lister.map_ok(|entry| entry.into_parts()).try_collect::<Vec<_>>().await
+            while let Some(entry) = lister.try_next().await? {
+                let (path, metadata) = entry.into_parts();
+                each(path, metadata);
+            }
+            Ok(())
         };
         let listing = async {
             match listing.await {
-                Ok(entries) => Ok(entries),
-                Err(error) if self.is_no_folder(&error) => Ok(Vec::new()),
+                Ok(()) => Ok(()),
+                Err(error) if self.is_no_folder(&error) => Ok(()),
                 Err(error) => Err(self.opendal(Action::List, (!prefix.is_empty()).then_some(prefix), &error)),
             }
         };
-        self.counted(Request::List, listing, |_| Outcome::Ok).await
+        self.counted(Request::List, listing, |()| Outcome::Ok).await
     }
 }
 

@@ -25,7 +25,7 @@ fn bomb(kind: Kind, transactions: u32) -> Vec<u8> {
     let mut object = header.encode(kind);
     let zeros = vec![0; BLOCK_BYTES];
     let block = zstd::bulk::compress(&zeros, 1).unwrap();
-    let crc = crc32fast::hash(&[&zeros[..], &block].concat());
+    let crc = block_crc(&zeros, &block);
     let mut blocks = Vec::new();
     for _ in 0..transactions * BLOCKS {
         blocks.extend_from_slice(&(object.len() as u64).to_le_bytes());

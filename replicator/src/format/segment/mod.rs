@@ -138,6 +138,14 @@ struct Block {
     crc: u32,
 }
 
+/// Of a block, by its pages and its stored bytes.
+fn block_crc(pages: &[u8], stored: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(pages);
+    crc.update(stored);
+    crc.finalize()
+}
+
 fn pages_per_block(page_size: PageSize) -> u32 {
     (BLOCK_BYTES as u32 / page_size.get()).max(1)
 }

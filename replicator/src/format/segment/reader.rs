@@ -13,8 +13,8 @@ use super::super::wire::{Fields, check_crc};
 use super::super::{Key, ObjectHash};
 use super::{
     BLOCK_LEN, Block, FOOTER_LEN, FormatError, HEADER_LEN, Kind, MERGED_LEN, MergedSegment, SPAN_FOOTER_LEN,
-    SegmentHeader, TRANSACTION_LEN, TransactionEntry, TransactionHeader, WINDOW_LOG_MAX, changes, pages_per_block,
-    span::check_merged,
+    SegmentHeader, TRANSACTION_LEN, TransactionEntry, TransactionHeader, WINDOW_LOG_MAX, block_crc, changes,
+    pages_per_block, span::check_merged,
 };
 
 const FOOTER: &str = "footer";
@@ -608,10 +608,7 @@ impl SegmentReader {
             changes::apply(&self.content, page_size, index.pages_in(block), &mut self.raw).map_err(damaged)?;
         }
         // Of the pages as they came to the writer: what made them smaller is not to be believed.
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(&self.raw);
-        crc.update(stored);
-        if crc.finalize() != expected.crc {
+        if block_crc(&self.raw, stored) != expected.crc {
             return Err(damaged("its CRC-32 does not match"));
         }
         Ok(&self.raw)

@@ -220,7 +220,7 @@ fn a_forged_block_is_refused_even_with_fitting_checksums() {
     let mut read = |content: &[u8], said: usize| {
         let stored = zstd::bulk::compress(content, 1).unwrap();
         let block = &mut index.blocks[0];
-        let crc = crc32fast::hash(&[&pages[..], &stored].concat());
+        let crc = block_crc(&pages, &stored);
         (block.stored_len, block.content_len, block.crc) = (stored.len() as u32, said as u32, crc);
         let mut reader = SegmentReader::new().unwrap();
         let read = reader.block(&index, 0, &stored).map(<[u8]>::to_vec);
@@ -254,7 +254,7 @@ fn several_frames_in_the_place_of_a_block_are_refused() {
     let (one, other) = pages.split_at(700);
     let skippable = [0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0].to_vec();
     let mut read = |stored: Vec<u8>| {
-        let crc = crc32fast::hash(&[&pages[..], &stored].concat());
+        let crc = block_crc(&pages, &stored);
         index.blocks[0] = Block {
             offset: 0,
             stored_len: stored.len() as u32,
@@ -289,12 +289,12 @@ fn a_block_that_comes_to_other_pages_is_refused() {
     let mut pages = reader.take_block(&index, 0, stored).unwrap();
     for at in [0, pages.len() / 2, pages.len() - 1] {
         pages[at] ^= 1;
-        index.blocks[0].crc = crc32fast::hash(&[&pages[..], stored].concat());
+        index.blocks[0].crc = block_crc(&pages, stored);
         let error = reader.block(&index, 0, stored).unwrap_err().to_string();
         assert!(error.contains("CRC-32"), "{error}");
         pages[at] ^= 1;
     }
-    index.blocks[0].crc = crc32fast::hash(&[&pages[..], stored].concat());
+    index.blocks[0].crc = block_crc(&pages, stored);
     assert!(reader.block(&index, 0, stored).unwrap() == pages);
 }
 

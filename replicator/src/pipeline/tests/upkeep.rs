@@ -412,6 +412,6 @@ fn an_image_that_waits_at_the_last_close_is_dropped() {
         });
         done.send(()).unwrap();
     });
-    let ended = over.recv_timeout(std::time::Duration::from_secs(60));
+    let ended = over.recv_timeout(Duration::from_secs(60));
     ended.expect("nobody else gets to run");
 }
