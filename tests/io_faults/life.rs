@@ -180,8 +180,9 @@ impl World {
     fn open(&mut self, at: usize) {
         let database = self.database();
         let (uri, name) = if self.terms.replicated {
+            // What a close does not wait for stays in the WAL, which SQLite then finds there, and the next look without replvfs takes away.
             let uri = format!(
-                "file:{}?replica={}&timeout=5s&close_timeout=100ms&flush_interval=10ms",
+                "file:{}?replica={}&timeout=5s&close_timeout=30s&flush_interval=10ms",
                 database.display(),
                 self.replica
             );
