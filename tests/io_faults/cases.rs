@@ -17,7 +17,7 @@ const IN_ONE_PROCESS: usize = 150;
 const OWN_CALLS: u32 = 800;
 /// After so many failures the rest would say the same.
 const ENOUGH: usize = 5;
-/// What a child is to do: the script, the first case and the one after the last.
+/// What a child is to do: the script, how many calls of replvfs's own there are, the first case and the one after the last.
 const JOB: &str = "REPLVFS_IO_FAULTS_JOB";
 
 #[derive(Debug, Clone, Copy)]
@@ -38,10 +38,17 @@ fn undisturbed(script: &'static Script, replicated: bool) -> Life {
     live(terms).unwrap_or_else(|wrong| panic!("without a fault: {wrong}"))
 }
 
-/// Every fault there is, in an order that only depends on the script.
-fn all_cases(script: &'static Script) -> Vec<Case> {
+/// How many calls of replvfs's own are to fail. It may differ by some from run to run.
+fn count_own_calls(script: &'static Script) -> u32 {
+    match is_comparable(script) {
+        true => undisturbed(script, true).own_calls.len() as u32,
+        false => OWN_CALLS,
+    }
+}
+
+/// Every fault there is, in an order that only depends on the script and that count.
+fn all_cases(script: &'static Script, own_calls: u32) -> Vec<Case> {
     let plain = undisturbed(script, false);
-    let replicated = undisturbed(script, true);
     assert_eq!(plain.own_calls, []);
     let mut faults = Vec::new();
     let mut counts: HashMap<(Method, Kind), u32> = HashMap::new();
@@ -61,11 +68,6 @@ fn all_cases(script: &'static Script) -> Vec<Case> {
             );
         }
     }
-    let own_calls = if is_comparable(script) {
-        replicated.own_calls.len() as u32
-    } else {
-        OWN_CALLS
-    };
     for n in 0..own_calls {
         for effect in 0..2 {
             faults.extend([false, true].map(|lasting| Fault {
@@ -90,8 +92,8 @@ fn is_comparable(script: &Script) -> bool {
     script.name != "large"
 }
 
-fn chosen(script: &'static Script) -> Vec<Case> {
-    let mut cases = all_cases(script);
+fn chosen(script: &'static Script, own_calls: u32) -> Vec<Case> {
+    let mut cases = all_cases(script, own_calls);
     let wanted = number("REPLVFS_IO_FAULTS_CASES").map_or(script.faults, |cases| cases as usize);
     if let Ok(one) = std::env::var("REPLVFS_IO_FAULTS") {
         let (name, number) = one.split_once(':').expect("REPLVFS_IO_FAULTS=<script>:<number>");
@@ -128,13 +130,14 @@ fn chosen(script: &'static Script) -> Vec<Case> {
 /// All that are chosen, in processes of their own.
 pub(crate) fn run_all(name: &str) {
     let script = script(name);
-    let count = chosen(script).len();
+    let own_calls = count_own_calls(script);
+    let count = chosen(script, own_calls).len();
     let mut from = 0;
     while from < count {
         let to = (from + IN_ONE_PROCESS).min(count);
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "other_process", "--nocapture", "--quiet"])
-            .env(JOB, format!("{name} {from} {to}"))
+            .env(JOB, format!("{name} {own_calls} {from} {to}"))
             .output()
             .unwrap();
         assert!(
@@ -152,10 +155,11 @@ pub(crate) fn run_if_asked() {
     let Ok(job) = std::env::var(JOB) else { return };
     let mut words = job.split(' ');
     let script = script(words.next().unwrap());
+    let own_calls = words.next().unwrap().parse().unwrap();
     let mut bound = || words.next().unwrap().parse::<usize>().unwrap();
     let (from, to) = (bound(), bound());
     let mut wrong = Vec::new();
-    for case in &chosen(script)[from..to] {
+    for case in &chosen(script, own_calls)[from..to] {
         if wrong.len() == ENOUGH {
             break;
         }
