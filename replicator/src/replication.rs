@@ -60,7 +60,7 @@ impl Replication {
     }
 
     /// Uploads at once what is committed in the database, by whatever process of this machine, and waits until it can be restored. Returns the newest
-    /// transaction that can.
+    /// transaction that can. The database may be closed by now, as long as the files beside it are there.
     ///
     /// # Errors
     ///

@@ -341,3 +341,34 @@ fn a_program_waits_without_a_connection() {
     replication.flush().unwrap();
     assert_eq!(rows_elsewhere(&scratch), 5);
 }
+
+/// At the end of a program all is closed, and what is to be gone is removed.
+#[test]
+fn a_program_waits_for_what_it_has_closed() {
+    let scratch = Scratch::new();
+    let connection = open(&scratch.uri()).unwrap();
+    use_wal(&connection);
+    connection.execute_batch("CREATE TABLE t(a)").unwrap();
+    let txid = Txid(pragma_number(&connection, "replvfs_txid").unwrap());
+    let replication = Replication::of(scratch.database()).unwrap();
+    drop(connection);
+    let beside = || {
+        let is_of_it = |name: &String| name.starts_with("app.db");
+        let files = std::fs::read_dir(scratch.database().parent().unwrap()).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        names.filter(is_of_it).collect::<std::collections::BTreeSet<String>>()
+    };
+    let left = beside();
+    assert_eq!(replication.flush().unwrap(), Some(txid));
+    assert_eq!(poll_here(replication.wait_async(txid)).unwrap(), Some(txid));
+    assert_eq!(beside(), left);
+    for name in left {
+        std::fs::remove_file(scratch.database().with_file_name(name)).unwrap();
+    }
+    let refused = replication.flush().unwrap_err().to_string();
+    assert!(
+        refused.contains("nobody has") && refused.contains("are gone"),
+        "{refused}"
+    );
+    assert_eq!(beside().len(), 0);
+}

@@ -86,13 +86,24 @@ pub(super) async fn wait_anywhere(shared: &Arc<Shared>, wanted: Wanted) -> Resul
                 },
             )
             .await;
-            if waited.is_ok() || !shared.is_standby() {
+            if waited.is_ok() {
+                shared.let_go_if_over();
+                return waited;
+            }
+            if !shared.is_standby() {
                 return waited;
             }
         }
         let (asking, timeout) = (Arc::clone(shared), left());
         let asked = outside::blocking(move || match asking.neighbours.ask(wanted.until, timeout) {
-            Asked::Nobody(_) if asking.own() => None,
+            Asked::Nobody(why) => match asking.own_if_there() {
+                Some(true) => None,
+                Some(false) => Some(Asked::Nobody(why)),
+                None => Some(Asked::Refused(format!(
+                    "nobody has {} open, and the files beside it are gone",
+                    asking.database
+                ))),
+            },
             asked => Some(asked),
         });
         let refused = match asked.await {

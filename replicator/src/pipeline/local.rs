@@ -207,6 +207,11 @@ impl Local {
         }
     }
 
+    /// The lock's file stays when a database is closed.
+    pub(super) fn is_there(&self) -> bool {
+        self.lock_file.exists()
+    }
+
     /// How often this process became the owner.
     pub(super) fn tenure(&self) -> u64 {
         self.lock().tenure

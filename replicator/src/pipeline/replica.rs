@@ -257,6 +257,10 @@ impl Replica for DatabaseReplica {
             self.drain()
         };
         shared.closed();
+        if shared.is_standby() {
+            // The owner has it too. Here it would be a reason to replicate what nobody has open.
+            shared.local.forget(|| shared.log.forget());
+        }
         if drained && !shared.status.is_making_image() {
             shared.let_go_if_closed();
         } else {

@@ -188,6 +188,14 @@ impl Shared {
         self.take(|| has_work || self.is_open() || self.log.pending().items > 0)
     }
 
+    /// The same for who waits without a connection; `None` if nobody has it open, and what is beside it was removed: that is not made again.
+    pub(super) fn own_if_there(&self) -> Option<bool> {
+        if self.owner.load(Ordering::Acquire) {
+            return Some(true);
+        }
+        self.take(|| self.is_open() || self.local.is_there())
+    }
+
     /// `None` if it is not wanted.
     fn take(&self, wanted: impl FnOnce() -> bool) -> Option<bool> {
         if self.failed.load(Ordering::Acquire) {
@@ -251,6 +259,13 @@ impl Shared {
     /// The same, unless somebody has opened the database since.
     pub(super) fn let_go_if_closed(&self) {
         self.let_go_if(|| !self.is_open());
+    }
+
+    /// The same, if this process has nothing more to do either. Else the task lets go when that is so.
+    pub(super) fn let_go_if_over(&self) {
+        if self.is_drained() && !self.status.is_making_image() {
+            self.let_go_if_closed();
+        }
     }
 
     /// `may` is asked while nobody can become the owner.

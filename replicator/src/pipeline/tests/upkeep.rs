@@ -415,3 +415,21 @@ fn an_image_that_waits_at_the_last_close_is_dropped() {
     let ended = over.recv_timeout(Duration::from_secs(60));
     ended.expect("nobody else gets to run");
 }
+
+/// In one thread: the task that would do it gets no turn.
+#[tokio::test]
+async fn a_standby_that_is_closed_forgets_what_it_captured() {
+    let machine = Machine::new();
+    let owner = machine.start();
+    owner.commit(&machine, 1);
+    owner.flush().await;
+    let standby = machine.start();
+    assert!(!standby.replica.owns());
+    standby.commit(&machine, 2);
+    assert!(standby.log.pending().items > 0);
+    standby.replica.closed();
+    assert_eq!(standby.log.pending().items, 0);
+    owner.capture.sync();
+    owner.flush().await;
+    assert_eq!(machine.restored(Target::Newest).await, 2);
+}
