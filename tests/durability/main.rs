@@ -4,6 +4,7 @@
 mod corners;
 mod standby;
 
+use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::{Arc, Barrier};
 use std::task::{Context, Poll, Wake};
@@ -352,16 +353,16 @@ fn a_program_waits_for_what_it_has_closed() {
     let txid = Txid(pragma_number(&connection, "replvfs_txid").unwrap());
     let replication = Replication::of(scratch.database()).unwrap();
     drop(connection);
-    let beside = || {
-        let is_of_it = |name: &String| name.starts_with("app.db");
-        let files = std::fs::read_dir(scratch.database().parent().unwrap()).unwrap();
-        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
-        names.filter(is_of_it).collect::<std::collections::BTreeSet<String>>()
-    };
-    let left = beside();
+    let left = beside(&scratch);
     assert_eq!(replication.flush().unwrap(), Some(txid));
     assert_eq!(poll_here(replication.wait_async(txid)).unwrap(), Some(txid));
-    assert_eq!(beside(), left);
+    assert_eq!(beside(&scratch), left);
+    // What others write is seen by a connection only.
+    let plain = Connection::open(scratch.database()).unwrap();
+    plain.execute_batch("INSERT INTO t VALUES(1)").unwrap();
+    let refused = replication.flush().unwrap_err().to_string();
+    assert!(refused.contains("a WAL is beside it"), "{refused}");
+    drop(plain);
     for name in left {
         std::fs::remove_file(scratch.database().with_file_name(name)).unwrap();
     }
@@ -370,5 +371,11 @@ fn a_program_waits_for_what_it_has_closed() {
         refused.contains("nobody has") && refused.contains("are gone"),
         "{refused}"
     );
-    assert_eq!(beside().len(), 0);
+    assert_eq!(beside(&scratch).len(), 0);
+}
+
+fn beside(scratch: &Scratch) -> BTreeSet<String> {
+    let files = std::fs::read_dir(scratch.database().parent().unwrap()).unwrap();
+    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with("app.db")).collect()
 }

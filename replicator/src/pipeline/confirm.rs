@@ -20,6 +20,8 @@ const ATTEMPTS: usize = 3;
 /// Between two looks at what may pass by itself, and no event tells of.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+/// Until this process has let go of what nobody has open, an answer that is known waits no longer.
+const LETTING_GO: Duration = Duration::from_secs(1);
 
 pub(super) type Attend<'a> = &'a mut dyn FnMut() -> Result<(), FlushError>;
 
@@ -71,9 +73,22 @@ pub(super) fn wait(shared: &Shared, wanted: Wanted, attend: Attend<'_>) -> Resul
     }
 }
 
-/// Without a connection, in a task of our runtime.
+/// Without a connection, in a task of our runtime. Of a database that nobody has open it lets go before it answers, if all is in the store.
 pub(super) async fn wait_anywhere(shared: &Arc<Shared>, wanted: Wanted) -> Result<Option<Txid>, FlushError> {
     let end = tokio::time::Instant::now() + wanted.timeout;
+    let guest = shared.guest();
+    let waited = wait_as_guest(shared, wanted, end).await;
+    drop(guest);
+    let soon = tokio::time::Instant::now() + LETTING_GO;
+    shared.until_let_go(end.min(soon)).await;
+    waited
+}
+
+async fn wait_as_guest(
+    shared: &Arc<Shared>,
+    wanted: Wanted,
+    end: tokio::time::Instant,
+) -> Result<Option<Txid>, FlushError> {
     let left = || end.saturating_duration_since(tokio::time::Instant::now());
     let mut pause = Pause::new();
     loop {
@@ -86,11 +101,7 @@ pub(super) async fn wait_anywhere(shared: &Arc<Shared>, wanted: Wanted) -> Resul
                 },
             )
             .await;
-            if waited.is_ok() {
-                shared.let_go_if_over();
-                return waited;
-            }
-            if !shared.is_standby() {
+            if waited.is_ok() || !shared.is_standby() {
                 return waited;
             }
         }

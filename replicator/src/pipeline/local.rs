@@ -207,9 +207,9 @@ impl Local {
         }
     }
 
-    /// The lock's file stays when a database is closed.
+    /// The lock's file stays when a database is closed. Where that cannot be told, taking it says why.
     pub(super) fn is_there(&self) -> bool {
-        self.lock_file.exists()
+        self.lock_file.try_exists().unwrap_or(true)
     }
 
     /// How often this process became the owner.

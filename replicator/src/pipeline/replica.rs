@@ -251,14 +251,16 @@ impl Replica for DatabaseReplica {
 
     fn closed(&self) {
         let shared = &self.shared;
+        // What a standby has captured, the owner has too, unless it has just gone.
+        let forgets = shared.is_standby() && shared.log.pending().items > 0 && !shared.own();
         let drained = if self.gave_up.swap(false, Ordering::Relaxed) {
             shared.is_drained()
         } else {
             self.drain()
         };
         shared.closed();
-        if shared.is_standby() {
-            // The owner has it too. Here it would be a reason to replicate what nobody has open.
+        if forgets {
+            // It would be a reason to replicate what nobody has open.
             shared.local.forget(|| shared.log.forget());
         }
         if drained && !shared.status.is_making_image() {

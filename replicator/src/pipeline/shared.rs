@@ -43,6 +43,8 @@ pub(super) struct Shared {
     pub(super) progress: Notify,
     pub(super) neighbours: Neighbours,
     waiting: AtomicUsize,
+    /// Who waits without a connection, perhaps for a database that nobody has open.
+    guests: AtomicUsize,
     /// What waits is to be sealed at once, though nobody waits for it.
     hurried: AtomicBool,
     /// This process replicates the database.
@@ -61,6 +63,17 @@ pub(super) struct Waiting<'a>(&'a Shared);
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// As long as it lives, the task does not let go of a database because nobody has it open.
+#[derive(Debug)]
+pub(super) struct Guest<'a>(&'a Shared);
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        self.0.guests.fetch_sub(1, Ordering::AcqRel);
+        self.0.wake.notify_one();
     }
 }
 
@@ -89,6 +102,7 @@ impl Shared {
             progress: Notify::new(),
             neighbours: Neighbours::default(),
             waiting: AtomicUsize::new(0),
+            guests: AtomicUsize::new(0),
             hurried: AtomicBool::new(false),
             owner: AtomicBool::new(false),
             undecided: AtomicBool::new(true),
@@ -103,6 +117,16 @@ impl Shared {
         self.wake.notify_one();
         self.hurry.notify_waiters();
         Waiting(self)
+    }
+
+    pub(super) fn guest(&self) -> Guest<'_> {
+        self.guests.fetch_add(1, Ordering::AcqRel);
+        Guest(self)
+    }
+
+    /// Nobody has it open, and nobody waits for it without a connection.
+    pub(super) fn is_deserted(&self) -> bool {
+        !self.is_open() && self.guests.load(Ordering::Acquire) == 0
     }
 
     pub(super) fn waiting(&self) -> usize {
@@ -256,16 +280,15 @@ impl Shared {
         self.let_go_if(|| true);
     }
 
-    /// The same, unless somebody has opened the database since.
+    /// The same, unless somebody has opened the database since, or waits for it.
     pub(super) fn let_go_if_closed(&self) {
-        self.let_go_if(|| !self.is_open());
+        self.let_go_if(|| self.is_deserted());
     }
 
-    /// The same, if this process has nothing more to do either. Else the task lets go when that is so.
-    pub(super) fn let_go_if_over(&self) {
-        if self.is_drained() && !self.status.is_making_image() {
-            self.let_go_if_closed();
-        }
+    /// Until the task has let go of a database that nobody has open, unless it has more to do.
+    pub(super) async fn until_let_go(&self, end: Instant) {
+        let stays = || !self.is_deserted() || !self.is_drained() || self.status.is_making_image();
+        self.until(end, || !self.is_owner() || stays()).await;
     }
 
     /// `may` is asked while nobody can become the owner.
@@ -279,6 +302,7 @@ impl Shared {
             }
             lets_go
         });
+        self.progress.notify_waiters();
         self.publish();
     }
 

@@ -286,7 +286,7 @@ impl Task {
     /// Nothing waits, and nothing is on its way but perhaps an image, which wakes the task at its end.
     async fn rest(&self) -> Result<(), Stopped> {
         let shared = &self.shared;
-        if !shared.is_open() && !shared.status.is_making_image() {
+        if shared.is_deserted() && !shared.status.is_making_image() {
             if shared.log.is_to_be_watched() {
                 look(shared).await?;
             }
