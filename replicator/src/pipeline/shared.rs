@@ -200,24 +200,25 @@ impl Shared {
     /// Becomes the owner if nobody is, and asks the database to go on from where the history is then. Never waits. For a connection, which has the database
     /// open, whatever is known of that.
     pub(super) fn own(&self) -> bool {
-        self.owner.load(Ordering::Acquire) || self.take(|| true).unwrap_or(false)
+        self.own_if(|| true).unwrap_or(false)
     }
 
     /// The same for nobody in particular; `None` if nobody has it open, and nothing waits in the log, or was taken out of it. Whoever closes it last lets go under the
     /// lock under which that is asked: what made its files again after that would be in the way of who removes them.
     pub(super) fn own_if_wanted(&self, has_work: bool) -> Option<bool> {
-        if self.owner.load(Ordering::Acquire) {
-            return Some(true);
-        }
-        self.take(|| has_work || self.is_open() || self.log.pending().items > 0)
+        self.own_if(|| has_work || self.is_open() || self.log.pending().items > 0)
     }
 
     /// The same for who waits without a connection; `None` if nobody has it open, and what is beside it was removed: that is not made again.
     pub(super) fn own_if_there(&self) -> Option<bool> {
-        if self.owner.load(Ordering::Acquire) {
-            return Some(true);
+        self.own_if(|| self.is_open() || self.local.is_there())
+    }
+
+    fn own_if(&self, wanted: impl FnOnce() -> bool) -> Option<bool> {
+        match self.is_owner() {
+            true => Some(true),
+            false => self.take(wanted),
         }
-        self.take(|| self.is_open() || self.local.is_there())
     }
 
     /// `None` if it is not wanted.
@@ -287,8 +288,8 @@ impl Shared {
 
     /// Until the task has let go of a database that nobody has open, unless it has more to do.
     pub(super) async fn until_let_go(&self, end: Instant) {
-        let stays = || !self.is_deserted() || !self.is_drained() || self.status.is_making_image();
-        self.until(end, || !self.is_owner() || stays()).await;
+        let lets_go = || self.is_deserted() && self.is_drained() && !self.status.is_making_image();
+        self.until(end, || !(self.is_owner() && lets_go())).await;
     }
 
     /// `may` is asked while nobody can become the owner.

@@ -152,17 +152,14 @@ impl Database {
             return Err(FlushError::new(cannot("another process replicates it")));
         }
         let is_beside = is_wal_beside(&self.path);
-        let is_open = match self.connections.load(Ordering::Acquire) {
-            // What a close left there is known for as long as it is needed.
-            0 if is_beside && !self.kept.is_held() => {
-                return Err(FlushError::new(cannot(
-                    "nobody has it open, and a WAL is beside it, in which there may be more; open it, read a table, and ask again",
-                )));
-            }
-            0 => is_beside,
-            // A connection that has read nothing has no WAL open, and other processes may.
-            _ => self.has_wal() || is_beside,
-        };
+        // What a close left there is known for as long as it is needed.
+        if is_beside && self.connections.load(Ordering::Acquire) == 0 && !self.kept.is_held() {
+            return Err(FlushError::new(cannot(
+                "nobody has it open, and a WAL is beside it, in which there may be more; open it, read a table, and ask again",
+            )));
+        }
+        // A connection that has read nothing has no WAL open, and other processes may.
+        let is_open = self.has_wal() || is_beside;
         let proved = match is_open {
             true => self.is_pinned_in_its_place()? && self.sync_by_pin() == Some(true),
             false => self.settle_alone()?,
